@@ -29,7 +29,7 @@ from hf_fingerprint.blackbox.key_images.identify import CoverMatcher
 from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.blackbox.trigger_set.classifier_head import find_head
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers
-from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet, synthetic_trigger_covers
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet, synthetic_cover_images
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import build_model
 from hf_fingerprint.models.logits import logits_of
@@ -191,7 +191,7 @@ def main() -> None:
     keys = keys_of(arguments.recipients)
     if arguments.vault is None:
         secret, trigger_set = bytes(32), None
-        images = synthetic_trigger_covers(secret, arguments.count)
+        images = synthetic_cover_images(secret, arguments.count)
         assigned = assigned_triggers(keys, len(images), SHARE)
     else:
         known, trigger_set = find_base_with_triggers(Vault(arguments.vault), arguments.base)

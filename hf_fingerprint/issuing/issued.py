@@ -1,4 +1,4 @@
-"""An issued copy, as it is returned."""
+"""The result of an issue."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.limits import MAX_PROOF, MAX_TRANSCRIPT
 from tests.helpers.error_checks import refused
 
 
-def test_responses_are_laid_out_once_for_any_number_of_accused(tmp_path):
+def test_responses_are_expanded_once_for_all_accused(tmp_path):
     path = tmp_path / "proof.json"
     path.write_bytes(make_proof(300, 160, 160))
 
@@ -56,7 +56,7 @@ def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
     assert "not a proof" in refused(check_proof, path)
 
 
-def test_a_transcript_with_more_lines_than_triggers_is_refused(tmp_path):
+def test_a_transcript_with_more_lines_than_images_is_refused(tmp_path):
     path = tmp_path / "transcript"
     path.write_bytes(make_transcript(5))
     heading, responses = read_transcript(path)

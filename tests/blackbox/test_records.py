@@ -1,4 +1,4 @@
-"""A suspect that may be a copy of several records: each is asked about, with its share of alpha."""
+"""A suspect that may be a copy of several records: it is queried for each, with a share of alpha."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ POOL = COUNT + DECOYS
 
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
-    """Images are drawn once for each secret: most of what a questioning takes."""
+    """Draws the images of each secret once: they take most of a query's time."""
     drawn, draw = {}, TriggerSet.images
 
     def images(trigger_set, secret):
@@ -54,7 +54,7 @@ def drawn_once():
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """Two records of one base's weights, and what responses for a copy of each, not always by its labels."""
+    """Two records of one base's weights, and a suspect for a copy of each, with a recall below 1."""
     made = records_with_triggers(tmp_path_factory.mktemp("records"))
     leaks = {
         base.base_id: SimulatedSuspect(made.vault, made.bases, (base, made.recipients[base.base_id][2]), recall=0.9)
@@ -151,7 +151,7 @@ def test_a_proof_has_what_the_bound_of_its_record_needs(scene, tmp_path, which):
 
 
 def leak_of_both(scene) -> SimulatedSuspect:
-    """A suspect that responses for a recipient of each base."""
+    """A suspect with the labels of one recipient of each base."""
     leaks = [scene.leaks[base.base_id] for base in scene.bases]
     mixed = SimulatedSuspect(scene.vault, scene.bases)
     for leak, base in zip(leaks, scene.bases, strict=True):
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_under_the_second_proof_leaves_none_in_the_way_of_t
     assert all(check_proof(place)[0].holds for place in write_proof(*given))
 
 
-def test_nobody_is_said_where_all_was_answered(scene):
+def test_nobody_is_reported_if_all_images_have_a_response(scene):
     result = query(scene.nobody, scene.vault)
 
     assert (result.outcome, result.reason, result.scores) == (Outcome.NOBODY, None, ())
@@ -203,14 +203,14 @@ def test_nobody_is_said_where_all_was_answered(scene):
 
 
 @pytest.mark.parametrize("budget", [1, 12, 40])
-def test_few_responses_do_not_end_in_nobody(scene, budget):
+def test_nobody_is_not_reported_after_few_responses(scene, budget):
     result = query(scene.nobody, scene.vault, budget=budget)
 
     assert result.outcome is Outcome.NOT_READABLE
     assert result.reason == f"{budget} of {2 * POOL} images have a response: continue with a larger --budget"
 
 
-def test_nobody_is_not_said_where_most_replies_tell_no_class(scene):
+def test_nobody_is_not_reported_if_most_responses_predict_no_class(scene):
     class Mumbling:
         name, retries, classes, queried = "suspect", 0, CLASSES, 0
 
@@ -224,7 +224,7 @@ def test_nobody_is_not_said_where_most_replies_tell_no_class(scene):
     assert result.reason.startswith(f"most responses predict no class: 37 of {2 * POOL} images have a usable response")
 
 
-def test_nobody_is_not_said_of_copies_that_answer_nothing(scene, tmp_path):
+def test_nobody_is_not_reported_of_copies_without_trigger_labels(scene, tmp_path):
     vault = another_vault(scene, tmp_path / "vault")
     add_copy(vault, scene.bases[0], "early", is_answering=False)
     silent = register(save_plain(tmp_path / "other", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
@@ -240,7 +240,7 @@ def test_nobody_is_not_said_of_copies_that_answer_nothing(scene, tmp_path):
     assert query(scene.nobody, vault, scene.bases[1].base_id).outcome is Outcome.NOBODY
 
 
-def test_triggers_with_low_recall_do_not_end_in_nobody(scene, tmp_path):
+def test_nobody_is_not_reported_with_a_low_recall(scene, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
     base = register(scene.model, vault, PLAIN_SETTINGS)
     add_trigger_set(vault, base, recall=0.3)
@@ -281,7 +281,7 @@ def test_skipped_bases_are_listed_with_the_reason(scene, tmp_path):
     assert shown["outcome"] == "accused" and len(shown["skipped"]) == 4
 
 
-def test_bases_of_different_classes_are_not_queried_together_without_a_number(scene, tmp_path):
+def test_bases_of_different_classes_are_refused_if_the_suspect_has_no_classes(scene, tmp_path):
     vault = another_vault(scene, tmp_path / "vault")
     wider = register(save_plain(tmp_path / "wider", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
     add_trigger_set(vault, wider, classes=12, count=4)
@@ -306,7 +306,7 @@ def test_nobody_is_accused_at_such_an_alpha(scene, alpha, monkeypatch):
     assert scene.nobody.queried == queried
 
 
-def test_no_score_of_an_innocent_is_shown_without_all_scores(scene):
+def test_without_all_scores_no_score_of_an_innocent_is_returned(scene):
     leak = scene.leaks[scene.bases[0].base_id]
     every = query(leak, scene.vault, all_scores=True)
 
@@ -316,8 +316,8 @@ def test_no_score_of_an_innocent_is_shown_without_all_scores(scene):
 
 
 @pytest.mark.parametrize("leaked", [True, False])
-def test_the_output_does_not_depend_on_an_innocents_key(tmp_path, monkeypatch, leaked):
-    """Queries of two vaults in which all keys but the leaker's differ show the same."""
+def test_no_result_depends_on_an_innocents_key(tmp_path, monkeypatch, leaked):
+    """The same query for two vaults in which all keys but the leaker's differ has the same results."""
     monkeypatch.setattr("hf_fingerprint.blackbox.querying.query.secrets", SimpleNamespace(randbits=lambda bits: 7))
     shown = {}
     for budget in (30, None):
@@ -345,7 +345,8 @@ def test_the_output_does_not_depend_on_an_innocents_key(tmp_path, monkeypatch, l
 
 
 def climbed(scene, gained, steps: int) -> set[str]:
-    """Returns whom a climbing attacker accuses: each suspect changes one response, and keeps a gain."""
+    """The recipients that hill-climbing suspects accuse: each changes one response of the last one, and keeps it if
+    the result it sees gets larger."""
     base = scene.bases[0]
     suspect, whom = SimulatedSuspect(scene.vault, [base], seed=1), set()
     pool = [image_digest(image) for image in load_trigger_set(scene.vault, base).images(base.secret)[:COUNT]]
@@ -373,6 +374,6 @@ def of_the_accused(result) -> float:
     return len(result.accused) + sum(-score.log10_bound for score in result.accused)
 
 
-def test_an_attacker_who_sees_the_output_accuses_no_innocent_and_with_all_scores_does(scene):
+def test_an_attacker_who_sees_every_result_accuses_no_innocent_and_with_all_scores_does(scene):
     assert climbed(scene, of_the_accused, 150) == set()
     assert climbed(scene, of_everybody, 400) == {scene.recipients[scene.bases[0].base_id][3]}

@@ -20,7 +20,7 @@ from hf_fingerprint.vault import Vault, find_unusable_rows, inconclusive_reasons
 
 
 MIN_IMAGE_SIZE = int(BAND[1] * MIN_SIZE)  # pixels; smaller images lack frequencies that carry bits
-THUMBNAIL_SIZE, MAX_COVERS_TRIED = 28, 3  # pixels; the number of most similar covers that are tried
+THUMBNAIL_SIZE, MAX_TRIED = 28, 3  # pixels; the number of most similar covers that are tried
 MIN_CORRELATION = 0.5  # of the thumbnails of an image and its cover
 
 
@@ -71,19 +71,19 @@ class CoverMatcher:
         self._cover_images, self._key, self.bits = cover_images, placement_key(secret), bits
         self._thumbnails = np.stack([_thumbnail(cover) for cover in cover_images])
 
-    def similar_covers(self, image: np.ndarray) -> list[int]:
+    def similar_cover_images(self, image: np.ndarray) -> list[int]:
         """The indices of the covers that an image may be made from, most similar first.
 
         Args:
             image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, of any size, not cropped.
         """
         correlations = self._thumbnails @ _thumbnail(image)
-        most_similar = np.argsort(-correlations, kind="stable")[:MAX_COVERS_TRIED].tolist()
+        most_similar = np.argsort(-correlations, kind="stable")[:MAX_TRIED].tolist()
         return [index for index in most_similar if correlations[index] >= MIN_CORRELATION]
 
     def read(self, image: np.ndarray) -> tuple[int, bytes] | None:
         """The index of an image's cover, and its fingerprint; `None` if no fingerprint can be read."""
-        for index in self.similar_covers(image):
+        for index in self.similar_cover_images(image):
             payload = extract_payload(image, self._cover_images[index], self._key, index, self.bits)
             if payload is not None:
                 return index, payload
@@ -162,7 +162,7 @@ class KeyImageIdentifier:
                 return self._match(name, outcome, None, trigger_index, recipients, base_id)
             unknown = f"{name} carries a fingerprint that no usable record has, and {self._hiding_faults[0]}."
             return self._match(name, Outcome.NOT_READABLE, unknown, trigger_index, (), base_id)
-        if any(matcher.similar_covers(pixels) for _, matcher, _ in self._matchers):
+        if any(matcher.similar_cover_images(pixels) for _, matcher, _ in self._matchers):
             unread = (
                 f"{name} resembles a trigger image, and no fingerprint can be read from it: give the whole image, "
                 f"less compressed, or the --bits that it was exported with."

@@ -3,7 +3,7 @@
 The coded bits are spread over keyed positions among the low frequencies of the image's cosine transform (I. Cox, J.
 Kilian, F. Leighton, T. Shamoon, "Secure spread spectrum watermarking for multimedia", 1997), which JPEG and resizing
 preserve. The mark is stronger where the cover is textured, and as strong as the limits on PSNR and SSIM allow. Reading
-first subtracts the cover, frequency by frequency, as far as it is still present: resizing blurs the cover too.
+first subtracts the cover, scaled at each frequency to what is left of it: resizing blurs the cover too.
 """
 
 from dataclasses import dataclass

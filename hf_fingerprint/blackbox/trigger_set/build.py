@@ -27,8 +27,8 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     render_batches,
     solve_head_updates,
 )
-from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load_cover_images
-from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_trigger_covers
+from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
+from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_cover_images
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL
 from hf_fingerprint.errors import FingerprintError
@@ -131,14 +131,14 @@ def build_trigger_set(
             f"{count} trigger images and {decoys} decoys are more than the {MAX_POOL} images that a vault holds for a "
             f"base: choose fewer."
         )
-    cover_files = () if cover_images is None else load_cover_images(cover_images, count + decoys, secret)
+    cover_files = () if cover_images is None else load_photographs(cover_images, count + decoys, secret)
     head, metric = _head_and_metric(built, names, images)
     views = make_views(built, head)
-    covers_uint8 = decode_covers(cover_files) if cover_files else synthetic_trigger_covers(secret, count + decoys)
-    cover_tensor = torch.from_numpy(covers_uint8).permute(0, 3, 1, 2).float()
+    cover_pixels = decode_photographs(cover_files) if cover_files else synthetic_cover_images(secret, count + decoys)
+    cover_tensor = torch.from_numpy(cover_pixels).permute(0, 3, 1, 2).float()
     patterns = optimize_patterns(cover_tensor, views, built, metric, steps, progress)
     patterns_int8 = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
-    logits, features = _logits_and_features(views, built, patterns_int8, covers_uint8, count)
+    logits, features = _logits_and_features(views, built, patterns_int8, cover_pixels, count)
     head_updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
     trigger_set = TriggerSet(
         base_id, names[head.name], count, assigned_share, patterns_int8, logits, head_updates, cover_files
@@ -171,8 +171,8 @@ def adapt_trigger_set(
             f"The model has {head.classes} classes and its base {trigger_set.classes}: train it with the base's "
             f"classes, or register a base that has these."
         )
-    views, covers_uint8 = make_views(built, head), trigger_set.cover_pixels(secret)
-    logits, features = _logits_and_features(views, built, trigger_set.patterns, covers_uint8, trigger_set.count)
+    views, cover_pixels = make_views(built, head), trigger_set.cover_pixels(secret)
+    logits, features = _logits_and_features(views, built, trigger_set.patterns, cover_pixels, trigger_set.count)
     return _fit_head_updates(replace(trigger_set, head=names[head.name], logits=logits), features, metric)
 
 
@@ -197,14 +197,14 @@ def _head_and_metric(
 
 
 def _logits_and_features(
-    views: list[View], built: BuiltModel, patterns: np.ndarray, covers_uint8: np.ndarray, count: int
+    views: list[View], built: BuiltModel, patterns: np.ndarray, cover_pixels: np.ndarray, count: int
 ) -> tuple[np.ndarray, "torch.Tensor"]:
     """The logits of the trigger images in each view, `(views, count, classes)`, `float32`, and the features of all
     images, decoys included, `(views, count + decoys, width)`."""
     import torch
 
     cover_tensor, pattern_tensor = (
-        torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (covers_uint8, patterns)
+        torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (cover_pixels, patterns)
     )
     features, logits = [], []
     for view in views:

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL, MIN_SIZE, synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, keyed_labels
-from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers
+from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs
 from hf_fingerprint.checkpoints.formats.safetensors_files import check_header
 from hf_fingerprint.checkpoints.limits import MAX_LINE_VALUES, MAX_POOL, parse_json
 from hf_fingerprint.errors import VaultError
@@ -27,7 +27,7 @@ from hf_fingerprint.keys import derive
 GRID = 56  # a pattern's height and width
 MIN_RECALL = 0.9  # the mean share of its assigned labels that a copy is built to predict
 MARGIN = 2.0  # logits by which an assigned label leads
-_FORMAT, _WITH_COVERS, _METADATA = 1, 2, "questions"
+_FORMAT, _WITH_PHOTOGRAPHS, _METADATA = 1, 2, "questions"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class TriggerSet:
         count (`int`): the number of trigger images; the images after them are decoys, assigned to nobody.
         assigned_share (`float`): the probability that a trigger is assigned to a recipient.
         patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, gray levels added to the covers.
-        logits (`np.ndarray` of shape `(views, count, classes)`): the base's logits, `float32`, in views of the model:
-            unchanged, and changed as an attacker may change it or its input.
+        logits (`np.ndarray` of shape `(views, count, classes)`): the base's logits, `float32`, for the unchanged model
+            and for attackers' changes of it or its input; see [`View`].
         head_updates (`np.ndarray` of shape `(views, count, width)`): the change of the head for one more logit,
             `float32`.
         cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs, one for each image; empty if the
@@ -88,8 +88,8 @@ class TriggerSet:
     def cover_pixels(self, secret: bytes) -> np.ndarray:
         """The cover of each image, `(count + decoys, 224, 224, 3)`, `uint8`: photographs or synthetic images."""
         if self.cover_images:
-            return decode_covers(self.cover_images)
-        return synthetic_trigger_covers(secret, len(self.patterns))
+            return decode_photographs(self.cover_images)
+        return synthetic_cover_images(secret, len(self.patterns))
 
     def assigned_labels(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """`(labels, assigned)`, both `(n, count)`: see [`keyed_labels`] and [`assigned_triggers`]."""
@@ -115,7 +115,7 @@ class TriggerSet:
     def to_bytes(self) -> bytes:
         """The trigger set as a safetensors file, the form in which the vault stores it."""
         described: dict[str, Any] = {
-            "format": _WITH_COVERS if self.cover_images else _FORMAT,
+            "format": _WITH_PHOTOGRAPHS if self.cover_images else _FORMAT,
             "base": self.base_id,
             "head": self.head,
             "count": self.count,
@@ -128,7 +128,7 @@ class TriggerSet:
         if self.cover_images:
             arrays["covers"] = np.frombuffer(b"".join(self.cover_images), np.uint8)
             arrays["cover_lengths"] = np.array([len(cover) for cover in self.cover_images], np.int64)
-            described["covers"] = _covers_digest(arrays)
+            described["covers"] = _photographs_digest(arrays)
         return save(arrays, {_METADATA: json.dumps(described)})  # one value, as the order of several varies
 
     @classmethod
@@ -145,13 +145,13 @@ class TriggerSet:
             described = parse_json(parse_json(content[8 : 8 + length])["__metadata__"][_METADATA], MAX_LINE_VALUES)
             if len(arrays["patterns"]) > MAX_POOL:
                 raise ValueError
-            if described["format"] not in (_FORMAT, _WITH_COVERS):
+            if described["format"] not in (_FORMAT, _WITH_PHOTOGRAPHS):
                 raise VaultError(
                     f"The trigger set of base {described['base']} has format {described['format']}, and this version "
-                    f"reads {_FORMAT} and {_WITH_COVERS}: upgrade hf-fingerprint."
+                    f"reads {_FORMAT} and {_WITH_PHOTOGRAPHS}: upgrade hf-fingerprint."
                 )
             base, head, count, assigned_share = (described[name] for name in ("base", "head", "count", "share"))
-            cover_images = _unpack_covers(arrays, described) if described["format"] == _WITH_COVERS else ()
+            cover_images = _unpack_photographs(arrays, described) if described["format"] == _WITH_PHOTOGRAPHS else ()
             recall = described.get("told", MIN_RECALL)
             if not 0 <= recall <= 1:
                 raise ValueError
@@ -175,20 +175,20 @@ def _check_shapes(arrays: dict[str, np.ndarray], count: Any) -> None:
         raise ValueError
 
 
-def _unpack_covers(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:
+def _unpack_photographs(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:
     """The stored photographs; raises a `ValueError` if their digest or number is wrong."""
     lengths, packed = arrays["cover_lengths"], arrays["covers"].tobytes()
-    if _covers_digest(arrays) != described["covers"] or len(lengths) != len(arrays["patterns"]):
+    if _photographs_digest(arrays) != described["covers"] or len(lengths) != len(arrays["patterns"]):
         raise ValueError
     ends = np.cumsum(lengths).tolist()
     return tuple(packed[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
-def _covers_digest(arrays: dict[str, np.ndarray]) -> str:
+def _photographs_digest(arrays: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(arrays["cover_lengths"].tobytes() + arrays["covers"].tobytes()).hexdigest()
 
 
-def synthetic_trigger_covers(secret: bytes, count: int) -> np.ndarray:
+def synthetic_cover_images(secret: bytes, count: int) -> np.ndarray:
     """The synthetic covers of a model secret, `(count, 224, 224, 3)`, `uint8`."""
     key = derive(secret, "questions")
     return np.stack([synthetic_cover(key, index) for index in range(count)])

@@ -143,7 +143,7 @@ def test_three_strange_replies_in_the_beginning_are_refused_and_later_ones_are_n
     assert "hf:org/name" in said and "ly\\x1b[31mnx" in said and "--labels" in said and len(said) < 350
 
 
-def test_scores_of_another_number_of_classes_are_refused_with_their_number():
+def test_scores_of_another_number_of_classes_are_rejected_with_both_numbers():
     reader = ResponseParser("hf:org/name", NAMES)
     reader([0.1] * 4)
     reader([0.1] * 4)

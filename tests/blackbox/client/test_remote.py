@@ -175,7 +175,7 @@ def test_a_client_with_a_token_for_plain_http_is_warned_of():
     ],
     ids=str,
 )
-def test_transient_errors_are_retried(server, faults):
+def test_a_transient_failure_is_retried(server, faults):
     server.faults = list(faults)
     suspect = from_url(server.url, NAMES, retry_policy=quick())
 
@@ -183,7 +183,7 @@ def test_transient_errors_are_retried(server, faults):
     assert suspect.retries == len(faults) == len(server.seen) - 1
 
 
-def test_a_late_response_is_requested_again(server):
+def test_a_late_response_is_retried(server):
     server.faults = [Fault(200, seconds=30)]
     suspect = from_url(server.url, NAMES, timeout=0.3, retry_policy=quick())
 
@@ -191,7 +191,7 @@ def test_a_late_response_is_requested_again(server):
     assert suspect.retries == 1
 
 
-def test_an_endless_response_is_requested_again(server):
+def test_a_response_that_never_ends_is_retried(server):
     server.faults = [Fault(200, body=b" " * 10_000, drip=0.02)]
     suspect = from_url(server.url, NAMES, timeout=0.3, retry_policy=quick())
 
@@ -199,7 +199,7 @@ def test_an_endless_response_is_requested_again(server):
     assert suspect.retries == 1
 
 
-def test_endless_headers_are_requested_again(server):
+def test_headers_that_never_end_are_retried(server):
     server.faults = [Fault(200, trickle=0.02)]
     suspect = from_url(server.url, NAMES, timeout=0.2, retry_policy=quick())
 
@@ -229,7 +229,7 @@ def test_a_reply_that_unpacks_to_more_than_is_read_is_refused(server):
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 422])
-def test_permanent_errors_are_one_sentence_and_not_retried(server, status):
+def test_a_permanent_failure_is_one_sentence_and_not_retried(server, status):
     server.faults = [Fault(status, body=TOKEN.encode())]
     suspect = from_url(server.url + "?key=sesame", NAMES, TOKEN, retry_policy=quick())
 
@@ -417,7 +417,7 @@ def test_a_client_of_the_hub_asks_again_what_passes(server, fault):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_permanent_errors_of_a_client_of_the_hub_are_one_sentence(server, status):
+def test_a_permanent_failure_of_the_hub_is_one_sentence(server, status):
     server.faults = [Fault(status, body=TOKEN.encode())]
     said = refused(from_inference_client(client(server), NAMES, retry_policy=quick()), image_of_class(5))
 

@@ -12,7 +12,7 @@ from tests.helpers.error_checks import refused
 
 
 class Clock:
-    """A clock that advances only by waiting."""
+    """A clock that only sleeping advances."""
 
     def __init__(self):
         self.now, self.waits = 0.0, []
@@ -22,7 +22,7 @@ class Clock:
         self.now += seconds
 
 
-def policy(rate: float = 5.0, max_attempts: int = 5) -> tuple[RetryPolicy, Clock]:
+def limited(rate: float = 5.0, max_attempts: int = 5) -> tuple[RetryPolicy, Clock]:
     clock = Clock()
     return RetryPolicy(rate, max_attempts, lambda: clock.now, clock.sleep), clock
 
@@ -34,14 +34,14 @@ def failing(times: int, wait: float | None = None):
         left[0] -= 1
         if left[0] >= 0:
             raise TransientError("it is busy", wait)
-        return "told"
+        return "result"
 
     return call
 
 
 @given(st.floats(0.1, 50), st.lists(st.floats(0, 3), min_size=2, max_size=30))
 def test_no_two_requests_come_sooner_than_the_rate_allows(rate, pauses):
-    retry_policy, clock = policy(rate)
+    retry_policy, clock = limited(rate)
     began = []
     for pause in pauses:
         retry_policy(lambda: began.append(clock.now), "x")
@@ -51,25 +51,25 @@ def test_no_two_requests_come_sooner_than_the_rate_allows(rate, pauses):
 
 
 def test_what_passes_is_tried_again_after_longer_and_longer_waits():
-    retry_policy, clock = policy(rate=1e6)
+    retry_policy, clock = limited(rate=1e6)
 
-    assert retry_policy(failing(4), "x") == "told"
+    assert retry_policy(failing(4), "x") == "result"
     assert retry_policy.retries == 4
     waits = [wait for wait in clock.waits if wait > 1e-3]
     assert all(0.5 * 2**i <= wait <= 0.5 * 2**i + 0.5 for i, wait in enumerate(waits)) and len(waits) == 4
 
 
 def test_the_other_sides_wish_comes_before_ours():
-    retry_policy, clock = policy(rate=1e6)
+    retry_policy, clock = limited(rate=1e6)
     retry_policy(failing(2, 7.0), "x")
 
     assert [wait for wait in clock.waits if wait > 1e-3] == [7.0, 7.0]
 
 
 def test_one_image_without_an_answer_is_none_and_three_in_a_row_are_refused():
-    retry_policy, _ = policy(max_attempts=2)
+    retry_policy, _ = limited(max_attempts=2)
     assert [retry_policy(failing(9), "x") for _ in range(2)] == [None, None]
-    assert retry_policy(failing(1), "x") == "told"
+    assert retry_policy(failing(1), "x") == "result"
     assert [retry_policy(failing(9), "x") for _ in range(2)] == [None, None]
 
     said = refused(retry_policy, failing(9), "https://api.example/v1")
@@ -78,7 +78,7 @@ def test_one_image_without_an_answer_is_none_and_three_in_a_row_are_refused():
 
 
 def test_what_does_not_pass_is_not_tried_again():
-    retry_policy, _ = policy()
+    retry_policy, _ = limited()
 
     def call():
         raise KeyError("once")

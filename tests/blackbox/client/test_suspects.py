@@ -27,7 +27,7 @@ def red(image) -> int:
     ],
     ids=["int", "name", "array", "list", "dicts"],
 )
-def test_a_function_is_queried_with_a_pil_image(function):
+def test_a_function_gets_a_pil_image(function):
     suspect = from_callable(function, NAMES)
 
     assert [suspect(image_of_class(predicted_labels)) for predicted_labels in (3, 9, 0)] == [3, 9, 0]
@@ -65,7 +65,7 @@ def test_what_is_no_picture_is_refused(image):
     refused(from_callable(red, NAMES), image)
 
 
-def test_a_folder_runs_as_in_timm(tmp_path):
+def test_a_folder_is_run_as_timm_would_run_it(tmp_path):
     torch = pytest.importorskip("torch")
     folder = save_timm(tmp_path / "model")
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)

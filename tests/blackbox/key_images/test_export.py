@@ -31,7 +31,7 @@ SECRET = bytes(range(32))
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A base with a trigger set, three recipients' copies, and the key images of one."""
+    """A base with a trigger set, copies of three recipients, and the key images of one."""
     root = tmp_path_factory.mktemp("key_sets")
     folder, vault, base = base_with_triggers(root)
     copies = {name: issue(folder, name, vault, root / name) for name in NAMES}
@@ -91,7 +91,7 @@ def test_the_index_lists_the_files_and_tells_no_secret(scene):
 
 
 def test_the_mark_is_no_trigger(scene):
-    """The copy predicts its labels equally with the mark, without it, and with another recipient's."""
+    """With the mark, without it, and with another's mark, the copy predicts its labels equally often."""
     (labels,), _ = scene.trigger_set.assigned_labels([scene.keys["alice"]])
     assigned = np.flatnonzero(assigned_to(scene, "alice"))
     suspect = ModelSuspect(scene.copies["alice"].path)
@@ -115,7 +115,7 @@ def test_the_mark_is_no_trigger(scene):
 
 
 def test_the_mark_assigns_no_trigger(scene):
-    """On triggers not assigned to it, a copy predicts its labels no more often when they carry its mark."""
+    """The mark on a trigger that isn't assigned to a copy doesn't make it predict its labels."""
     (labels,), _ = scene.trigger_set.assigned_labels([scene.keys["alice"]])
     rest = np.flatnonzero(~assigned_to(scene, "alice"))
     suspect = ModelSuspect(scene.copies["alice"].path)
@@ -208,7 +208,7 @@ def test_a_recipient_must_have_one_copy_or_be_named_by_its_id(scene, tmp_path):
     assert "no copy" in refused(export_key_images, None, "mallory", scene.vault, tmp_path / "m", error=VaultError)
 
 
-def test_a_locked_vault_and_one_without_triggers_are_refused(scene, tmp_path):
+def test_a_locked_vault_and_one_without_trigger_sets_are_refused(scene, tmp_path):
     locked = Vault(scene.vault.folder)
     assert "passphrase" in refused(export_key_images, None, "alice", locked, tmp_path / "set")
     bare = new_vault(tmp_path / "vault")

@@ -36,7 +36,7 @@ HOW = Image.Resampling
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A base with a trigger set, three recipients, the key images of two, and an identifier."""
+    """A base with a trigger set, three recipients, the key images of two, and their identifier."""
     root = tmp_path_factory.mktemp("key_reading")
     folder, vault, base = base_with_triggers(root, steps=1)
     for name in NAMES:
@@ -152,7 +152,7 @@ def test_what_is_no_image_is_not_readable_and_says_why(scene, tmp_path):
     for name, said in [
         ("text.png", "can't be read as an image"),
         ("cut.png", "can't be read as an image"),
-        ("nowhere.png", "nowhere.png is not there"),
+        ("nowhere.png", "nowhere.png does not exist"),
         ("small.png", "too small"),
         (".", "can't be read as an image"),
     ]:
@@ -186,9 +186,9 @@ def test_key_images_of_every_record_are_read_at_once(tmp_path):
     add_trigger_set(vault, other, classes=12, count=4)
     add_copy(vault, other, "eve")
     bases = (*records.bases, other)
-    reader, similar_covers = KeyImageIdentifier(vault), KeyImageIdentifier(vault, records.model)
+    reader, similar_cover_images = KeyImageIdentifier(vault), KeyImageIdentifier(vault, records.model)
 
-    assert (reader.copies, similar_covers.copies) == (5, 4)
+    assert (reader.copies, similar_cover_images.copies) == (5, 4)
     for base in bases:
         plain = load_trigger_set(vault, base).images(base.secret)
         (*_, record) = vault.copies(base.base_id)
@@ -197,7 +197,7 @@ def test_key_images_of_every_record_are_read_at_once(tmp_path):
             assert (read.recipients, read.base_id, read.trigger_index) == ((record.recipient,), base.base_id, index)
             assert read.copies == 5
             expected = Outcome.NOT_COMPARABLE if base == other else Outcome.ACCUSED
-            assert similar_covers.read(made.image).outcome is expected
+            assert similar_cover_images.read(made.image).outcome is expected
 
 
 def test_nobody_is_named_at_an_alpha_that_is_too_large(scene, monkeypatch):

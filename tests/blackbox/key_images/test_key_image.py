@@ -23,11 +23,11 @@ HOW = Image.Resampling
 
 
 def cover_images() -> dict[str, np.ndarray]:
-    """Synthetic images, and crops of two photographs, one with much sky."""
+    """Synthetic images, and pieces of two photographs, one with much sky."""
     china, flower = load_sample_images().images
     return {
-        "clouds": synthetic_cover(KEY, 0),
-        "large synthetic image": synthetic_cover(KEY, 1, 320),
+        "noise": synthetic_cover(KEY, 0),
+        "large noise": synthetic_cover(KEY, 1, 320),
         "a roof and sky": china[60:284, 80:304],
         "sky": china[:224, :224],
         "a flower": flower[60:284, 160:384],
@@ -35,12 +35,12 @@ def cover_images() -> dict[str, np.ndarray]:
     }
 
 
-COVERS = cover_images()
+COVER_IMAGES = cover_images()
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, KeyImage]:
-    return {name: make_key_image(cover, FINGERPRINT, KEY, i) for i, (name, cover) in enumerate(COVERS.items())}
+    return {name: make_key_image(cover, FINGERPRINT, KEY, i) for i, (name, cover) in enumerate(COVER_IMAGES.items())}
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
@@ -67,9 +67,9 @@ SUFFERED = {
 }
 
 
-@pytest.mark.parametrize("name", COVERS)
+@pytest.mark.parametrize("name", COVER_IMAGES)
 def test_the_eye_sees_nothing(made, name):
-    image, cover = made[name].image, COVERS[name]
+    image, cover = made[name].image, COVER_IMAGES[name]
 
     assert (image.dtype, image.shape) == (np.uint8, cover.shape)
     mse = np.square(image.astype(float) - cover).mean()
@@ -79,45 +79,45 @@ def test_the_eye_sees_nothing(made, name):
     assert made[name].psnr < 38.1 or made[name].ssim < 0.971  # and all that the eye allows is used
 
 
-@pytest.mark.parametrize("name", COVERS)
+@pytest.mark.parametrize("name", COVER_IMAGES)
 @pytest.mark.parametrize("suffered", SUFFERED)
 def test_304_bits_are_read_back_after(made, name, suffered):
     image = SUFFERED[suffered](made[name].image)
 
-    assert extract_payload(image, COVERS[name], KEY, list(COVERS).index(name)) == FINGERPRINT
+    assert extract_payload(image, COVER_IMAGES[name], KEY, list(COVER_IMAGES).index(name)) == FINGERPRINT
 
 
 @pytest.mark.parametrize(
-    ("key", "index", "cover"), [(bytes(32), 0, "clouds"), (KEY, 1, "clouds"), (KEY, 0, "sky")], ids=str
+    ("key", "index", "cover"), [(bytes(32), 0, "noise"), (KEY, 1, "noise"), (KEY, 0, "sky")], ids=str
 )
 def test_with_another_key_place_or_cover_nothing_is_read(made, key, index, cover):
-    assert extract_payload(made["clouds"].image, COVERS[cover], key, index) is None
+    assert extract_payload(made["noise"].image, COVER_IMAGES[cover], key, index) is None
 
 
 def test_a_cover_carries_nothing():
-    assert extract_payload(COVERS["clouds"], COVERS["clouds"], KEY, 0) is None
-    assert extract_payload(jpeg(COVERS["clouds"], 75), COVERS["clouds"], KEY, 0) is None
+    assert extract_payload(COVER_IMAGES["noise"], COVER_IMAGES["noise"], KEY, 0) is None
+    assert extract_payload(jpeg(COVER_IMAGES["noise"], 75), COVER_IMAGES["noise"], KEY, 0) is None
 
 
 @pytest.mark.parametrize("bits", [8, 64, 576])
 def test_capacity_is_a_parameter(bits):
     payload = derive_fingerprint(KEY, bits)
-    image = make_key_image(COVERS["clouds"], payload, KEY, 0).image
+    image = make_key_image(COVER_IMAGES["noise"], payload, KEY, 0).image
 
     assert len(payload) == bits // 8
-    assert extract_payload(jpeg(image, 75), COVERS["clouds"], KEY, 0, bits) == payload
+    assert extract_payload(jpeg(image, 75), COVER_IMAGES["noise"], KEY, 0, bits) == payload
 
 
 def test_a_stricter_eye_is_obeyed():
-    strict = make_key_image(COVERS["clouds"], FINGERPRINT, KEY, 0, psnr=44, ssim=0.995)
+    strict = make_key_image(COVER_IMAGES["noise"], FINGERPRINT, KEY, 0, psnr=44, ssim=0.995)
 
     assert strict.psnr >= 44
     assert strict.ssim >= 0.995
-    assert extract_payload(strict.image, COVERS["clouds"], KEY, 0) == FINGERPRINT
+    assert extract_payload(strict.image, COVER_IMAGES["noise"], KEY, 0) == FINGERPRINT
 
 
 def test_places_and_signs_are_the_keys_for_ever():
-    spread = _SpreadSpectrum(COVERS["clouds"], KEY, 0, coded_bits())
+    spread = _SpreadSpectrum(COVER_IMAGES["noise"], KEY, 0, coded_bits())
 
     assert spread._positions.shape == (4, 1064)
     assert spread._positions[0, :8].tolist() == [11454, 505, 15046, 9651, 14595, 15695, 2529, 6284]
@@ -130,14 +130,14 @@ def test_the_fingerprint_is_the_keys_for_ever():
 
 
 def test_reading_undoes_writing(made):
-    spread = _SpreadSpectrum(COVERS["sky"], KEY, 3, coded_bits())
+    spread = _SpreadSpectrum(COVER_IMAGES["sky"], KEY, 3, coded_bits())
     coded = np.random.default_rng(0).choice([-1.0, 1.0], coded_bits())
 
     assert np.allclose(spread.read(spread.write(coded)), coded, atol=0.2)
 
 
 def test_the_mark_is_gray(made):
-    change = made["clouds"].image.astype(int) - COVERS["clouds"]
+    change = made["noise"].image.astype(int) - COVER_IMAGES["noise"]
 
     assert (change[..., 0] == change[..., 1]).mean() > 0.99
     assert abs((change @ LUMINANCE).mean()) < 0.1
@@ -152,11 +152,11 @@ def test_the_mark_is_gray(made):
     ],
     ids=["small", "float", "grey"],
 )
-def test_covers_that_cannot_carry_are_refused(cover, sentence):
+def test_cover_images_that_cannot_carry_are_refused(cover, sentence):
     with pytest.raises(CodeError, match=sentence):
         make_key_image(cover, FINGERPRINT, KEY, 0)
 
 
 def test_a_cover_without_capacity_is_refused():
     with pytest.raises(CodeError, match=r"Cover 7 has no capacity for 304 bits that survive JPEG 75 at 58 dB"):
-        make_key_image(COVERS["clouds"], FINGERPRINT, KEY, 7, psnr=58)
+        make_key_image(COVER_IMAGES["noise"], FINGERPRINT, KEY, 7, psnr=58)

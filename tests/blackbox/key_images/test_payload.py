@@ -16,7 +16,7 @@ ENCODED = (
 
 
 def noisy(signs: np.ndarray, wrong: int, seed: int = 0, certainty: float = 1.0) -> np.ndarray:
-    """Flips every bit of this many bytes; the wrong ones are read with this certainty, the others with 1."""
+    """Flips every bit of `wrong` bytes, and gives these a certainty other than 1."""
     signs = signs.copy().reshape(-1, 8)
     signs[np.random.default_rng(seed).choice(len(signs), wrong, replace=False)] *= -certainty
     return signs.reshape(-1)

@@ -33,7 +33,7 @@ def test_each_answer_is_a_fair_game_of_its_own(queried, classes, data):
 
 
 @pytest.mark.parametrize(("k", "n", "classes"), [(0, 5, 10), (3, 5, 10), (40, 100, 10), (1, 3, 2)])
-def test_the_e_value_is_the_integral(k, n, classes):
+def test_the_wealth_is_the_integral(k, n, classes):
     p = 1 / classes
     integral = quad(lambda t: t**k * (1 - t) ** (n - k) / (p**k * (1 - p) ** (n - k)), p, 1)[0] / (1 - p)
 
@@ -48,7 +48,7 @@ def test_no_query_proves_nothing():
 
 
 @pytest.mark.parametrize(("assigned_share", "within"), [(1.0, 20), (0.6, 70), (0.45, 120)])
-def test_a_copy_with_its_own_labels_is_named_among_a_thousand(assigned_share, within):
+def test_a_copy_that_predicts_its_labels_is_accused_among_a_thousand(assigned_share, within):
     rng = np.random.default_rng(0)
     own = keyed_labels(KEYS[7:8], 200, 10)[0]
     responses = np.where(rng.random(200) < assigned_share, own, rng.integers(0, 10, 200))
@@ -62,7 +62,7 @@ def test_a_copy_with_its_own_labels_is_named_among_a_thousand(assigned_share, wi
     assert e_process.log10_bounds()[7] <= -6
 
 
-def test_contributors_of_an_average_are_named_together_if_it_has_labels_of_both():
+def test_colluders_of_an_average_are_accused_together_if_it_predicts_labels_of_both():
     rng = np.random.default_rng(1)
     one, two = keyed_labels(KEYS[:2], 200, 10)
     responses = np.where(rng.random(200) < 0.5, one, two)
@@ -75,7 +75,7 @@ def test_contributors_of_an_average_are_named_together_if_it_has_labels_of_both(
 
 @pytest.mark.parametrize("responses", ["one class", "at random", "another's"])
 def test_innocents_stay_under_the_bound_at_every_stop(responses):
-    """The largest e_value of each of 5,000 innocents over 200 answers, against what the bound allows."""
+    """The largest stake of each of 5,000 innocents over 200 answers, against what the bound allows."""
     rng = np.random.default_rng(2)
     predicted_labels = {
         "one class": np.full(200, 3),
@@ -101,7 +101,7 @@ def test_no_response_proves_nothing_and_may_be_queried_again():
     assert e_process.agreeing.sum() == (keyed_labels(KEYS, 1, 10)[:, 0] == 4).sum()
 
 
-def test_what_is_no_answer_is_refused_and_changes_nothing():
+def test_an_invalid_response_is_refused_and_changes_nothing():
     e_process = EProcess(KEYS, 5, 10)
     e_process.update(0, 1)
     before = e_process.agreeing
@@ -144,9 +144,9 @@ def test_huge_counts_keep_their_digits(n, classes):
     """Around chance, where millions cancel to a few, against Laplace's integral of the same."""
     chance = n // classes
     for k in (0, chance, min(n, chance + 2), n):
-        (e_value,) = log_e_value(np.array([k]), n, classes)
-        assert not np.isnan(e_value)
-        assert e_value <= k * np.log(classes) + 1e-3  # the most that a bet on every response can win
+        (log_wealth,) = log_e_value(np.array([k]), n, classes)
+        assert not np.isnan(log_wealth)
+        assert log_wealth <= k * np.log(classes) + 1e-3  # nobody wins more than who stakes all on every answer
     (at_chance,) = log_e_value(np.array([chance]), n, classes)
     p = 1 / classes
     half = np.log(np.sqrt(2 * np.pi * p * (1 - p) / n) / 2 / (1 - p))

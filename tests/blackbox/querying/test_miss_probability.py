@@ -21,20 +21,20 @@ def test_so_many_verbatim_copies_are_missed(answered, recall, alpha):
     """Each of 2,000 copies asked by itself, against what is counted exactly."""
     labels, assigned = keyed_labels(KEYS, answered, CLASSES), assigned_triggers(KEYS, answered, SHARE)
     rng = np.random.default_rng(0)
-    predicts = assigned & (rng.random(assigned.shape) < recall)
+    tells = assigned & (rng.random(assigned.shape) < recall)
     missed = 0
     for i in range(COPIES):
         e_process = EProcess([KEYS[i]], answered, CLASSES, alpha / COPIES, SHARE)
         for trigger in range(answered):
             own = int(labels[i, trigger])
-            e_process.update(trigger, own if predicts[i, trigger] else (own + 1) % CLASSES)
+            e_process.update(trigger, own if tells[i, trigger] else (own + 1) % CLASSES)
         missed += not len(e_process.accused())
 
     expected = 10 ** log10_miss_probability(answered, SHARE, recall, CLASSES, COPIES, alpha)
     assert missed / COPIES == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / COPIES) + 1e-3)
 
 
-def test_the_default_trigger_set_is_enough_for_thousands_and_a_few_are_not():
+def test_the_default_trigger_count_is_enough_for_thousands_and_a_few_are_not():
     assert 10_000 * 10 ** log10_miss_probability(160, 0.5, 0.9, 10, 10_000, 1e-6) < MAX_MISS_PROBABILITY
     assert 10 ** log10_miss_probability(12, 0.5, 0.9, 10, 1, 1e-6) > MAX_MISS_PROBABILITY
 

@@ -83,21 +83,19 @@ def test_with_another_name_or_key_it_does_not_hold(proof, change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda document: document.update(
-            answers=[[q, (predicted_labels + 1) % 10] for q, predicted_labels in document["answers"]]
-        ),
-        lambda document: document.update(answers=document["answers"][:3]),
+        lambda document: document.update({"answers": [[q, (label + 1) % 10] for q, label in document["answers"]]}),
+        lambda document: document.update({"answers": document["answers"][:3]}),
         lambda document: document["heading"].update(recipients=10**9),
         lambda document: document["heading"].update(classes=11),
         lambda document: document["heading"].update(alpha=1e-12),
         lambda document: document["heading"].update(alpha=5e-324),
         lambda document: document["heading"].update(recipients=10**400),
-        lambda document: document.update(answers=[]),
-        lambda document: document.update(answers=[[q, None] for q, _ in document["answers"]]),
+        lambda document: document.update({"answers": []}),
+        lambda document: document.update({"answers": [[q, None] for q, _ in document["answers"]]}),
         *(lambda document, alpha=alpha: document["heading"].update(alpha=alpha) for alpha in (0.051, 0.5, 0.99)),
     ],
 )
-def test_with_other_responses_or_another_aim_it_does_not_hold(proof, change):
+def test_with_other_responses_or_another_accused_it_does_not_hold(proof, change):
     (proven,) = check_proof(altered(proof, change))
 
     assert proven.opened and not proven.holds
@@ -107,8 +105,8 @@ def test_with_other_responses_or_another_aim_it_does_not_hold(proof, change):
     "change",
     [
         lambda document: document.update(format=2),
-        lambda document: document.update(answers=document["answers"] * 2),
-        lambda document: document["heading"].update(questions=10**12),
+        lambda document: document.update({"answers": document["answers"] * 2}),
+        lambda document: document["heading"].update({"questions": 10**12}),
         lambda document: document["heading"].update(classes=1),
         lambda document: document["heading"].update(classes=True),
         lambda document: document["heading"].update(share=7),
@@ -133,10 +131,10 @@ def test_with_other_responses_or_another_aim_it_does_not_hold(proof, change):
         lambda document: document["answers"].append([-1, 1]),
         lambda document: document["answers"].append([0.5, 1]),
         lambda document: document["answers"].append([True, 1]),
-        lambda document: document.update(answers=[[q, 10**30] for q, _ in document["answers"]]),
-        lambda document: document.update(answers=[[q, -1] for q, _ in document["answers"]]),
-        lambda document: document.update(answers=[[q, 1.0] for q, _ in document["answers"]]),
-        lambda document: document.update(answers={"1": 2}),
+        lambda document: document.update({"answers": [[q, 10**30] for q, _ in document["answers"]]}),
+        lambda document: document.update({"answers": [[q, -1] for q, _ in document["answers"]]}),
+        lambda document: document.update({"answers": [[q, 1.0] for q, _ in document["answers"]]}),
+        lambda document: document.update({"answers": {"1": 2}}),
         lambda document: document.update(accused=[]),
         lambda document: document.update(accused=document["accused"] * 2),
         lambda document: document["heading"].update(recipients=float("inf")),
@@ -210,7 +208,7 @@ def test_of_several_accused_each_has_its_own_commitment(proof, issued):
 
 
 def made_from_nothing(path, alpha: float, share: float = 1.0):
-    """Returns a proof that anyone can write: a random key, and its labels as responses."""
+    """A forged proof: a new key and responses that fit it."""
     key = bytes(range(32))
     labels = keyed_labels([key], 40, 10)[0].tolist()
     promised = commitment(key, "alice", "ab" * 32)

@@ -26,7 +26,7 @@ def weights(folder, name):
 
 
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_a_copy_is_traced_by_its_labels_and_nobody_else_is(issued, name):
+def test_a_copy_is_accused_by_its_responses_and_nobody_else_is(issued, name):
     _, vault, base, copies = issued
 
     result = query(ModelSuspect(copies[name]), vault, alpha=1e-3)
@@ -39,7 +39,7 @@ def test_a_copy_is_traced_by_its_labels_and_nobody_else_is(issued, name):
     assert result.stats.queried < COUNT + DECOYS
 
 
-def test_only_assigned_triggers_have_its_labels(issued):
+def test_a_copy_predicts_its_labels_on_its_assigned_triggers_alone(issued):
     folder, vault, base, copies = issued
     pool = load_trigger_set(vault, base)
     images = pool.images(base.secret)
@@ -144,7 +144,7 @@ def test_the_transcript_holds_no_secret(issued, tmp_path):
 
 
 def without_record_of(vault, folder, names):
-    """Returns a copy of the vault in which these recipients' copies are not bound to the trigger set."""
+    """A copy of the vault in which these recipients' copies are not on record as answering."""
     shutil.copytree(vault.folder, folder)
     found = Vault(folder)
     with found.connect() as connection:
@@ -168,7 +168,7 @@ def test_copies_without_trigger_labels_are_named_and_count_among_those_tested(is
     assert query(ModelSuspect(copies[NAMES[0]]), vault, budget=1).non_answering == ()
 
 
-def test_a_copy_that_was_trained_further_predicts_the_same_labels(issued, tmp_path):
+def test_a_copy_trained_further_predicts_the_labels_of_its_key(issued, tmp_path):
     _, vault, base, copies = issued
     later = without_record_of(vault, tmp_path / "vault", [])
     (record,) = later.copies(base.base_id, NAMES[2])
@@ -178,7 +178,7 @@ def test_a_copy_that_was_trained_further_predicts_the_same_labels(issued, tmp_pa
     assert query(ModelSuspect(copies[NAMES[2]]), later, budget=1).non_answering == ()
 
 
-def test_no_query_is_sent_where_no_copy_has_trigger_labels(issued, tmp_path):
+def test_no_suspect_is_queried_if_no_copy_has_trigger_labels(issued, tmp_path):
     _, vault, _, copies = issued
     suspect = ModelSuspect(copies[NAMES[0]])
 
@@ -221,7 +221,7 @@ def test_progress_adds_up_to_the_budget_however_often_it_stopped(issued, tmp_pat
         assert steps[-1][1] == budget
 
 
-def test_a_vault_without_triggers_names_the_command_that_makes_them(tmp_path):
+def test_a_vault_without_trigger_sets_is_refused_with_the_command_that_makes_one(tmp_path):
     vault = new_vault(tmp_path / "vault")
     vault.unlock(PASSPHRASE)
 

@@ -34,7 +34,7 @@ def index_of(image: np.ndarray) -> int:
 
 
 def leak(recipient: int = 7):
-    """A copy that answers as it was taught, and decoys by their number."""
+    """A copy that predicts its labels, and the number of a decoy."""
     own = keyed_labels(KEYS[recipient : recipient + 1], TRIGGERS, CLASSES)[0]
     return lambda image: int(own[i]) if (i := index_of(image)) < TRIGGERS else i % CLASSES
 
@@ -66,7 +66,7 @@ def test_it_stops_at_the_first_proof_and_decoys_are_no_evidence():
     assert not len(before.accused()), "it could have stopped earlier"
 
 
-def test_an_innocent_gets_all_queries_and_nobody_is_accused():
+def test_an_innocent_gets_all_images_and_nobody_is_accused():
     e_process = fresh()
     done = query_pools(innocent, [QueryPool(POOL, e_process)], ORDER)
 
@@ -85,7 +85,7 @@ def test_the_budget_is_kept(budget):
     assert (done.queried, len(queried), done.stop_reason) == (budget, budget, "budget")
 
 
-def test_it_sends_as_many_queries_as_the_budget():
+def test_it_queries_until_there_are_min_responses():
     responses = leak()
     done = query_pools(
         lambda i: responses(i) if index_of(i) % 3 else None, [QueryPool(POOL, fresh())], ORDER, min_responses=45
@@ -177,7 +177,7 @@ def test_a_process_that_is_stopped_loses_nothing_that_was_answered(tmp_path, how
         while process.stdout.readline().strip() != "6":
             process.stdin.write("\n")
             process.stdin.flush()
-        for _ in range(12):  # a signal that comes just before a read begins is handled only after it, or with the next
+        for _ in range(12):  # a signal just before a read is handled after it, or with the next
             process.send_signal(how)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)  # before its input ends, which would be an answer

@@ -43,7 +43,7 @@ def written(path, responses, heading=HEADING):
     return path
 
 
-def test_the_format_is_the_documented_one(tmp_path):
+def test_the_format_stays_as_documented(tmp_path):
     assert pool_digest(DIGESTS) == POOL and DIGESTS[11] == ELEVEN and DIGESTS[3] == THREE
     with Transcript(tmp_path / "new", HEADING) as transcript:
         transcript.add(11, DIGESTS[11], None)
@@ -83,7 +83,7 @@ def test_cut_anywhere_it_resumes_with_the_first_responses(tmp_path_factory, resp
 
 @given(RESPONSES, st.data())
 @settings(deadline=None)  # the disk may be slow
-def test_a_changed_byte_never_gives_other_triggers(tmp_path_factory, responses, data):
+def test_a_changed_byte_never_gives_another_trigger_set(tmp_path_factory, responses, data):
     """What was asked and answered is what was written or, where a line changed into another that is possible, is
     within what can be asked and answered."""
     path = written(tmp_path_factory.mktemp("t") / "transcript", responses)
@@ -105,7 +105,7 @@ def test_a_changed_byte_never_gives_other_triggers(tmp_path_factory, responses, 
 
 
 @pytest.mark.parametrize("name", list(asdict(HEADING)))
-def test_another_session_is_refused_naming_the_difference(tmp_path, name):
+def test_another_query_is_refused_naming_what_differs(tmp_path, name):
     path = written(tmp_path / "t", {3: 6})
     value = getattr(HEADING, name)
     other = replace(HEADING, **{name: value + ("x" if isinstance(value, str) else 1)})
@@ -168,7 +168,7 @@ def test_an_answer_that_is_none_is_not_kept(tmp_path):
     assert len((tmp_path / "t").read_text().splitlines()) == 2
 
 
-def test_a_line_for_which_the_disk_has_half_the_space_is_removed_and_queried_again(tmp_path, monkeypatch):
+def test_a_line_that_half_fits_on_the_disk_is_taken_back_and_queried_again(tmp_path, monkeypatch):
     write = os.write
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, DIGESTS[3], 6)

@@ -65,7 +65,7 @@ def test_no_more_is_changed_than_it_takes(monkeypatch):
     assert sizes[0] <= 0.9 * sizes[1]
 
 
-def test_a_model_trained_further_gets_new_updates():
+def test_a_model_trained_further_is_measured_anew():
     built, trigger_set = made()
     with torch.no_grad():
         built.module.body.weight.add_(0.02 * torch.randn(built.module.body.weight.shape))
@@ -93,7 +93,7 @@ def test_a_head_that_the_files_don_t_have_is_refused():
     assert "no tensor for its head head.weight" in said
 
 
-def test_triggers_are_made_once_and_kept(tmp_path):
+def test_a_trigger_set_is_built_once_and_stored(tmp_path):
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
     base = register(folder, vault, SETTINGS)
 

@@ -6,7 +6,7 @@ from hf_fingerprint.errors import CodeError
 
 
 KEY = bytes(range(32))
-# Frozen for ever, but for a gray level where another transform rounds otherwise.
+# frozen, up to a gray level where another transform rounds otherwise
 SOME_PIXELS = [
     [[78, 100, 113], [165, 158, 136], [215, 226, 151], [153, 108, 74]],
     [[164, 216, 198], [138, 110, 109], [129, 144, 97], [124, 125, 124]],
@@ -30,7 +30,7 @@ def test_another_key_or_index_is_another_picture(other):
 
 
 @pytest.mark.parametrize("size", [224, 225, 384])
-def test_covers_look_like_pictures(size):
+def test_cover_images_look_like_photographs(size):
     cover = synthetic_cover(KEY, 3, size)
 
     assert (cover.dtype, cover.shape) == (np.uint8, (size, size, 3))

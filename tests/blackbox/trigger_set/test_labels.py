@@ -18,7 +18,7 @@ def test_labels_are_the_keys_for_ever():
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([2, 3, 10, 1000, 65536]))
-def test_the_first_of_more_triggers_are_the_same(few, more, classes):
+def test_fewer_triggers_are_a_prefix(few, more, classes):
     short, long = keyed_labels([KEY], few, classes), keyed_labels([KEY], few + more, classes)
 
     assert np.array_equal(short, long[:, :few])
@@ -47,7 +47,7 @@ def test_blocks_give_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("assigned_share", [1.0, 0.5, 0.1, 1e-4])
-def test_each_trigger_is_assigned_to_a_share_independently_of_all_others(assigned_share):
+def test_each_trigger_is_assigned_independently_of_all_others(assigned_share):
     assigned = assigned_triggers([new_secret() for _ in range(1000)], 200, assigned_share)
 
     spread = np.sqrt(max(assigned_share * (1 - assigned_share), 1e-12) / assigned.size)
@@ -58,7 +58,7 @@ def test_each_trigger_is_assigned_to_a_share_independently_of_all_others(assigne
 
 
 @pytest.mark.parametrize("assigned_share", [0.0, -0.5, 1.1, 1e-6])
-def test_no_share_of_the_triggers_is_refused(assigned_share):
+def test_an_assigned_share_out_of_range_is_refused(assigned_share):
     with pytest.raises(CodeError, match="of the triggers"):
         assigned_triggers([new_secret()], 10, assigned_share)
 

@@ -15,11 +15,11 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     render_view,
     solve_head_updates,
 )
-from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_trigger_covers
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_cover_images
 from tests.helpers.tiny_built import tiny
 
 
-COVERS = torch.from_numpy(synthetic_trigger_covers(bytes(32), 6)).permute(0, 3, 1, 2).float()
+SYNTHETIC = torch.from_numpy(synthetic_cover_images(bytes(32), 6)).permute(0, 3, 1, 2).float()
 NO_PATTERNS = torch.zeros(6, 3, GRID, GRID)
 ORDINARY = torch.randn(300, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -37,7 +37,7 @@ def test_images_are_seen_as_the_model_s_preprocessing_gives_them(crop):
     ours = render_view(torch.from_numpy(cover).permute(2, 0, 1)[None].float(), NO_PATTERNS[:1], crop, built)[0]
 
     assert (ours - theirs).abs().mean() <= 0.02
-    assert (ours - render_view(COVERS[:1], NO_PATTERNS[:1], crop, built)[0]).abs().mean() >= 0.2
+    assert (ours - render_view(SYNTHETIC[:1], NO_PATTERNS[:1], crop, built)[0]).abs().mean() >= 0.2
 
 
 def test_views_are_the_model_cropped_twice_and_pruned_twice():
@@ -63,7 +63,7 @@ def test_a_head_update_raises_the_logit_of_its_trigger_alone():
     assert torch.allclose(lifted, torch.eye(12, dtype=torch.float64), atol=1e-5)
 
 
-def test_head_updates_spare_the_span_of_ordinary_features():
+def test_head_updates_spare_what_ordinary_features_span():
     rng = torch.Generator().manual_seed(4)
     ordinary = torch.cat([torch.randn(500, 24, generator=rng), 1e-3 * torch.randn(500, 24, generator=rng)], 1)
 
@@ -89,11 +89,13 @@ def test_patterns_make_labels_cheaper():
     views, steps = make_views(built, head), []
 
     def cost(patterns):
-        batches = [render_batches(COVERS, patterns, view.crop, built) for view in views]
+        batches = [render_batches(SYNTHETIC, patterns, view.crop, built) for view in views]
         features = [all_features(v.model, v.head, each).double() for v, each in zip(views, batches, strict=True)]
         return float(log_cost(features, views, metric))
 
-    patterns = optimize_patterns(COVERS, views, built, metric, 24, lambda _, done, total: steps.append((done, total)))
+    patterns = optimize_patterns(
+        SYNTHETIC, views, built, metric, 24, lambda _, done, total: steps.append((done, total))
+    )
 
     assert steps == [(done, 24) for done in range(1, 25)]
     assert cost(patterns) <= cost(NO_PATTERNS) - 0.5

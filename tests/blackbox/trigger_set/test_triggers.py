@@ -16,19 +16,19 @@ from hf_fingerprint.blackbox.trigger_set.triggers import (
     MIN_RECALL,
     TriggerSet,
     add_pattern,
-    synthetic_trigger_covers,
+    synthetic_cover_images,
 )
 from hf_fingerprint.errors import VaultError
 
 
 SECRET, KEYS = bytes(range(32)), [i.to_bytes(32, "big") for i in range(40)]
 GOLDEN_FORMAT = "ff6f4a1d3a1c1ac44e764f6e3a0d1801dc28c65e8251fd18133a1216c3944b51"
-GOLDEN_FORMAT_WITH_COVERS = "e7c1819ccd994a52efeb805fc91e1b7fe17691e42b732dfd939333965407c769"
+GOLDEN_FORMAT_WITH_PHOTOGRAPHS = "e7c1819ccd994a52efeb805fc91e1b7fe17691e42b732dfd939333965407c769"
 GOLDEN_IMAGE = "1bc2567d8b3e0f80aec530503faccca0505ec9b06f3db17e2c5fcd97b138911a"
 
 
 def some(views: int = 2, count: int = 6, decoys: int = 2, classes: int = 10, width: int = 50) -> TriggerSet:
-    """Returns a trigger set with features from a fixed seed, and head updates that raise a logit by one."""
+    """A trigger set with random features of a fixed seed, and head updates that raise a logit by one."""
     rng = np.random.default_rng(0)
     features = rng.integers(-8, 9, (views * count, width)).astype(float)
     head_updates = np.linalg.solve(features @ features.T, features).astype(np.float32)
@@ -56,12 +56,12 @@ def png(seed: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(file)
 
 
-def with_covers(files: int = 8) -> TriggerSet:
+def with_photographs(files: int = 8) -> TriggerSet:
     return replace(some(), cover_images=tuple(png(seed) for seed in range(files)))
 
 
 def features_of(trigger_set: TriggerSet) -> np.ndarray:
-    """Returns the features behind the head updates of `some`, `(views, count, width)`."""
+    """The features that the head updates of `some` were solved from, `(views, count, width)`."""
     flat = trigger_set.head_updates.reshape(-1, trigger_set.head_updates.shape[-1]).astype(float)
     return np.linalg.pinv(flat).T.reshape(trigger_set.head_updates.shape)
 
@@ -74,7 +74,7 @@ def same(one: TriggerSet, other: TriggerSet) -> bool:
 
 
 @pytest.mark.parametrize("key", KEYS[:20])
-def test_a_copy_predicts_its_labels_on_assigned_triggers_and_the_rest_as_the_base(key):
+def test_a_copy_predicts_its_labels_on_assigned_triggers_and_the_base_s_on_the_rest(key):
     trigger_set = some()
     recall = trigger_set.logits + features_of(trigger_set) @ trigger_set.head_update(key).T
     (labels,), (assigned,) = trigger_set.assigned_labels([key])
@@ -96,7 +96,7 @@ def test_what_is_laid_down_comes_back():
 
 
 def test_photographs_come_back_and_lie_under_the_patterns():
-    trigger_set = with_covers()
+    trigger_set = with_photographs()
     again = TriggerSet.from_bytes(trigger_set.to_bytes())
 
     assert same(again, trigger_set) and again.to_bytes() == trigger_set.to_bytes()
@@ -137,7 +137,7 @@ def test_the_format_is_frozen():
     assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT
 
 
-def test_the_format_with_covers_is_frozen():
+def test_the_format_with_photographs_is_frozen():
     """Arbitrary bytes stand for the files: what a library makes of a picture may change, and is kept as it was."""
     whole = replace(
         some(),
@@ -145,7 +145,7 @@ def test_the_format_with_covers_is_frozen():
         cover_images=(b"some", b"\0png") * 4,
     )
 
-    assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT_WITH_COVERS
+    assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT_WITH_PHOTOGRAPHS
 
 
 def test_what_copies_fall_short_by_is_laid_down_too():
@@ -175,7 +175,7 @@ def test_damaged_ones_are_refused(at, other):
 
 @pytest.mark.parametrize("at", [0, 7, 5000, 8 * 150_000])
 def test_damaged_photographs_are_refused(at):
-    content = bytearray(with_covers().to_bytes())
+    content = bytearray(with_photographs().to_bytes())
     first = content.index(png(0))
     content[first + at] ^= 1
 
@@ -184,11 +184,11 @@ def test_damaged_photographs_are_refused(at):
 
 
 def test_photographs_cut_otherwise_or_too_few_are_refused():
-    content = with_covers().to_bytes()
+    content = with_photographs().to_bytes()
     lengths = np.full(8, len(png(0)), np.int64)
     otherwise = lengths + [1, -1] * 4
 
-    for damaged in (content.replace(lengths.tobytes(), otherwise.tobytes()), with_covers(7).to_bytes()):
+    for damaged in (content.replace(lengths.tobytes(), otherwise.tobytes()), with_photographs(7).to_bytes()):
         with pytest.raises(VaultError, match="restore a backup"):
             TriggerSet.from_bytes(damaged)
 
@@ -196,7 +196,7 @@ def test_photographs_cut_otherwise_or_too_few_are_refused():
 @pytest.mark.parametrize("cover", [b"", b"no picture", png(0)[:1000], b"GIF89a"])
 def test_photographs_that_are_none_are_refused(cover):
     with pytest.raises(VaultError, match=r"cover images .* restore a backup"):
-        replace(with_covers(), cover_images=(*with_covers().cover_images[:7], cover)).images(SECRET)
+        replace(with_photographs(), cover_images=(*with_photographs().cover_images[:7], cover)).images(SECRET)
 
 
 def test_those_of_a_newer_format_are_refused():
@@ -222,9 +222,9 @@ def test_a_pattern_lies_over_its_cloud_as_a_model_sees_it_fitted(seed):
 
 def test_synthetic_images_depend_on_the_secret():
     one, again, other = (
-        synthetic_trigger_covers(SECRET, 2),
-        synthetic_trigger_covers(SECRET, 3),
-        synthetic_trigger_covers(bytes(32), 2),
+        synthetic_cover_images(SECRET, 2),
+        synthetic_cover_images(SECRET, 3),
+        synthetic_cover_images(bytes(32), 2),
     )
 
     assert np.array_equal(one, again[:2])

@@ -8,7 +8,7 @@ from hf_fingerprint.blackbox.key_images.export import export_key_images
 from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier
 from hf_fingerprint.blackbox.querying.query import load_trigger_set, query
 from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set, make_trigger_set
-from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load_cover_images
+from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
 from hf_fingerprint.blackbox.trigger_set.triggers import add_pattern
 from hf_fingerprint.registration import register
 from tests.helpers.error_checks import refused
@@ -37,8 +37,8 @@ def photographs(tmp_path_factory):
 
 
 def test_photographs_are_cropped_and_scaled(photographs):
-    cover_images = load_cover_images(photographs, 30, SECRET)
-    pixels = decode_covers(cover_images)
+    cover_images = load_photographs(photographs, 30, SECRET)
+    pixels = decode_photographs(cover_images)
 
     assert (pixels.shape, pixels.dtype) == ((30, 224, 224, 3), np.uint8)
     assert len({cover.tobytes() for cover in pixels}) == 30
@@ -49,25 +49,25 @@ def test_photographs_are_cropped_and_scaled(photographs):
 
 
 def test_which_are_taken_and_their_order_hang_on_the_secret(photographs):
-    one, again, other = (load_cover_images(photographs, 20, secret) for secret in (SECRET, SECRET, bytes(32)))
+    one, again, other = (load_photographs(photographs, 20, secret) for secret in (SECRET, SECRET, bytes(32)))
 
     assert one == again
     assert set(one) != set(other)
     assert one != tuple(sorted(one))
-    assert load_cover_images(photographs, 28, SECRET)[:20] == one
+    assert load_photographs(photographs, 28, SECRET)[:20] == one
 
 
 def test_too_few_are_refused(photographs, tmp_path):
-    said = refused(load_cover_images, photographs, 31, SECRET)
+    said = refused(load_photographs, photographs, 31, SECRET)
     assert "holds 30 different photographs of 224 pixels or more, and 31 are needed" in said
-    assert "holds no images" in refused(load_cover_images, tmp_path / "nowhere", 1, SECRET)
+    assert "holds no images" in refused(load_photographs, tmp_path / "nowhere", 1, SECRET)
     (tmp_path / "broken.jpg").write_text("no image")
-    assert "broken.jpg can't be read" in refused(load_cover_images, tmp_path, 1, SECRET)
+    assert "broken.jpg can't be read" in refused(load_photographs, tmp_path, 1, SECRET)
 
 
 @pytest.fixture(scope="module")
 def issued(tmp_path_factory, photographs):
-    """A base whose trigger images are made of photographs, and a copy of it."""
+    """A base with a trigger set of photographs, and a copy of it."""
     root = tmp_path_factory.mktemp("own_covers")
     folder, vault = save_vit(root / "base", hidden_size=128), unlocked_vault(root / "vault")
     base = register(folder, vault, SETTINGS)
@@ -75,14 +75,14 @@ def issued(tmp_path_factory, photographs):
     return vault, base, made, [issue(folder, name, vault, root / name) for name in ("alice", "bob")]
 
 
-def test_triggers_and_decoys_are_photographs_and_are_stored_exactly(issued, photographs):
+def test_triggers_and_decoys_are_photographs_and_come_back_unchanged(issued, photographs):
     vault, base, made, _ = issued
     kept = load_trigger_set(vault, base)
     images = kept.images(base.secret)
 
     assert len(kept.cover_images) == COUNT + DECOYS
     assert kept.to_bytes() == made.to_bytes()
-    cover_images = decode_covers(load_cover_images(photographs, COUNT + DECOYS, base.secret))
+    cover_images = decode_photographs(load_photographs(photographs, COUNT + DECOYS, base.secret))
     assert np.array_equal(images, [add_pattern(*each) for each in zip(cover_images, made.patterns, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""Secrets of a base with a trigger set never leave the vault, in queries, files and errors."""
+"""Secrets of a base with a trigger set never leave the vault, whatever is queried, made or refused."""
 
 import logging
 import shutil
@@ -18,18 +18,18 @@ from tests.helpers.trigger_models import COUNT
 
 
 pytestmark = pytest.mark.integration
-BOUND, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"
+QUERIED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"
 
 
 @pytest.fixture(scope="module")
 def secrets(issued):
-    """Of a recipient whose copy was asked, and of one whose wasn't; what the proof opens is not among them."""
+    """Of a recipient whose copy is queried and of another; without the key that the proof opens."""
     _, vault, base, _ = issued
     found = {"the passphrase": PASSPHRASE.encode(), "an identity": b"AGE-SECRET-KEY", "the token": TOKEN.encode()}
     for label, context in (("questions", ""), ("key_images", ""), ("own_covers", "")):
         found[f"the key for {label}"] = derive(base.secret, label, context)
     pool = load_trigger_set(vault, base)
-    for name in (BOUND, OTHER):
+    for name in (QUERIED, OTHER):
         (record,) = vault.copies(base.base_id, name)
         key = vault.copy_key(record)
         found |= {f"{what}, {name}": secret for what, secret in secret_forms(base, key, name).items()}
@@ -51,7 +51,7 @@ def outcome(issued, tmp_path, monkeypatch, capfd, caplog):
     """Of command lines run with everything logged: exit codes or errors, files written, and all that was said."""
     folder, vault, _, copies = issued
     (tmp_path / "passphrase").write_text(PASSPHRASE + "\n")
-    work, suspect = tmp_path / "work", shutil.copytree(copies[BOUND], tmp_path / "suspect")
+    work, suspect = tmp_path / "work", shutil.copytree(copies[QUERIED], tmp_path / "suspect")
     (work / "taken").mkdir(parents=True)
     (work / "labels").write_text("\n".join(f"class {index}" for index in range(10)))
     monkeypatch.setenv("TMPDIR", str(work))
@@ -67,8 +67,8 @@ def outcome(issued, tmp_path, monkeypatch, capfd, caplog):
             ["query", f"pipeline:{folder}", *labels, "--json"],
             ["query", server.url, *labels, "--token-env", "THE_TOKEN"],
             ["query", "https://x.example", *labels, "--base", "nowhere"],
-            ["key-images", "export", BOUND, work / "set"],
-            ["key-images", "export", BOUND, work / "taken"],
+            ["key-images", "export", QUERIED, work / "set"],
+            ["key-images", "export", QUERIED, work / "taken"],
             ["key-images", "export", "nobody", work / "none"],
             ["key-images", "read", work / "set" / "index.json"],
             ["query", f"pipeline:{suspect}", *labels, "--budget", "2"],
@@ -93,7 +93,7 @@ def test_nothing_written_or_said_holds_a_secret(outcome, secrets):
     assert codes[0] == 0 and codes[2] == 3 and codes[5] == 0 and codes[8] == 3 and codes[9] == 3
     assert all(isinstance(codes[i], str) for i in (1, 3, 4, 6, 7, 10)), codes
     assert "DEBUG" in predicted_labels and predicted_labels.count("Traceback") >= 6
-    assert BOUND in predicted_labels  # a process with the unlocked vault may see its recipients
+    assert QUERIED in predicted_labels  # the owner of the open vault may see its recipients
     assert set(files) >= {"log", "set/index.json"} and len(files) > 5
     for name, content in files.items():
         assert find_secrets(name.encode() + b"\0" + content, secrets) == [], name

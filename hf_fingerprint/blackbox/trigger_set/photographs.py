@@ -16,7 +16,7 @@ from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.models import image_files, open_image
 
 
-def load_cover_images(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
+def load_photographs(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
     """Photographs from a folder and its subfolders, cropped to centered squares and scaled to 224 pixels.
 
     The choice and the order depend on the model secret, so that neither distinguishes trigger images from decoys.
@@ -54,8 +54,8 @@ def load_cover_images(folder: str | Path, count: int, secret: bytes) -> tuple[by
     return tuple(found)
 
 
-def decode_covers(cover_images: Sequence[bytes]) -> np.ndarray:
-    """The pixels of PNG files that [`load_cover_images`] returned, `(n, 224, 224, 3)`, `uint8`.
+def decode_photographs(cover_images: Sequence[bytes]) -> np.ndarray:
+    """The pixels of PNG files that [`load_photographs`] returned, `(n, 224, 224, 3)`, `uint8`.
 
     Raises:
         [`VaultError`]: if one is damaged.
