@@ -1,4 +1,4 @@
-"""No name reaches a terminal unescaped, through any output."""
+"""No unfiltered text of a name, file or service reaches a terminal, however it is printed."""
 
 import inspect
 import io

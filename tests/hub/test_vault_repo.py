@@ -547,7 +547,7 @@ class TestCutOff:
 
 class TestSecrets:
     def spellings(self, secret: bytes) -> list[bytes]:
-        """Returns a secret verbatim, and in other encodings."""
+        """A secret, unencoded and in every encoding that may be written."""
         found = [secret, secret.hex().encode(), secret.hex().upper().encode(), repr(secret)[2:-1].encode()]
         for shift in range(3):  # of the bytes before it
             for coded in (base64.b64encode, base64.urlsafe_b64encode):
