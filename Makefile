@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up all they need: a virtual environment with the pinned, tested versions.
+# Every target first sets up a virtual environment with the pinned, tested versions.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRAS := models,plot,blackbox,datasets
 CODE := hf_fingerprint tests examples
 TIMINGS ?= --durations=10
-# One file stays in one process, so that its fixtures are made once; files are taken in the order of their names.
+# Runs all tests of a file in one process, so that its fixtures are made once; files run in the order of their names.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMINGS)
 
 .PHONY: demo test test-fast test-slow test-versions style quality bench evaluate reproduce clean
@@ -22,15 +22,15 @@ demo: $(VENV)/installed
 test: $(VENV)/installed quality
 	$(PYTEST) -m "not slow"
 
-# For the working day: under two minutes.
+# Under two minutes, for every day.
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not slow and not integration"
 
-# Before a release: what takes long and rarely finds anything, and ten times as many examples of each property.
+# Before a release: slow tests, which rarely fail, and ten times as many examples of each property.
 test-slow: $(VENV)/installed
 	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile thorough
 
-# In environments of their own, with torches of their own: several GB each.
+# In two more environments, each with another torch: several GB each.
 test-versions: .venv-lowest/installed .venv-newest/installed
 	for each in lowest newest; do .venv-$$each/bin/python -m tests.smoke || exit 1; done
 

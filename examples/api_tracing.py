@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
-from examples._common.owner import PASSPHRASE, SETTINGS, empty_folder
+from examples._common.owner import CONFIG, PASSPHRASE, empty_folder
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, load_model
 from examples._common.training import accuracy, fine_tune, predict
 from hf_fingerprint import Issuer, QueryResult, Vault, make_trigger_set, query, register
@@ -71,7 +71,7 @@ def main() -> None:
     base = train_classifier(arguments, *owner_data, seed=0, label="the owner trains the base")
     folder = save(base, out / "base", arguments)
     vault = Vault.create(out / "vault", PASSPHRASE)
-    register(folder, vault, SETTINGS)
+    register(folder, vault, CONFIG)
     print(f"  accuracy {accuracy(base, *test):.1%}; the trigger images take longest to optimize", flush=True)
     with progress_bars() as progress:
         trigger_set = make_trigger_set(
@@ -87,7 +87,7 @@ def main() -> None:
 
     print("\n2. A copy for each recipient; nothing is trained\n", flush=True)
     predicted = predict(base, test[0])
-    with Issuer(folder, vault, SETTINGS) as issuer:
+    with Issuer(folder, vault, CONFIG) as issuer:
         for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
             model = load_model(copy.path)
             same = float((predict(model, test[0]) == predicted).double().mean())

@@ -1,5 +1,5 @@
 """Shared by all tests: no network, no accelerator, nothing read from or written to this user's caches, and the same
-keys on every run, so that a test whose figures hang on keys passes or fails for good."""
+keys on every run, so that a test whose figures depend on keys passes or fails for good."""
 
 import gc
 import os
@@ -46,16 +46,16 @@ def quick_passphrases():
 
 
 _PROCESS, _FROM_THE_SYSTEM = os.getpid(), secrets.token_bytes
-_asking: list[tuple[str, Iterator[int]]] = []  # the test or fixture that runs, innermost last, and how much it took
+_running: list[tuple[str, Iterator[int]]] = []  # tests and fixtures, innermost last, with their numbers of calls
 
 
 def _token_bytes(nbytes: int | None = None) -> bytes:
-    """Stands for `secrets.token_bytes`: what a test or fixture is given hangs on its name and how often it asked, not
-    on which tests ran before it, here or in another worker. A child of this process asks the system."""
+    """Stands for `secrets.token_bytes`: a test or fixture gets bytes that depend on its name and on how many it took
+    before, not on the tests that ran before it, here or in another worker. A child process gets the system's."""
     size = secrets.DEFAULT_ENTROPY if nbytes is None else nbytes
-    if not _asking or os.getpid() != _PROCESS:
+    if not _running or os.getpid() != _PROCESS:
         return _FROM_THE_SYSTEM(size)
-    name, taken = _asking[-1]
+    name, taken = _running[-1]
     return shake_256(f"{name}\0{next(taken)}".encode()).digest(size)
 
 
@@ -64,17 +64,17 @@ secrets.token_bytes = _token_bytes  # `token_hex` asks it too
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    _asking.append((f"{request.node.nodeid}\0{fixturedef.argname}\0{getattr(request, 'param_index', 0)}", count()))
+    _running.append((f"{request.node.nodeid}\0{fixturedef.argname}\0{getattr(request, 'param_index', 0)}", count()))
     try:
         return (yield)
     finally:
-        _asking.pop()
+        _running.pop()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    _asking.append((item.nodeid, count()))
+    _running.append((item.nodeid, count()))
     try:
         return (yield)
     finally:
-        _asking.pop()
+        _running.pop()

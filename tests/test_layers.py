@@ -155,9 +155,9 @@ def test_no_modules_import_one_another_in_a_circle():
 @pytest.mark.parametrize("root", [ROOT, ROOT.parent / "tests"], ids=["package", "tests"])
 def test_no_two_files_have_one_name(root):
     names = Counter(path.name for path in root.rglob("*.py"))
-    twins = {name for name, count in names.items() if count > 1} - {"__init__.py", "conftest.py"}
+    duplicates = {name for name, count in names.items() if count > 1} - {"__init__.py", "conftest.py"}
 
-    assert not twins
+    assert not duplicates
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

@@ -383,7 +383,7 @@ def test_an_lfs_file_is_redirected_to_where_no_token_is_sent(hub, alice):
     assert {call.token for call in hub.calls if "/lfs-store/" not in call.path} == {"hf_alice"}
 
 
-def test_the_store_answers_ranges_and_who_has_the_address(hub, alice):
+def test_the_store_serves_ranges_to_anyone_with_the_signed_address(hub, alice):
     uploaded(alice)
     data = UPLOAD["other.bin"]
     about = get_hf_file_metadata(hf_hub_url("alice/model", "other.bin"))
@@ -751,7 +751,7 @@ def test_a_fault_is_for_one_request_or_waits_for_some(hub, alice):
             statuses.append(error.response.status_code)
 
     assert statuses == [200, 500, 200, 200, 503, 200]
-    with pytest.raises(ValueError, match="is none of"):
+    with pytest.raises(ValueError, match="must be one of"):
         Fault(kind="cut")
 
 

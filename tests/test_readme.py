@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.cli.main import app
 
 
@@ -59,3 +60,11 @@ def test_each_path_and_module_is_one_that_there_is():
 
     assert not [path for pair in paths for path in pair if path and not (ROOT / path).exists()]
     assert not [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).exists()]
+
+
+def test_each_attack_in_a_table_is_one_of_the_suite():
+    tables = re.findall(r"^\| attack \|.*\n\| --- .*\n((?:\| .*\n)+)", README, re.M)
+    named = {row.split()[1] for table in tables for row in table.splitlines()}
+
+    assert named <= SUITE.keys(), named - SUITE.keys()
+    assert len(named) > 30

@@ -601,9 +601,9 @@ def test_results_are_frozen_and_plain_json(case):
     for value, field in ((result, "accused"), (result.scores[0], "score"), (result.lineage, "descends")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, field, None)
-    steps = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert steps["accused"][0]["recipient"] == "dave"
-    assert steps["accused"][0].keys() == {
+    shown = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert shown["accused"][0]["recipient"] == "dave"
+    assert shown["accused"][0].keys() == {
         "recipient",
         "copy_id",
         "score",
@@ -613,11 +613,11 @@ def test_results_are_frozen_and_plain_json(case):
         "state",
         "created",
     }
-    assert steps["scores"] == steps["accused"]
-    assert steps["outcome"] == "accused"
-    assert steps["lineage"].keys() == {"descends", "cosine", "drift"}
-    assert steps["threshold"] == result.threshold
-    assert steps.keys() == {field.name for field in dataclasses.fields(result)}
+    assert shown["scores"] == shown["accused"]
+    assert shown["outcome"] == "accused"
+    assert shown["lineage"].keys() == {"descends", "cosine", "drift"}
+    assert shown["threshold"] == result.threshold
+    assert shown.keys() == {field.name for field in dataclasses.fields(result)}
 
 
 def test_progress_counts_every_weight_and_every_copy(case):

@@ -527,8 +527,8 @@ def test_nothing_of_the_vault_goes_to_the_hub(small, hub):
     trace(suspect, small.vault)
 
     sent = repr(hub.received)
-    for steps in (*NAMES, small.base.base_id, str(small.vault.folder)):
-        assert steps not in sent
+    for name in (*NAMES, small.base.base_id, str(small.vault.folder)):
+        assert name not in sent
 
 
 def test_progress_is_reported(wide, hub):

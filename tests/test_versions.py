@@ -11,13 +11,13 @@ TOP = Path(__file__).parent.parent
 LOWEST = dict(
     line.split("==") for line in (TOP / "constraints-lowest.txt").read_text().splitlines() if not line.startswith("#")
 )
-TRIED = ("models", "plot", "blackbox", "datasets", "demo")
+TESTED = ("models", "plot", "blackbox", "datasets", "demo")
 
 
 def promised() -> list[str]:
     """All that is asked for with a bound."""
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    found = [*project["dependencies"], *(each for name in TRIED for each in project["optional-dependencies"][name])]
+    found = [*project["dependencies"], *(each for name in TESTED for each in project["optional-dependencies"][name])]
     return [each for each in found if ">=" in each]
 
 

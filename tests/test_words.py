@@ -37,7 +37,6 @@ WORDS = {
     "questions": "trigger_set, triggers",
     "questioning": "querying",
     "answers": "responses, trigger_labels",
-    "covers": "cover_images",
     "polite": "retries",
     "politeness": "RetryPolicy",
     "patiently": "with_retries",
@@ -52,18 +51,11 @@ WORDS = {
     "likeness": "similarity",
     "alike": "similar",
     "turned": "rotated",
-    "turning": "procrustes",
-    "leaning": "rotation_test",
     "dealt": "layer_wise",
     "clouds": "synthetic images",
     "judgement": "Verdict",
     "judge": "Decoder",
-    "spreading": "optimize",
-    "preparing": "build",
     "levers": "head_updates",
-    "rearranging": "weight_matching",
-    "agreeing": "permutation consensus",
-    "zeroing": "pruning mixture",
     "dialect": "tensor_names",
     "dialects": "tensor_names",
     "opinion": "pseudo_labels",
@@ -99,6 +91,7 @@ NAMES = {
     "Ledger": "ResultStore, RecordStore",
     "Lens": "FrozenSegment",
     "Reader": "Student, or say what is read",
+    "covers": "cover_images",
     "TRIED": "PROBE_KEYS",
     "DOUBTS": "RIDGES",
     "Opener": "Identity",
@@ -113,6 +106,26 @@ BRITISH = re.compile(
     r"|distil|fulfil|learnt|spelt|favourite|whilst|defence|metres?)$"
 )
 AMERICAN = re.compile(r"^colors?$")
+
+MODULES = {
+    "agreeing": "permutation_consensus",
+    "asking": "querying",
+    "dialects": "tensor_names",
+    "extraction": "model_extraction",
+    "leaning": "rotation_test",
+    "pairs": "layer_pairs",
+    "politeness": "retries",
+    "preparing": "build",
+    "questions": "triggers",
+    "reading": "extraction",
+    "rearranging": "weight_matching",
+    "redundancy": "duplicate_units, redundant_units",
+    "spreading": "optimize",
+    "stream": "residual_rotation",
+    "thieves": "attackers",
+    "turning": "procrustes",
+    "zeroing": "pruning_mixture",
+}
 
 # What a sentence must not contain: comments, docstrings, messages, help, documents.
 PROSE = {
@@ -134,16 +147,29 @@ PROSE = {
     r"opinions?": "pseudo-labels",
     r"own questions?|levers?": "assigned triggers, head updates",
     r"questions?": "trigger, trigger set",
-    r"who(so)?ever|in its place|as it is|as they are|of one's own|at hand|goes on|for who|as like": "say it plainly",
+    r"who(so)?ever|in its place|of one's own|at hand|goes on|for who|as like": "say it plainly",
+    r"as (?:it is|they are)(?= (?:and|or|in|at)\b|[.,;:)]|$)": "unchanged",
     r"twins?": "say what it is",
 }
 
-# Names that files, the wire, key derivations or other libraries fix. Each has its reason.
-FROZEN_NAMES: dict[str, str] = {
-    "floor": "of math and numpy",
+# Names that files, the wire, key derivations or other libraries fix: where they may stand, and why.
+FROZEN_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "advance": (("examples/",), "a method of rich's progress bars"),
+    "centre": (("hf_fingerprint/privacy/",), "a key of the state dicts of bottleneck and denoiser"),
+    "covers": (("hf_fingerprint/blackbox/trigger_set/", "tests/blackbox/"), "the module of cover images, in house.md"),
+    "floor": (("",), "a function of math and numpy"),
+    "questions": (("hf_fingerprint/blackbox/querying/", "tests/blackbox/"), "a field of the transcript's first line"),
 }
-# Words in sentences: (path, words around it) with the reason.
-FROZEN_PROSE: dict[tuple[str, str], str] = {}
+# Parts of sentences that name such a thing.
+FROZEN_PROSE: dict[str, tuple[tuple[str, ...], str]] = {
+    r"`questions?`|questions \(`int`\)": (("hf_fingerprint/", "tests/"), "a table, a key of transcripts and proofs"),
+    r"(FROM|INTO|TABLE|UPDATE|table|JOIN) questions|\bquestions\.|-- .*questions.*|questions \(": (
+        ("hf_fingerprint/vault/", "tests/vault/", "tests/helpers/", "examples/benchmarks/tampered_rows.py"),
+        "a table of the vault; its schema is frozen, comments included",
+    ),
+    r'\\?"questions?\\?"': (("examples/benchmarks/fuzz_targets.py", "tests/"), "a key of transcripts and proofs"),
+    r"[Hh]olders?": (("hf_fingerprint/privacy/",), "a data holder"),
+}
 
 
 @dataclass(frozen=True)
@@ -162,13 +188,13 @@ class Hit:
 
 
 def words_in(name: str) -> list[str]:
-    """The words of an identifier, option or key, in lower case."""
+    """Returns the words of an identifier, option or key, in lower case."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
-def faults_of_name(name: str) -> list[tuple[str, str]]:
-    """The words of a name that should be gone, each with what to say instead."""
-    if name in FROZEN_NAMES:
+def faults_of_name(name: str, path: str = "") -> list[tuple[str, str]]:
+    """Returns the words of a name that should be gone, each with what to say instead."""
+    if name in FROZEN_NAMES and path.startswith(FROZEN_NAMES[name][0]):
         return []
     words = words_in(name)
     joined = f"_{'_'.join(words)}_"
@@ -186,7 +212,7 @@ def is_british(word: str) -> bool:
 
 
 def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every name that a module defines or uses: variables, attributes, parameters, keywords, classes, functions."""
+    """Yields every name in a module: variables, attributes, parameters, keywords, classes, functions."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         for field in ("id", "attr", "arg", "name", "asname"):
@@ -196,7 +222,7 @@ def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def keys(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Literal keys of the dictionaries in `to_dict`, `describe` and the commands."""
+    """Yields literal keys of the dictionaries in `to_dict`, `describe` and the commands."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             for key in node.keys:
@@ -205,7 +231,7 @@ def keys(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def sentences(source: str) -> Iterator[tuple[int, str]]:
-    """Comments, and strings that have a space."""
+    """Yields comments, and strings that have a space."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
@@ -214,15 +240,16 @@ def sentences(source: str) -> Iterator[tuple[int, str]]:
                 yield token.start[0] + number, line
 
 
-PROSE_PATTERN = {re.compile(rf"\b({words})\b", re.IGNORECASE): instead for words, instead in PROSE.items()}
+PROSE_PATTERN = {re.compile(rf"\b(?:{words})(?!\w)", re.IGNORECASE): instead for words, instead in PROSE.items()}
 PLAIN_WORD = re.compile(r"[A-Za-z][a-z]+")
 
 
 def faults_of_sentence(path: str, text: str) -> list[tuple[str, str]]:
-    """The words of a sentence that should be gone, each with what to say instead."""
-    for (where, words), _ in FROZEN_PROSE.items():
-        text = text.replace(words, "") if path.startswith(where) else text
-    found = [(match[1].lower(), say) for pattern, say in PROSE_PATTERN.items() for match in pattern.finditer(text)]
+    """Returns the words of a sentence that should be gone, each with what to say instead."""
+    for frozen, (paths, _) in FROZEN_PROSE.items():
+        text = re.sub(frozen, "", text) if path.startswith(paths) else text
+    patterns = PROSE_PATTERN.items()
+    found = [(match[0].lower(), say) for pattern, say in patterns for match in pattern.finditer(text)]
     return found + [(word, "American spelling") for word in PLAIN_WORD.findall(text) if is_british(word.lower())]
 
 
@@ -237,8 +264,11 @@ def name_hits() -> Iterator[Hit]:
         shown = str(path.relative_to(ROOT))
         names = [(0, part.removesuffix(".py")) for part in path.relative_to(ROOT).parts]
         for line, name in names + list(identifiers(ast.parse(path.read_text()))):
-            for word, instead in faults_of_name(name):
+            for word, instead in faults_of_name(name, shown):
                 yield Hit("name", word, shown, line, name, instead)
+        stem = path.stem.removeprefix("test_")
+        if stem in MODULES:
+            yield Hit("module", stem, shown, 0, path.name, MODULES[stem])
 
 
 def key_hits() -> Iterator[Hit]:
@@ -313,7 +343,7 @@ def test_the_words_would_be_found():
 
 
 def report() -> str:
-    """How often each word is left, by package."""
+    """Returns how often each word is left, by package."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for hits in (name_hits, key_hits, option_hits, sentence_hits, document_hits):
         for hit in hits():

@@ -11,7 +11,7 @@ from hf_fingerprint.cli.trace_output import print_trace
 
 RECIPIENT, OTHERS = "alice", ["bob", "carol"]
 PASSPHRASE = "a passphrase for the example"
-SETTINGS = FingerprintConfig(coalition=3, expected_recipients=10)
+CONFIG = FingerprintConfig(coalition=3, expected_recipients=10)
 
 
 def empty_folder(out: Path) -> Path:
@@ -26,7 +26,7 @@ def empty_folder(out: Path) -> Path:
 def make_owner_vault(base: Path, out: Path) -> Vault:
     """Returns a vault with the base registered and a copy issued to each of the other recipients."""
     vault = Vault.create(out / "vault", PASSPHRASE)
-    with Issuer(base, vault, SETTINGS) as issuer:
+    with Issuer(base, vault, CONFIG) as issuer:
         list(issuer.issue_all(OTHERS, out / "copies"))
     return vault
 

@@ -208,8 +208,8 @@ def suspects(testbed: Testbed) -> Iterator[tuple[str, list[int], State]]:
     base = load_file(testbed.folder / "model.safetensors")
     yield "the base", [], base
     yield "the base in int8", [], Quantization(8)(base)
-    fine_tuned_copies = fine_tune(testbed.model(base), *task.attacker, lr=1e-4, steps=setting.fine_tuning_steps)
-    yield "the base fine-tuned", [], {k: v.clone() for k, v in fine_tuned_copies.state_dict().items()}
+    fine_tuned = fine_tune(testbed.model(base), *task.attacker, lr=1e-4, steps=setting.fine_tuning_steps)
+    yield "the base fine-tuned", [], {k: v.clone() for k, v in fine_tuned.state_dict().items()}
     torch.manual_seed(1)
     other = lite0()
     other.reset_classifier(CLASSES)

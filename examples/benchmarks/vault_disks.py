@@ -41,7 +41,7 @@ from tests.helpers.loopback_suspect import LoopbackSuspect
 
 
 TOKEN = "hf_the-owner-of-org"
-SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)
+CONFIG = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)
 DISK, ROOMY, PAGE = 8 << 20, 256 << 20, 4096
 SENTENCES = ("is full", "make room", "free disk space")
 CASES = VAULT_CASES | BLACKBOX_CASES
@@ -119,7 +119,7 @@ def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
     (place.work / "new").write_text(NEW + "\n")
     Vault.create(place.bare_vault, OLD)
     vault = Vault(shutil.copytree(place.bare_vault, place.full_vault))
-    base = register(str(place.model), vault, SETTINGS)
+    base = register(str(place.model), vault, CONFIG)
     issue(str(place.model), "alice", vault, place.leak)
     leaked = load_file(place.leak / "model.safetensors")
     save_file(leaked, place.blackbox / "noted" / "model.safetensors", {"note": "which loaders don't read"})

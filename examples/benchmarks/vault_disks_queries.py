@@ -23,7 +23,7 @@ from tests.helpers.evaluation_runs import save_model_and_images
 from tests.helpers.records_with_triggers import CLASSES, SimulatedSuspect, add_copy, add_trigger_set
 
 
-SETTINGS = FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003, calibration_images=32)
+CONFIG = FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003, calibration_images=32)
 COUNT, IN_A_SET = 22, 4  # triggers of a base
 SUSPECTS = 3  # the base, the issued copy, and the attacked copy
 
@@ -104,7 +104,7 @@ def build_blackbox_files(place: Place, with_model: bool) -> None:
         vault = Vault(shutil.copytree(place.bare_vault, place.blackbox / name))
         vault.unlock(OLD)
         for number in range(bases):
-            base = register(str(place.model), vault, SETTINGS, remeasure=number > 0)
+            base = register(str(place.model), vault, CONFIG, remeasure=number > 0)
             add_trigger_set(vault, base, count=count)
             for recipient in ("alice", "bob"):  # with the same assigned triggers each time
                 add_copy(vault, base, recipient, key=sha256(f"{recipient} {number}".encode()).digest())
@@ -114,7 +114,7 @@ def build_blackbox_files(place: Place, with_model: bool) -> None:
     if with_model:
         save_model_and_images(place.blackbox)
         bare = Vault(shutil.copytree(place.bare_vault, place.blackbox / "bare_vault"))
-        register(str(place.blackbox / "model"), bare, SETTINGS)
+        register(str(place.blackbox / "model"), bare, CONFIG)
 
 
 def _respond(place: Place, simulated: list[SimulatedSuspect], _red: int) -> int:
@@ -136,7 +136,7 @@ def on_one_core(patches: MonkeyPatch) -> Iterator[None]:
     evaluate, read, threads = evaluation.evaluate, testbed.extract, torch.get_num_threads()
 
     def quick_evaluate(*arguments: Any, **options: Any) -> evaluation.Evaluation:
-        return evaluate(*arguments, **options | {"config": SETTINGS, "innocents": 50})
+        return evaluate(*arguments, **options | {"config": CONFIG, "innocents": 50})
 
     patches.setattr(evaluation, "evaluate", quick_evaluate)
     patches.setattr(testbed, "extract", partial(read, aligned=False))

@@ -29,12 +29,12 @@ ATTACKS = {
 
 
 def write_report(records: list[Record], out: Path, data: str) -> str:
-    """Writes `table.md` and one picture for each model; returns the table.
+    """Writes `table.md` and one plot for each model; returns the table.
 
     Args:
         records (`list`): the rows of all tasks.
-        out (`Path`): where to write.
-        data (`str`): the images' name.
+        out (`Path`): the output folder.
+        data (`str`): the name of the images.
     """
     sections = [
         f"Data: {data}, not the paper's MNIST and CIFAR-10. (31,6,1), 31 users; `spread`: 1,000 recipients, alpha "
@@ -54,7 +54,7 @@ def write_report(records: list[Record], out: Path, data: str) -> str:
 
 
 def section(title: str, rows: list[Record]) -> str:
-    """One model's table."""
+    """Returns the table of one model."""
     unmarked = [row for row in rows if row["arm"] == "unmarked"]
     plain = np.mean([row["accuracy"] for row in unmarked])
     lines = [
@@ -73,19 +73,18 @@ def section(title: str, rows: list[Record]) -> str:
 
 
 def attacks_in(rows: Iterable[Record]) -> list[tuple[str, float]]:
-    """All attacks and their levels, in the table's order."""
+    """Returns all attacks and their levels, in the table's order."""
     found = {(row["attack"], row["level"]) for row in rows}
     return sorted(found, key=lambda pair: (list(ATTACKS).index(pair[0]), pair[1]))
 
 
 def pick(rows: Iterable[Record], arm: str, attack: str, level: float) -> list[Record]:
-    """The rows of one cell, one for each seed."""
+    """Returns the rows of one cell, one for each seed."""
     return [row for row in rows if (row["arm"], row["attack"], row["level"]) == (arm, attack, level)]
 
 
 def difference(rows: list[Record], arm: str) -> tuple[float, float, float]:
-    """Accuracy of the marked model less that of the unmarked one with the same seed, in points: mean, and the 95 %
-    interval over seeds by Student's t."""
+    """Returns mean and 95 % interval (Student's t over seeds) of the change in accuracy by the mark, in points."""
     plain = {row["seed"]: row["accuracy"] for row in rows if row["arm"] == "unmarked"}
     marked = pick(rows, arm, "none", 0)
     found = np.array([100 * (row["accuracy"] - plain[row["seed"]]) for row in marked])
@@ -97,13 +96,13 @@ def difference(rows: list[Record], arm: str) -> tuple[float, float, float]:
 
 
 def accuracy_cell(rows: list[Record], arm: str) -> str:
-    """The difference in accuracy, as text."""
+    """Returns the difference in accuracy, formatted."""
     mean, low, high = difference(rows, arm)
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if np.isfinite(low) else f"{mean:+.2f} (one seed)"
 
 
 def cell(rows: list[Record]) -> str:
-    """Who was named, over seeds, and bits wrong."""
+    """Returns the colluders named over all seeds, and the wrong bits."""
     if not rows:
         return "-"
     wrong = np.mean([row["wrong"] for row in rows])

@@ -200,7 +200,7 @@ def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bo
 def _issue_to_hub(
     issuer: "Issuer", assignments: "list[Assignment]", publish_config: "PublishConfig", update: bool, as_json: bool
 ) -> None:
-    """Publishes copies in variant repos, and prints each as soon as it is confirmed."""
+    """Publishes copies in variant repos, and prints each once it is confirmed."""
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_fingerprint.hub import Publisher

@@ -79,7 +79,7 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(f"{error.object[:200]} is not valid UTF-8: use another name.", error)
     except Exception as error:  # a bug; its message may hold secrets, so only its class is shown
         return _fail(
-            f"Unexpected {type(error).__name__}: run the command again with {_TRACEBACK_VARIABLE}=1 "
+            f"An unexpected {type(error).__name__}: run the command again with {_TRACEBACK_VARIABLE}=1 "
             "and report the output.",
             error,
         )

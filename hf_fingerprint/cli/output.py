@@ -82,7 +82,8 @@ def describe_base(base: "Base") -> list[str]:
             f"would be {base.compact.spread_score:.0f}"
         )
     lines.append(
-        f"certified coalition: {base.certified} among {base.expected_recipients:,} recipients at alpha {base.alpha:.0e}"
+        f"certified coalition: {base.certified} among {base.expected_recipients:,} recipients at "
+        f"alpha {base.alpha:.0e}"
     )
     lines.append(f"  by {base.certified_by}")
     lines.append(f"  against averaging alone: {predicted_coalition(base)}, by formula")

@@ -1,7 +1,7 @@
-"""One variant repo for each recipient: recorded first, then pushed in one commit, then confirmed.
+"""Publishes copies, each in a variant repo: records the publication, pushes it in one commit, then confirms it.
 
-A crash, a refusal or a broken connection at any point is mended by doing the same again: the copy that is there is
-pushed, a commit that was made is found by the hashes of its files, and nobody is marked or recorded twice.
+After a crash or an error at any point, run the same call again to resume: it pushes the existing copy, recognizes its
+commit by the hashes of the files, and marks and records no recipient twice.
 """
 
 import shutil
@@ -53,15 +53,14 @@ FinishPush = Callable[[], PublishedCopy]
 
 
 class Publisher:
-    """Pushes copies to their repos, one at a time; never holds two on the disk.
+    """Pushes copies to variant repos, one at a time, with at most one copy on disk.
 
     Args:
         vault ([`Vault`]): the vault.
-        publish_config ([`PublishConfig`], *optional*): how.
-        work (`Path`, *optional*): where an issued copy is until it is pushed; by default under the Hub client's own
-            folder.
-        include_code (`bool`, *optional*, defaults to `False`): whether [`Publisher.push`] pushes a copy's `.py` files;
-            a copy that is issued goes as its [`Issuer`] makes it.
+        publish_config ([`PublishConfig`], *optional*): visibility and access of the repos.
+        work (`Path`, *optional*): the folder for copies until they are pushed. Defaults to a folder in `HF_HOME`.
+        include_code (`bool`, *optional*, defaults to `False`): whether [`Publisher.push`] pushes a copy's `.py` files.
+            For [`Publisher.issue`], the [`Issuer`] decides.
     """
 
     def __init__(
@@ -84,16 +83,18 @@ class Publisher:
         update: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[PublishedCopy]:
-        """Issues and pushes one copy after another, yielding each when it is confirmed. The first that fails ends it;
-        what was confirmed stays, and the same call goes on from there.
+        """Issues and pushes one copy after another, and yields each when it is confirmed. Stops at the first error;
+        the same call resumes after the confirmed copies.
 
-        While a copy of up to 512 MB is pushed, the next is made in memory.
+        While a copy of up to 512 MB is pushed, the next one is made in memory.
         """
         assignments = [replace(each, recipient=canonical_recipient(each.recipient)) for each in assignments]
         assignments = list(dict.fromkeys(assignments))
         duplicate_repos = [repo for repo, count in Counter(a.repo for a in assignments).items() if count > 1]
         if duplicate_repos:
-            raise HubError(f"{duplicate_repos[0]} is given to several recipients: give each a repo of their own.")
+            raise HubError(
+                f"{duplicate_repos[0]} is given to several recipients: give each recipient a different repo."
+            )
         if issuer.copy_bytes > MAX_PREFETCH_BYTES:
             yield from (self.issue(issuer, assignment, update, progress) for assignment in assignments)
             return
@@ -124,17 +125,17 @@ class Publisher:
         update: bool = False,
         progress: Progress | None = None,
     ) -> PublishedCopy:
-        """Issues a copy and pushes it, or goes on with one that was begun.
+        """Issues a copy and pushes it, or resumes an earlier attempt.
 
         Args:
             issuer ([`Issuer`]): the open base.
-            assignment ([`Assignment`]): whose, and where.
-            update (`bool`, *optional*, defaults to `False`): whether the repo holds this recipient's copy of another
-                base, to be replaced in a new commit.
-            progress (callable, *optional*): a [`Progress`] for the making of the copy.
+            assignment ([`Assignment`]): the recipient and the repo.
+            update (`bool`, *optional*, defaults to `False`): whether to replace this recipient's copy of another base
+                in the repo, in a new commit.
+            progress (callable, *optional*): a [`Progress`].
 
         Raises:
-            [`FingerprintError`]: in one sentence, what is in the way; the record stays, for the next attempt.
+            [`FingerprintError`]: if the copy can't be issued or pushed. Its record stays, for the next attempt.
         """
         with self._prepare_issue(issuer, assignment, update, progress, False) as finish:
             return finish()
@@ -159,19 +160,19 @@ class Publisher:
             yield finish
 
     def push(self, folder: str | Path, repo: str, account: str | None = None, update: bool = False) -> PublishedCopy:
-        """Pushes a copy that is in its folder already: issued without a repo, or trained and recorded.
+        """Pushes an existing copy, which was issued to a folder, or trained and recorded.
 
-        What goes is what goes with an issued copy, see [`list_contents`]; weights in a pickle, or with notes in their
-        files that loaders don't read, are written anew on the way.
+        [`list_contents`] chooses the files to push. Weights in a pickle, or in files with extra metadata, are
+        rewritten for the push.
 
         Args:
-            folder (`str` or `Path`): the copy's folder; it stays as it is.
+            folder (`str` or `Path`): the copy's folder, which is not changed.
             repo (`str`): the variant repo, `org/name`.
-            account (`str`, *optional*): the recipient's Hub account, to be given access.
+            account (`str`, *optional*): the recipient's Hub account, which is given access.
             update (`bool`, *optional*, defaults to `False`): see [`Publisher.issue`].
 
         Raises:
-            [`FingerprintError`]: in one sentence, what is in the way.
+            [`FingerprintError`]: if the copy is not recorded or can't be pushed.
         """
         with open_checkpoint(folder) as checkpoint:
             check_model_folder(checkpoint.source, self.vault.folder)
@@ -180,7 +181,7 @@ class Publisher:
                 (c for c in self.vault.copies() if c.content_hash == content_hash and c.state == "issued"), None
             )
             if record is None:
-                raise HubError(f"{folder} is no copy on record in {self.vault.folder}: issue or record it first.")
+                raise HubError(f"{folder} is not a copy that {self.vault.folder} records: issue or record it first.")
             base, place = lookup_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id
             copy = IssuedCopy(
                 recipient=record.recipient,
@@ -207,7 +208,7 @@ class Publisher:
                 shutil.rmtree(place, ignore_errors=True)
 
     def _rewrite_weights(self, checkpoint: Checkpoint, copy: IssuedCopy, place: Path) -> IssuedCopy:
-        """The same copy in another folder, with its weights in files that say nothing else."""
+        """The same copy in another folder, with its weights in files without extra metadata."""
         shutil.rmtree(place, ignore_errors=True)
         with remove_on_failure(place):
             place.mkdir(parents=True)
@@ -230,7 +231,7 @@ class Publisher:
         repo, vault = assignment.repo, self.vault
         variant = VariantRepo(self._api, repo, self.publish_config)
         if assignment.account is not None and self.publish_config.gated is None:
-            raise HubError(f"Access to {repo} can be given to an account only if it is gated: add --gated.")
+            raise HubError(f"{repo} is not gated, so no account can be given access: add --gated.")
         with ExitStack() as stack:
             locked = f"{repo} is being published by another process: wait for it."
             stack.callback(acquire_lock(vault, base, f"publish {repo}", locked).release)
@@ -259,7 +260,7 @@ class Publisher:
             finish_copy = stack.enter_context(prepare(upload))
 
             def finish() -> PublishedCopy:
-                copy = finish_copy()  # to the disk and to the Hub at once
+                copy = finish_copy()  # writes to the disk and uploads at the same time
                 if copy.path.is_dir():
                     relocate_operations(operations, copy.path)
                 begin_publication(vault, copy.copy_id, repo, files, assignment.account)
@@ -278,7 +279,7 @@ class Publisher:
         revision: str,
         left_out: tuple[SkippedFile, ...],
     ) -> PublishedCopy:
-        """Gives access and confirms the commit."""
+        """Gives the account access, and records the commit as confirmed."""
         with translate_errors(variant.repo):
             if assignment.account is not None:
                 variant.give_access(assignment.account)
@@ -302,27 +303,29 @@ def push_to_hub(
     include_code: bool = False,
     as_base: bool = False,
 ) -> PublishedCopy:
-    """Issues one recipient's copy of a model and pushes it to a variant repo.
+    """Issues a recipient's copy of a model and pushes it to a variant repo.
 
     ```python
     push_to_hub("org/model", "alice", "org/model-alice", vault="vault")
     ```
 
-    What a Trainer's or timm's own `push_to_hub` put into a private repo is such a model: it is marked after the fact.
+    To publish a model that you trained, push it to a private repo with the `push_to_hub` of transformers or timm, and
+    give that repo as `model`.
 
     Args:
         model (`str` or `Path`): the base: a folder, a file or a Hub id.
         recipient (`str`): the recipient's name.
-        repo (`str`): the variant repo, `org/name`; made if it is missing.
-        vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
-        publish_config ([`PublishConfig`], *optional*): private by default.
-        account (`str`, *optional*): the recipient's Hub account, to be given access to a gated repo.
-        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
-        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
+        repo (`str`): the variant repo, `org/name`, which is created if it is missing.
+        vault ([`Vault`], `str` or `Path`): the vault, which may be locked.
+        config ([`FingerprintConfig`], *optional*): how to mark a base that is not registered yet.
+        publish_config ([`PublishConfig`], *optional*): visibility and access. Private by default.
+        account (`str`, *optional*): the recipient's Hub account, which is given access to a gated repo.
+        include_code (`bool`, *optional*, defaults to `False`): whether the copy includes the model's `.py` files.
+        as_base (`bool`, *optional*, defaults to `False`): whether to register a model that is itself a copy; see
+            [`register`].
 
     Raises:
-        [`FingerprintError`]: in one sentence, what is in the way; the same call again goes on from there.
+        [`FingerprintError`]: if the copy can't be issued or pushed. Run the same call again to resume.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
@@ -330,14 +333,14 @@ def push_to_hub(
 
 
 def reissue_assignments(vault: Vault, old_base: str | Path) -> list[Assignment]:
-    """The recipients who have a published copy of a base, and where: for a new version of the model.
+    """The recipients and repos of the published copies of a base, for a new version of the model.
 
     Args:
         vault ([`Vault`]): the vault.
-        old_base (`str` or `Path`): the base that they have: its id in the vault, a path or a Hub id.
+        old_base (`str` or `Path`): the base of the published copies: its id in the vault, a path or a Hub id.
 
     Raises:
-        [`VaultError`]: if the vault holds no such base.
+        [`VaultError`]: if the vault does not hold the base.
     """
     base_id = lookup_base(vault, old_base).base_id
     found = {p.repo: Assignment(p.recipient, p.repo, p.account) for p in publications(vault) if p.base_id == base_id}
@@ -347,10 +350,14 @@ def reissue_assignments(vault: Vault, old_base: str | Path) -> list[Assignment]:
 def _find_publication(
     base: Base, assignment: Assignment, recorded: Sequence[Publication], update: bool
 ) -> Publication | None:
-    """What is on record for this recipient, base and repo; refuses a repo that is on record for another."""
+    """The recorded publication for this recipient, base and repo.
+
+    Raises:
+        [`HubError`]: if the repo is recorded for another recipient, or for another base without `update`.
+    """
     repo = assignment.repo
     if not all(same_recipient(found.recipient, assignment.recipient) for found in recorded):
-        raise HubError(f"{repo} is on record for another recipient: choose another repo.")
+        raise HubError(f"{repo} is recorded for another recipient: choose another repo.")
     same = [found for found in recorded if found.base_id == base.base_id]
     if not same and not update and any(found.state == "confirmed" for found in recorded):
         raise HubError(

@@ -22,7 +22,7 @@ _IGNORED_FILES = frozenset([".gitattributes"])
 
 
 class VariantRepo:
-    """One recipient's repo on the Hub. Errors of the Hub client are raised as they are.
+    """One recipient's repo on the Hub. Errors of the Hub client are not translated.
 
     Args:
         api (`HfApi`): the Hub's client.

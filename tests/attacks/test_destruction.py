@@ -46,7 +46,7 @@ def attacker():
 
 
 @pytest.mark.parametrize("attack", NOTHING, ids=repr)
-def test_the_least_strength_leaves_all_as_it_is(attack, attacker):
+def test_the_least_strength_changes_nothing(attack, attacker):
     state = trained_state()
 
     after = attack(state, attacker)

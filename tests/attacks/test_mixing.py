@@ -102,7 +102,7 @@ def test_dtype_integers_and_empty_tensors_are_kept_and_inputs_left_alone(strateg
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_one_copy_alone_stays_as_it_is(strategy):
+def test_one_copy_alone_is_unchanged(strategy):
     assert torch.equal(collude(states([1, -2, 3]), strategy)["w"], torch.tensor([1.0, -2.0, 3.0]))
 
 
@@ -171,12 +171,12 @@ def test_chance_is_seeded_and_fair(strategy):
 def test_layers_and_blocks_come_whole_from_one_copy(strategy, part):
     mixed = collude(layered(3), strategy)
 
-    givers: dict[str, set[float]] = {}
+    contributors: dict[str, set[float]] = {}
     for name, tensor in mixed.items():
         if name != "head.weight":
-            givers.setdefault(".".join(name.split(".")[: part + 1]), set()).update(tensor.flatten().tolist())
-    assert len(givers) == {"layers": 60, "blocks": 20}[strategy]
-    assert all(len(given) == 1 for given in givers.values())
+            contributors.setdefault(".".join(name.split(".")[: part + 1]), set()).update(tensor.flatten().tolist())
+    assert len(contributors) == {"layers": 60, "blocks": 20}[strategy]
+    assert all(len(given) == 1 for given in contributors.values())
 
 
 @pytest.mark.parametrize("strategy", ["layers", "blocks"])

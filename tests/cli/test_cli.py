@@ -112,19 +112,23 @@ def test_trace_prints_what_programs_need(shared, run):
         "trace", shared.copies / "alice", "--vault", shared.vault, "--passphrase-file", shared.passphrase, "--json"
     )
 
-    told = json.loads(out)
+    printed = json.loads(out)
     assert code == 0
-    (accused,) = told["accused"]
+    (accused,) = printed["accused"]
     assert accused["recipient"] == "alice"
     assert accused["score"] > 30
     assert accused["log10_false_accusation"] < -60
-    assert told["recipients_tested"] == 2
-    assert told["tensors_matched"] == 17
-    assert told["lineage"]["descends"] is True
-    assert told["scores"] == told["accused"]
+    assert printed["recipients_tested"] == 2
+    assert printed["tensors_matched"] == 17
+    assert printed["lineage"]["descends"] is True
+    assert printed["scores"] == printed["accused"]
     assert accused["state"] == "written"
-    assert told["outcome"] == "accused"
-    assert (told["base"], told["base_source"], told["revision"]) == (shared.base.base_id, str(shared.model), None)
+    assert printed["outcome"] == "accused"
+    assert (printed["base"], printed["base_source"], printed["revision"]) == (
+        shared.base.base_id,
+        str(shared.model),
+        None,
+    )
 
 
 def test_scores_of_those_who_are_not_accused_are_shown_on_demand_with_a_warning(shared, run):
@@ -213,14 +217,14 @@ def test_issue_prints_what_programs_need(shared, run, tmp_path):
 
     code, out, _ = run(*arguments, "--out", tmp_path / "out", *FEW, "--json")
 
-    told = json.loads(out)
+    printed = json.loads(out)
     assert code == 0
-    assert [copy["recipient"] for copy in told] == ["a", "b"]
-    assert [copy["path"] for copy in told] == [str(tmp_path / "out" / name) for name in "ab"]
+    assert [copy["recipient"] for copy in printed] == ["a", "b"]
+    assert [copy["path"] for copy in printed] == [str(tmp_path / "out" / name) for name in "ab"]
     unmarked = {"name": "pytorch_model.bin", "reason": "weights in another format, unmarked"}
-    assert [copy["left_out"] for copy in told] == [[unmarked]] * 2
-    assert [copy["new"] for copy in told] == [True, True]
-    assert {copy["commitment"] for copy in told} == {copy.commitment for copy in vault.copies()}
+    assert [copy["left_out"] for copy in printed] == [[unmarked]] * 2
+    assert [copy["new"] for copy in printed] == [True, True]
+    assert {copy["commitment"] for copy in printed} == {copy.commitment for copy in vault.copies()}
     assert names_in(tmp_path / "out") == ["a", "b"]
     code, out, _ = run(*arguments, "--out", tmp_path / "out", "--json")
     assert (code, [copy["new"] for copy in json.loads(out)]) == (0, [False, False])
@@ -240,7 +244,7 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
     assert "left out: own.py (code; --include-code copies it)" in err
     assert "\x1b" not in err
     assert "tf_model.h5" not in out
-    assert "(issued before, found whole)" in run(*arguments)[1]
+    assert "(issued before, complete)" in run(*arguments)[1]
 
 
 def test_a_recipient_named_twice_gets_one_copy(shared, run, tmp_path):
@@ -260,11 +264,11 @@ def test_recipients_lists_who_got_what_and_when(shared, run):
     assert f"written    base {shared.base.base_id}  copy " in out.splitlines()[1]
     assert out.splitlines()[2] == "2 copies, 2 recipients"
 
-    told = json.loads(run("recipients", "--vault", shared.vault, "--json")[1])
-    assert [copy["recipient"] for copy in told] == ["alice", "[bold]x"]
-    assert {copy["state"] for copy in told} == {"written"}
+    printed = json.loads(run("recipients", "--vault", shared.vault, "--json")[1])
+    assert [copy["recipient"] for copy in printed] == ["alice", "[bold]x"]
+    assert {copy["state"] for copy in printed} == {"written"}
     keys = {"recipient", "copy", "base", "state", "out", "created", "content_hash", "commitment", "arrived"}
-    assert told[0].keys() == keys
+    assert printed[0].keys() == keys
 
 
 def test_an_empty_vault_lists_nobody(tmp_path, run):
@@ -283,11 +287,16 @@ def test_inspect_shows_a_model_and_records_nothing(shared, run, tmp_path, monkey
     assert out.count("0.300%") == 17
     assert "predicted score of one leaked copy" in out
 
-    told = json.loads(run("inspect", shared.model, *FEW, "--json")[1])
-    assert (told["carriers"], told["length"], told["code"], told["coalition_designed"]) == (17, 2048, "tardos", 3)
-    assert told["predicted_score"] > 7
-    assert told["tensors"][0].keys() == {"name", "shape", "dtype", "eps"}
-    assert len(told["tensors"]) == 17
+    printed = json.loads(run("inspect", shared.model, *FEW, "--json")[1])
+    assert (printed["carriers"], printed["length"], printed["code"], printed["coalition_designed"]) == (
+        17,
+        2048,
+        "tardos",
+        3,
+    )
+    assert printed["predicted_score"] > 7
+    assert printed["tensors"][0].keys() == {"name", "shape", "dtype", "amplitude"}
+    assert len(printed["tensors"]) == 17
     assert names_in(tmp_path) == []
 
 
@@ -299,15 +308,15 @@ def test_inspect_measures_a_model_that_runs(run, tmp_path):
     for i in range(3):
         Image.new("RGB", (40, 40), (i * 80, 90, 200 - i * 50)).save(tmp_path / "images" / f"{i}.png")
 
-    told = json.loads(run("inspect", model, *MEASURED, "--max-kl", "1e-6", "--json")[1])
-    assert 0 < told["kl"] <= 1e-6
-    assert told["calibration_inputs"] == "synthetic"
-    told = json.loads(run("inspect", model, *MEASURED, "--calibration", tmp_path / "images", "--json")[1])
-    assert told["calibration_inputs"] == "images"
+    printed = json.loads(run("inspect", model, *MEASURED, "--max-kl", "1e-6", "--json")[1])
+    assert 0 < printed["kl"] <= 1e-6
+    assert printed["calibration_inputs"] == "synthetic"
+    printed = json.loads(run("inspect", model, *MEASURED, "--calibration", tmp_path / "images", "--json")[1])
+    assert printed["calibration_inputs"] == "images"
     assert "holds no images" in failed(run("inspect", model, "--calibration", tmp_path / "vault"))
 
 
-UNKNOWN = "nothing is known about what the mark does to the output"
+UNKNOWN = "the effect of the mark on the output"
 
 
 def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_once(shared, run, tmp_path):
@@ -371,10 +380,10 @@ def test_the_kind_of_output_and_the_number_of_images_are_options(run, tmp_path):
     model = save_timm(tmp_path / "model", "test_vit", num_classes=3)
     options = [*MEASURED, "--output-kind", "single_label", "--calibration-images", "20", "--json"]
 
-    told = json.loads(run("inspect", model, *options)[1])
+    printed = json.loads(run("inspect", model, *options)[1])
 
-    assert (told["output"], told["calibration_images"], told["decisions"]) == ("single_label", 20, 20)
-    assert told["agreement_low"] <= told["agreement"] <= told["agreement_high"]
+    assert (printed["output"], printed["calibration_images"], printed["decisions"]) == ("single_label", 20, 20)
+    assert printed["agreement_low"] <= printed["agreement"] <= printed["agreement_high"]
     assert "`output_kind` must be one of" in failed(run("inspect", model, "--output-kind", "logits"))
     assert "`calibration_images` must be at least 1" in failed(run("inspect", model, "--calibration-images", "0"))
 
@@ -552,13 +561,13 @@ def test_an_unexpected_exception_is_one_line_that_keeps_its_text_to_itself(
 def test_a_wish_for_the_traceback_is_granted_in_a_process(shared):
     arguments = ["trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase]
 
-    plain, asked = in_a_process(*arguments), in_a_process(*arguments, HF_FINGERPRINT_TRACEBACK="1")
+    plain, verbose = in_a_process(*arguments), in_a_process(*arguments, HF_FINGERPRINT_TRACEBACK="1")
 
     assert (plain.returncode, plain.stdout) == (2, "")
     assert "Traceback" not in plain.stderr
-    assert "Traceback (most recent call last)" in asked.stderr
-    assert "CheckpointError: nowhere is neither" in asked.stderr
-    assert asked.returncode != 0
+    assert "Traceback (most recent call last)" in verbose.stderr
+    assert "CheckpointError: nowhere is neither" in verbose.stderr
+    assert verbose.returncode != 0
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, EOFError])
@@ -572,7 +581,7 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(shared, run, monkeyp
 
     assert code in {2, 130}  # 0 and 1 would be verdicts
     assert out == ""
-    assert err.strip() == "Error: Stopped before the end; run the same command again to go on."
+    assert err.strip() == "Error: Interrupted: run the command again to resume."
 
 
 def test_an_error_behind_a_progress_bar_is_one_line_and_nothing_else(shared, hard):
@@ -610,8 +619,9 @@ def test_help_names_every_command_and_the_exit_codes(run):
     assert "HF_FINGERPRINT_TRACEBACK" in out
     code, out, _ = run("trace", "--help")
     assert code == 0
-    assert "Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable" in " ".join(
-        out.replace("│", " ").split()
+    assert (
+        "Exit code 0: somebody is accused, 1: nobody, or the model is not comparable, 2: an "
+        "error, 3: not readable" in " ".join(out.replace("│", " ").split())
     )
 
 

@@ -44,14 +44,14 @@ def run(run, shared):
     return lambda *arguments: run(*arguments, *shared.options)
 
 
-def test_a_suspect_on_the_hub_is_traced_and_told_with_its_revision(hub, run):
+def test_a_suspect_on_the_hub_is_traced_and_printed_with_its_revision(hub, run):
     code, out, err = run("trace", "org/leak")
 
     said = " ".join(out.split())
     assert (code, err.strip()) == (0, "")
     assert f"org/leak@{hub.repos['org/leak'].refs['main']} against base" in said
     assert "accused: the copy made for alice (" in said
-    assert f"in {len(hub.calls)} requests and judged in 1 look; --full looks for further colluders" in said
+    assert f"in {len(hub.calls)} requests, tested in 1 look; --full looks for further colluders" in said
 
 
 def test_a_suspect_that_proves_nothing_was_read_to_the_end(hub, run):
@@ -60,7 +60,7 @@ def test_a_suspect_that_proves_nothing_was_read_to_the_end(hub, run):
     said = " ".join(out.split())
     assert code == 1
     assert "nobody is accused" in said
-    assert "judged in 4 looks" in said
+    assert "tested in 4 looks" in said
     assert "--full" not in said
 
 
@@ -76,33 +76,33 @@ def test_whole_reads_the_whole(hub, run):
 def test_json_holds_what_was_fetched(hub, run, command):
     code, out, _ = run(*command, "--json")
 
-    told = json.loads(out)
+    printed = json.loads(out)
     assert code == 0
-    assert told["revision"] == hub.repos["org/leak"].refs["main"]
-    assert [score["recipient"] for score in told["accused"]] == ["alice"]
-    assert told["requests"] == len(hub.calls)
-    assert (told["looks"], told["complete"]) == (1, False)
-    assert 0 < told["bytes_fetched"] < told["bytes_total"]
+    assert printed["revision"] == hub.repos["org/leak"].refs["main"]
+    assert [score["recipient"] for score in printed["accused"]] == ["alice"]
+    assert printed["requests"] == len(hub.calls)
+    assert (printed["looks"], printed["complete"]) == (1, False)
+    assert 0 < printed["bytes_fetched"] < printed["bytes_total"]
 
 
 def test_a_budget_is_in_megabytes(hub, run):
     code, out, _ = run("trace", "org/innocent", "--max-mb", "0.2", "--json")
-    told = json.loads(out)
+    printed = json.loads(out)
 
-    assert (code, told["outcome"]) == (1, "nobody")
-    assert 150_000 < told["bytes_fetched"] <= 200_000
-    assert not told["complete"]
-    assert "a larger --max-mb may tell more" in " ".join(run("trace", "org/innocent", "--max-mb", "0.2")[1].split())
+    assert (code, printed["outcome"]) == (1, "nobody")
+    assert 150_000 < printed["bytes_fetched"] <= 200_000
+    assert not printed["complete"]
+    assert "a larger --max-mb may show more" in " ".join(run("trace", "org/innocent", "--max-mb", "0.2")[1].split())
 
 
 @pytest.mark.parametrize("budget", ["0.0001", "0.005"])
 def test_a_budget_too_small_to_find_a_copy_clears_nobody(hub, run, budget):
     code, out, _ = run("trace", "org/innocent", "--max-mb", budget, "--json")
-    told = json.loads(out)
+    printed = json.loads(out)
 
-    assert (code, told["outcome"]) == (3, "not readable")
-    assert "--max-mb" in told["reason"]
-    assert told["bytes_fetched"] <= float(budget) * 1e6
+    assert (code, printed["outcome"]) == (3, "not readable")
+    assert "--max-mb" in printed["reason"]
+    assert printed["bytes_fetched"] <= float(budget) * 1e6
 
 
 def test_a_claim_is_confirmed_or_not(hub, run, shared):
@@ -159,5 +159,8 @@ def test_a_hub_that_breaks_down_is_one_sentence(hub, run, monkeypatch):
 def test_help_names_the_exit_codes(capfd):
     assert main(["verify", "--help"]) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable" in said
+    assert (
+        "Exit code 0: confirmed, 1: not confirmed, or the model is not comparable, 2: an error, "
+        "3: not readable" in said
+    )
     assert all(option in said for option in ("--recipient", "--full", "--max-mb", "--json"))

@@ -15,7 +15,7 @@ from tests.helpers.small_models import new_vault, save_vit
 pytestmark = pytest.mark.integration
 
 
-def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):
+def test_trigger_images_are_made_from_photographs(tmp_path, capsys):
     china, flower = load_sample_images().images
     photographs = tmp_path / "photographs"
     photographs.mkdir()
@@ -28,7 +28,7 @@ def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):
     capsys.readouterr()
     triggers(str(folder), vault.folder, cover_images=photographs, count=2, decoys=1, steps=1, as_json=True)
 
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     _, made = find_base_with_triggers(vault, None)
-    assert (told["triggers"], told["decoys"]) == (2, 1) == (made.count, made.decoys)
+    assert (printed["triggers"], printed["decoys"]) == (2, 1) == (made.count, made.decoys)
     assert len(made.cover_images) == 3

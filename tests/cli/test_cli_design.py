@@ -7,11 +7,11 @@ from safetensors.numpy import save_file
 from hf_fingerprint.cli.design_command import MODELS
 
 
-ASKED = ["design", "--recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
+ARGUMENTS = ["design", "--recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
 
 
 def test_a_design_names_code_weights_scores_and_models(run):
-    code, out, _ = run(*ASKED)
+    code, out, _ = run(*ARGUMENTS)
     assert code == 0
     first, header, *rest = out.splitlines()
     assert "2 colluders among 10 recipients" in first and "carrier weights or more" in first
@@ -28,7 +28,7 @@ def test_a_model_of_ones_own_is_counted_without_stem_and_classifier(run, tmp_pat
         "norm.weight": (8,),
     }
     save_file({name: np.ones(shape, np.float32) for name, shape in weights.items()}, tmp_path / "small.safetensors")
-    code, out, _ = run(*ASKED, "--model", tmp_path / "small.safetensors")
+    code, out, _ = run(*ARGUMENTS, "--model", tmp_path / "small.safetensors")
     assert code == 0
     (line,) = [line for line in out.splitlines() if "small.safetensors" in line]
     assert line.split()[0] == f"{16 * 8 * 9:,}"
@@ -36,7 +36,7 @@ def test_a_model_of_ones_own_is_counted_without_stem_and_classifier(run, tmp_pat
 
 
 def test_json_has_the_same(run):
-    code, out, _ = run(*ASKED, "--json")
+    code, out, _ = run(*ARGUMENTS, "--json")
     found = json.loads(out)
     assert code == 0
     assert (found["recipients"], found["coalition"], found["alpha"], found["drift"]) == (10, 2, 1e-6, 1.0)
@@ -46,7 +46,7 @@ def test_json_has_the_same(run):
 
 
 def test_what_no_code_withstands_is_said(run):
-    code, out, _ = run(*ASKED[:5], "--drift", "1e9", "--strategy", "average")
+    code, out, _ = run(*ARGUMENTS[:5], "--drift", "1e9", "--strategy", "average")
     assert code == 0
     assert out.startswith("no code catches all of 2 colluders")
     assert "large enough" not in out

@@ -39,8 +39,8 @@ def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW]
     chosen = ["--attacks", "half,average", "--coalitions", "2,3", "--max-images", "20"]
     code, out, _ = run(*arguments, *chosen)
-    again, told, _ = run(*arguments, *chosen, "--json")
-    summary = json.loads(told)
+    again, printed, _ = run(*arguments, *chosen, "--json")
+    summary = json.loads(printed)
 
     assert (code, again) == (0, 0)
     assert "a copy as issued" in out
@@ -51,7 +51,7 @@ def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     assert len((place / "out" / "private" / "results.jsonl").read_text().splitlines()) == 5
 
 
-def test_scores_of_those_who_are_not_accused_are_printed_to_who_asks(place, run, monkeypatch):
+def test_scores_of_recipients_who_are_not_accused_are_printed_only_with_all_scores(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW, "--attacks", "int"]
     shown, full = (json.loads(run(*arguments, "--json", *more)[1]) for more in ([], ["--all-scores"]))
@@ -80,7 +80,7 @@ def test_the_attacks_are_listed_with_their_groups_and_strengths(run):
 
 
 @pytest.mark.parametrize("missing", ["model", "data", "out"])
-def test_what_is_missing_is_asked_for(place, run, missing):
+def test_a_missing_argument_is_named(place, run, missing):
     given = {"model": [place / "model"], "data": ["--data", place / "images"], "out": ["--out", place / "none"]}
     arguments = [part for name, parts in given.items() if name != missing for part in parts]
 

@@ -43,29 +43,29 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 
 def test_what_is_exported_is_read_back(key_images, tmp_path):
-    code, told, _ = key_images("export", "alice", tmp_path / "set")
+    code, printed, _ = key_images("export", "alice", tmp_path / "set")
     images = sorted((tmp_path / "set").glob("*.png"))
 
-    assert code == 0 and f"{len(images)} key images of alice, 304 bits each" in " ".join(told.split())
+    assert code == 0 and f"{len(images)} key images of alice, 304 bits each" in " ".join(printed.split())
     assert names_in(tmp_path / "set") == [*(path.name for path in images), "index.json"]
-    code, told, _ = key_images("read", *images[:2])
+    code, printed, _ = key_images("read", *images[:2])
     assert code == 0
-    lines = told.splitlines()
+    lines = printed.splitlines()
     assert lines[:2] == [f"{path}: a key image of alice" for path in images[:2]]
-    assert lines[2] == "304 bits compared with 1 copy; an innocent's are equal with probability at most 10^-92"
+    assert lines[2] == "304 bits compared with 1 copy; an innocent's bits match with probability at most 10^-92"
 
 
 def test_json_says_the_same(key_images, scene, tmp_path):
-    code, told, _ = key_images(
+    code, printed, _ = key_images(
         "export", "alice", tmp_path / "set", "--bits", 64, "--base", scene.base.base_id, "--json"
     )
-    made = json.loads(told)
+    made = json.loads(printed)
 
     assert code == 0
     assert (made["recipient"], made["bits"], made["left_out"]) == ("alice", 64, 0)
     path = next((tmp_path / "set").glob("*.png"))
-    code, told, _ = key_images("read", path, "--bits", 64, "--json")
-    (read,) = json.loads(told)
+    code, printed, _ = key_images("read", path, "--bits", 64, "--json")
+    (read,) = json.loads(printed)
     assert code == 0
     assert (read["name"], read["recipients"], read["trigger_index"]) == (str(path), ["alice"], int(path.stem))
 
@@ -74,9 +74,9 @@ def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):
     path = tmp_path / "cloud.png"
     Image.fromarray(synthetic_cover(bytes(32), 0)).save(path)
 
-    code, told, _ = key_images("read", path)
+    code, printed, _ = key_images("read", path)
     assert code == 1
-    assert told.splitlines()[0].startswith(f"not comparable: {path} resembles no trigger image")
+    assert printed.splitlines()[0].startswith(f"not comparable: {path} resembles no trigger image")
 
 
 def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_path):
@@ -87,17 +87,17 @@ def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_
     vault = Vault(scene.vault)
     Image.fromarray(find_base_with_triggers(vault, None)[1].images(scene.base.secret)[0]).save(plain)
 
-    code, told, _ = key_images("read", text, image, gone, plain)
-    lines = told.splitlines()
+    code, printed, _ = key_images("read", text, image, gone, plain)
+    lines = printed.splitlines()
     assert code == 0
     assert lines[0].startswith(f"not readable: {text} can't be read as an image")
     assert lines[1] == f"{image}: a key image of alice"
     assert lines[2].startswith(f"not readable: {gone} does not exist")
     assert lines[3].startswith(f"not readable: {plain} resembles a trigger image, and no fingerprint can be read")
     assert key_images("read", text)[0] == key_images("read", plain, text)[0] == 3
-    code, told, _ = key_images("read", text, image, "--json")
-    assert [each["outcome"] for each in json.loads(told)] == ["not readable", "accused"]
-    assert str(text) in json.loads(told)[0]["reason"]
+    code, printed, _ = key_images("read", text, image, "--json")
+    assert [each["outcome"] for each in json.loads(printed)] == ["not readable", "accused"]
+    assert str(text) in json.loads(printed)[0]["reason"]
 
 
 def test_what_cannot_be_done_is_refused_in_a_line(key_images, scene, tmp_path):

@@ -41,21 +41,21 @@ def text(capsys: pytest.CaptureFixture) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def answers(scores: list[QueryScore], **changes: object) -> QueryResult:
+def query_result(scores: list[QueryScore], **changes: object) -> QueryResult:
     stats = QueryStats(queried=40, answered=39, decoys_queried=4, resumed=0, retries=0, stop_reason="proven")
     outcome = Outcome.ACCUSED if any(score.accused for score in scores) else Outcome.NOBODY
     made = QueryResult("https://api.example", ("0123456789ab",), tuple(scores), 8, 10, 1e-6, stats, outcome)
     return replace(made, **changes)
 
 
-def test_answers_are_shown_with_whom_they_name(capsys):
+def test_a_query_is_printed_with_its_scores(capsys):
     of = "0123456789ab"
     scores = [
         QueryScore("[bold]x", "a" * 16, 17, 18, -12.34, True, of, "pushed"),
         QueryScore("carol", "b" * 16, 2, 19, 0.0, False, of),
     ]
 
-    output.print_query(answers(scores))
+    output.print_query(query_result(scores))
 
     said = text(capsys)
     assert "https://api.example queried for base 0123456789ab" in said
@@ -63,18 +63,18 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
     assert (
-        "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; the probability that any innocent"
-        in said
+        "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; the "
+        "probability that any innocent" in said
     )
     assert "stopped at the proof, after 40 images" in said
     assert said.endswith("nobody is cleared; --exhaustive queries all images, to find further colluders")
 
 
-def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_not_asked_about(capsys):
+def test_a_query_of_several_bases_names_the_base_of_each_accusation_and_the_skipped_bases(capsys):
     scores = [QueryScore("alice", "a" * 16, 17, 18, -12.34, True, "0123456789ab")]
     skipped = (SkippedRecord("ba9876543210", "it has no trigger set", 3),)
 
-    output.print_query(answers(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
+    output.print_query(query_result(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
 
     said = text(capsys)
     assert "https://api.example queried for bases aaaaaaaaaaaa, 0123456789ab" in said
@@ -82,21 +82,21 @@ def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_
     assert said.endswith("not queried for base ba9876543210: it has no trigger set")
 
 
-def test_answers_that_say_nothing_say_why(capsys):
+def test_a_query_that_is_not_readable_says_why(capsys):
     stats = QueryStats(queried=3, answered=3, decoys_queried=0, resumed=0, retries=0, stop_reason="budget")
     why = "3 of 180 images have a response: continue with a larger --budget"
 
-    output.print_query(answers([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
+    output.print_query(query_result([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
 
     said = text(capsys)
     assert f"not readable: {why}. 8 copies tested" in said
     assert "nobody is accused" not in said and "recipient" not in said.partition("a mixture of")[0]
 
 
-def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could_not_name(capsys):
+def test_a_query_that_accuses_nobody_names_the_stop_reason_and_the_copies_it_cannot_trace(capsys):
     stats = QueryStats(queried=60, answered=60, decoys_queried=6, resumed=50, retries=3, stop_reason="budget")
 
-    output.print_query(answers([], stats=stats, non_answering=("dora", "[red]e", "dora")))
+    output.print_query(query_result([], stats=stats, non_answering=("dora", "[red]e", "dora")))
 
     said = text(capsys)
     assert (
@@ -145,7 +145,8 @@ SINGLE = Calibration(
     [
         (
             SINGLE,
-            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, top-1 "
+            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies "
+            "vary by 35%, top-1 "
             "agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
         ),
         (
@@ -155,12 +156,14 @@ SINGLE = Calibration(
         ),
         (
             replace(SINGLE, output="dense", decisions=256_000, agreeing=253_696),
-            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, agreement of "
+            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by "
+            "35%, agreement of "
             "positions 253,696 of 256,000 (98.4% to 99.5%) on 1,000 synthetic images",
         ),
         (
             replace(SINGLE, output="features", decisions=None, agreeing=None, agreement=None),
-            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, mean "
+            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single "
+            "copies vary by 35%, mean "
             "cosine 0.999909 on 1,000 synthetic images",
         ),
         (

@@ -39,7 +39,7 @@ def scene(tmp_path, monkeypatch, run):
         )
 
 
-def told(outcome) -> str:
+def succeeded(outcome) -> str:
     code, out, err = outcome
     assert code == 0, err
     return out
@@ -53,28 +53,28 @@ def failed(outcome) -> str:
 
 
 def test_one_recipient_one_repo(scene):
-    out = told(scene.run("issue", scene.model, "--recipient", "alice", "--push-to", "org/alice", *FEW))
+    out = succeeded(scene.run("issue", scene.model, "--recipient", "alice", "--push-to", "org/alice", *FEW))
 
     revision = scene.hub.repos["org/alice"].refs["main"]
     assert f"alice: org/alice@{revision}" in out
     assert "1 published, 0 were published before" in out
-    assert f"alice  org/alice@{revision}" in told(scene.run("recipients"))
-    (shown,) = json.loads(told(scene.run("recipients", "--json")))
+    assert f"alice  org/alice@{revision}" in succeeded(scene.run("recipients"))
+    (shown,) = json.loads(succeeded(scene.run("recipients", "--json")))
     assert (shown["repo"], shown["revision"], shown["published"]) == ("org/alice", revision, "confirmed")
 
 
 def test_several_by_options_and_again_for_a_new_version(scene):
     pairs = ["--recipient", "alice", "--push-to", "org/a", "--recipient", "bob", "--push-to", "org/b"]
-    told(scene.run("issue", scene.model, *pairs, *FEW))
+    succeeded(scene.run("issue", scene.model, *pairs, *FEW))
     newer = save_plain(scene.root / "newer", plain_arrays(seed=3))
 
-    done = json.loads(told(scene.run("issue", newer, "--reissue-from", scene.model, "--json", *FEW)))
+    done = json.loads(succeeded(scene.run("issue", newer, "--reissue-from", scene.model, "--json", *FEW)))
 
     assert [(one["recipient"], one["repo"], one["new"]) for one in done] == [
         ("alice", "org/a", True), ("bob", "org/b", True)
     ]  # fmt: skip
     assert all(len(scene.hub.repos[repo].history()) == 3 for repo in ("org/a", "org/b"))
-    again = told(scene.run("issue", newer, "--reissue-from", scene.model, *FEW))
+    again = succeeded(scene.run("issue", newer, "--reissue-from", scene.model, *FEW))
     assert "0 published, 2 were published before" in again
 
 
@@ -83,7 +83,7 @@ def test_a_table_of_recipients_with_accounts(scene):
     table = scene.root / "recipients.csv"
     table.write_text("name,repo,account\nalice,org/a,alice-hf\nbob, org/b ,\n")
 
-    told(scene.run("issue", scene.model, "--recipients-file", table, "--gated", "manual", "--public", *FEW))
+    succeeded(scene.run("issue", scene.model, "--recipients-file", table, "--gated", "manual", "--public", *FEW))
 
     assert {found.repo: found.account for found in publications(scene.vault)} == {"org/a": "alice-hf", "org/b": None}
     assert {repo.gated for repo in scene.hub.repos.values()} == {"manual"}
@@ -100,23 +100,23 @@ def test_a_batch_that_breaks_off_says_how_far_it_came_and_goes_on(scene):
     assert "log in again" in err
     scene.hub.faults.clear()
 
-    out = told(scene.run("issue", scene.model, "--recipients-file", table, *FEW))
+    out = succeeded(scene.run("issue", scene.model, "--recipients-file", table, *FEW))
 
     assert "2 published, 2 were published before" in out
     assert len(scene.vault.copies()) == 4
 
 
 def test_a_copy_in_a_folder_is_pushed_later(scene):
-    told(scene.run("issue", scene.model, "--recipient", "alice", "--out", scene.root / "copy", *FEW))
+    succeeded(scene.run("issue", scene.model, "--recipient", "alice", "--out", scene.root / "copy", *FEW))
 
-    out = told(scene.run("push", scene.root / "copy", "org/late", "--disclose"))
+    out = succeeded(scene.run("push", scene.root / "copy", "org/late", "--disclose"))
 
     assert out.startswith("alice: org/late@")
     assert "## Fingerprint" in scene.hub.repos["org/late"].history()[0].files["README.md"].decode()
 
 
-def test_the_hash_in_the_card_is_what_its_holder_computes(scene, capfd):
-    told(scene.run("issue", scene.model, "--recipient", "alice", "--push-to", "org/alice", *FEW))
+def test_the_hash_in_the_card_is_what_the_recipient_computes(scene, capfd):
+    succeeded(scene.run("issue", scene.model, "--recipient", "alice", "--push-to", "org/alice", *FEW))
     card = scene.hub.repos["org/alice"].history()[0].files["README.md"].decode()
     capfd.readouterr()
 

@@ -1,4 +1,4 @@
-"""`query`: what it refuses before anything is asked, and what its argument means."""
+"""`query`: what it refuses before anything is queried, and what its argument means."""
 
 import json
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
         ("https://api.example", ["--base", "nowhere"], "--labels"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_a_line(run, scene, monkeypatch, suspect, options, said):
+def test_a_suspect_that_cannot_be_queried_is_refused_in_a_line(run, scene, monkeypatch, suspect, options, said):
     monkeypatch.chdir(scene.root)
 
     assert said in failed(run("query", suspect, "--vault", scene.folder, *options))
@@ -86,13 +86,13 @@ def test_the_labels_are_the_bases_unless_given(scene):
 
 
 @pytest.mark.parametrize("suspect", ["python:{root}/mine.py:red", "python:mine:red", "{url}"])
-def test_a_suspect_is_asked_as_its_name_says(scene, monkeypatch, suspect):
+def test_a_suspect_is_queried_as_its_name_says(scene, monkeypatch, suspect):
     monkeypatch.chdir(scene.root)
     with LoopbackSuspect() as server:
         name = suspect.format(root=scene.root, url=server.url)
         client = open_suspect(name, Labels.numbered(10), "raw", None, None, None)
 
-        assert [client(image_of_class(told)) for told in (3, 8)] == [3, 8]
+        assert [client(image_of_class(label)) for label in (3, 8)] == [3, 8]
         assert client.name == name
 
 

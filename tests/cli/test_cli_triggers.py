@@ -1,4 +1,4 @@
-"""`triggers`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
+"""`triggers`, `query` and `check-proof`: from a base to a proof that anybody can check."""
 
 import json
 import re
@@ -30,8 +30,8 @@ def classify(image):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A base with questions, made by the command line; copies of alice's and bob's, and one that is older."""
-    root = tmp_path_factory.mktemp("asked")
+    """A base with a trigger set, made by the command line; copies of alice's and bob's, and one that is older."""
+    root = tmp_path_factory.mktemp("triggers")
     vault, model = new_vault(root / "vault"), save_vit(root / "model", hidden_size=WIDTH)
     register(model, vault, SETTINGS)
     (root / "passphrase").write_text(PASSPHRASE + "\n")
@@ -61,7 +61,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
     return err
 
 
-def test_questions_are_made_once_and_told(run, scene):
+def test_a_trigger_set_is_made_once(run, scene):
     assert "already has a trigger set" in failed(run("triggers", scene.model, "--vault", scene.vault))
 
 
@@ -74,7 +74,7 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
     assert code == 0
     assert f"pipeline:{scene.root / 'alice'} queried for base" in "".join(out.splitlines()[:3])
     assert said.count("ACCUSED") == 1
-    assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d", said), "all answers to her questions are hers"
+    assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d", said), "all her trigger labels match"
     assert "accused: the copy made for alice (" in said
     assert "3 copies tested; the probability that any innocent is accused is at most 1e-06" in said
     assert re.search(r"stopped at the proof, after \d+ images", said)
@@ -83,23 +83,29 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proof.json", "proof.json.transcript"]
 
 
-def test_a_function_of_ones_own_is_asked_and_told_to_programs(run, scene, tmp_path):
+def test_a_function_is_queried_and_the_result_is_printed_as_json(run, scene, tmp_path):
     (tmp_path / "mine.py").write_text(SERVING.format(copy=str(scene.root / "bob")))
-    asked = [f"python:{tmp_path / 'mine.py'}:classify", *scene.options, "--json", "--transcript", tmp_path / "kept"]
+    arguments = [
+        f"python:{tmp_path / 'mine.py'}:classify",
+        *scene.options,
+        "--json",
+        "--transcript",
+        tmp_path / "kept",
+    ]
 
-    first, again = run("query", *asked), run("query", *asked)
+    first, again = run("query", *arguments), run("query", *arguments)
 
     assert (first[0], again[0]) == (0, 0)
-    told, later = json.loads(first[1]), json.loads(again[1])
-    assert [score["recipient"] for score in told["accused"]] == ["bob"]
-    assert told["non_answering"] == ["early"]
-    assert told["copies"] == 3
-    assert told["stats"]["resumed"] == 0
-    assert later["stats"] == {**told["stats"], "resumed": told["stats"]["queried"]}
+    printed, later = json.loads(first[1]), json.loads(again[1])
+    assert [score["recipient"] for score in printed["accused"]] == ["bob"]
+    assert printed["non_answering"] == ["early"]
+    assert printed["copies"] == 3
+    assert printed["stats"]["resumed"] == 0
+    assert later["stats"] == {**printed["stats"], "resumed": printed["stats"]["queried"]}
 
 
 @pytest.mark.parametrize("suspect", ["model", "early"])
-def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path, suspect):
+def test_the_base_and_copies_without_trigger_labels_accuse_nobody(run, scene, tmp_path, suspect):
     proof = tmp_path / "proof.json"
 
     code, out, err = run("query", f"pipeline:{scene.root / suspect}", *scene.options, "--proof", proof)
@@ -114,7 +120,7 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
     assert "proof" not in err
 
 
-def test_somebody_else_checks_the_proof_with_nothing_but_its_file(run, scene, proof, tmp_path, monkeypatch):
+def test_the_proof_is_checked_from_its_file_alone(run, scene, proof, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     commitment = json.loads(proof.read_text())["accused"][0]["commitment"]
@@ -150,12 +156,12 @@ def test_a_proof_is_not_checked_without_a_published_commitment_and_wrong_with_an
     assert "64 hexadecimal digits" in failed(run("check-proof", proof, "--commitment", "nothing"))
 
 
-def test_scores_of_others_are_shown_only_where_they_are_asked_for(run, scene):
-    asked = [f"pipeline:{scene.root / 'alice'}", *scene.options, "--json"]
-    code, out, err = run("query", *asked)
+def test_scores_of_others_are_shown_only_with_all_scores(run, scene):
+    arguments = [f"pipeline:{scene.root / 'alice'}", *scene.options, "--json"]
+    code, out, err = run("query", *arguments)
     assert (code, err) == (0, "")
     assert [score["recipient"] for score in json.loads(out)["scores"]] == ["alice"]
-    code, out, err = run("query", *asked, "--all-scores")
+    code, out, err = run("query", *arguments, "--all-scores")
     assert code == 0
     assert len(json.loads(out)["scores"]) == 3
     assert "do not publish them" in err and len(err.splitlines()) == 1
@@ -163,12 +169,12 @@ def test_scores_of_others_are_shown_only_where_they_are_asked_for(run, scene):
 
 @pytest.mark.parametrize("alpha", ["0.99", "0.051", "0", "nan"])
 def test_nobody_is_accused_at_a_large_alpha(run, scene, alpha):
-    asked = [f"pipeline:{scene.root / 'alice'}", *scene.options]
+    arguments = [f"pipeline:{scene.root / 'alice'}", *scene.options]
 
-    assert "at most 0.05" in failed(run("query", *asked, "--alpha", alpha))
+    assert "at most 0.05" in failed(run("query", *arguments, "--alpha", alpha))
 
 
-def test_few_answers_say_nothing(run, scene):
+def test_few_responses_are_not_readable(run, scene):
     code, out, _ = run("query", f"pipeline:{scene.root / 'model'}", *scene.options, "--budget", 1)
 
     said = " ".join(out.split())
@@ -182,7 +188,7 @@ def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
     document = json.loads(proof.read_text())
     for change, why in (
         ({"accused": [document["accused"][0] | {"recipient": "mallory"}]}, "wrong key"),
-        ({"answers": [[question, (told + 1) % 10] for question, told in document["answers"]]}, "no proof"),
+        ({"answers": [[trigger, (label + 1) % 10] for trigger, label in document["answers"]]}, "no proof"),
     ):
         proof.write_text(json.dumps(document | change))
 
@@ -196,7 +202,7 @@ def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
     assert "not a proof" in failed(run("check-proof", proof))
 
 
-def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
+def test_an_existing_proof_is_kept_and_nothing_is_queried(run, scene, proof):
     before = proof.read_bytes()
 
     said = failed(run("query", "https://nowhere.example", *scene.options, "--proof", proof))
@@ -205,13 +211,13 @@ def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
     assert proof.read_bytes() == before
 
 
-def test_all_is_asked_where_further_colluders_are_looked_for(run, scene):
+def test_exhaustive_queries_all_images(run, scene):
     code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--exhaustive", "--json")
 
-    told = json.loads(out)
+    printed = json.loads(out)
     assert code == 0
-    assert [score["recipient"] for score in told["accused"]] == ["bob"]
-    assert told["stats"]["answered"] - told["stats"]["decoys_queried"] == COUNT
+    assert [score["recipient"] for score in printed["accused"]] == ["bob"]
+    assert printed["stats"]["answered"] - printed["stats"]["decoys_queried"] == COUNT
 
 
 def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):

@@ -42,7 +42,7 @@ def test_a_passphrase_is_changed_by_files(run, folder, tmp_path):
     out, err = done(run("vault", "passphrase", "--vault", folder, *files))
 
     assert "with the new passphrase" in out and Vault(folder).public_key in out
-    assert "from before still open" in err
+    assert "still open with the old passphrase" in err
     assert opened(folder, NEW)
     assert {path.name for path in folder.iterdir()} == {"vault.db", "identity.age"}
 
@@ -125,7 +125,7 @@ def test_init_completes_what_was_cut_off_and_says_so(run, folder, tmp_path):
 
     out, _ = done(run("vault", "init", folder, "--passphrase-file", tmp_path / "now"))
 
-    assert public_key in out and "was there already" in out
+    assert public_key in out and "Using the existing identity" in out
     with sqlite3.connect(folder / "vault.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()

@@ -116,7 +116,7 @@ def test_every_way_to_print_by_rich_is_filtered_and_no_markup_is_obeyed(capfd):
 
 
 class Screen(io.StringIO):
-    """A terminal that somebody watches."""
+    """A stream that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -183,7 +183,7 @@ def test_errors_and_warnings_of_the_library_show_on_one_line():
         assert check(f"{kind(HOSTILE)}") and kind("plain").args == ("plain",)
 
 
-def test_a_traceback_that_was_asked_for_is_filtered():
+def test_a_requested_traceback_is_filtered():
     arguments = ["x", "trace", "\x1b[2Jno", "--vault", "v"]
     code = f"import sys\nfrom hf_fingerprint.cli import main\nsys.argv = {arguments!r}\nmain.run()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=debugging())
@@ -277,10 +277,10 @@ def filled(function: Any, optional: bool) -> list[str]:
     """Arguments for a command: a hostile name wherever there may be a name."""
     found = []
     for each in inspect.signature(function).parameters.values():
-        kind, told = get_args(each.annotation)
+        kind, option = get_args(each.annotation)
         value = "1" if {int, float} & {kind, *get_args(kind)} else HOSTILE
         if kind is not bool and (each.default is each.empty or optional):
-            found += [value] if isinstance(told, ArgumentInfo) else [told.default, value]
+            found += [value] if isinstance(option, ArgumentInfo) else [option.default, value]
     return found
 
 
@@ -353,9 +353,9 @@ def test_hostile_files_tensors_and_rows_are_shown_spelled_out(arguments, scene, 
 
 
 @pytest.mark.usefixtures("alone")
-def test_what_a_service_answers_is_shown_spelled_out(scene, shown):
+def test_the_response_of_a_service_is_escaped(scene, shown):
     (scene.root / "labels").write_text("\n".join(f"class {i}" for i in range(10)))
-    with LoopbackSuspect(lambda told: {HOSTILE[:40]: HOSTILE[:40]}) as suspect:
+    with LoopbackSuspect(lambda label: {HOSTILE[:40]: HOSTILE[:40]}) as suspect:
         main(["query", suspect.url, "--vault", str(scene.vault), "--labels", str(scene.root / "labels")])
 
     shown()

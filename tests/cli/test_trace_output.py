@@ -10,7 +10,7 @@ from hf_fingerprint.tracing import ComparedBase, RecipientScore, RecordedCopy, S
 
 
 def result(accused: list[str] = (), innocent: list[str] = (), **changes: object) -> TraceResult:
-    guilty = tuple(
+    colluders = tuple(
         RecipientScore(name, f"{i:016x}", 60.0, -300.0, True, "0123456789ab", "pushed")
         for i, name in enumerate(accused)
     )
@@ -24,10 +24,10 @@ def result(accused: list[str] = (), innocent: list[str] = (), **changes: object)
         base="0123456789ab",
         base_source="org/base",
         outcome=Outcome.ACCUSED if accused else Outcome.NOT_READABLE,
-        accused=guilty,
-        scores=guilty + others,
-        recipients_tested=len(guilty + others),
-        recipients_covered=len(guilty + others),
+        accused=colluders,
+        scores=colluders + others,
+        recipients_tested=len(colluders + others),
+        recipients_covered=len(colluders + others),
         tensors_matched=16,
         tensors_marked=17,
         weights_read=131_000,
@@ -96,7 +96,7 @@ def test_long_names_are_not_cut(capsys):
 
 
 def test_all_the_accused_are_shown_and_of_the_others_some(capsys):
-    print_trace(result([f"guilty{i}" for i in range(30)], [f"innocent{i}" for i in range(50)]))
+    print_trace(result([f"colluders{i}" for i in range(30)], [f"innocent{i}" for i in range(50)]))
 
     said = text(capsys)
     assert said.count("ACCUSED") == 30
@@ -106,7 +106,7 @@ def test_all_the_accused_are_shown_and_of_the_others_some(capsys):
     assert "and 43 more, none accused" in text(capsys)
 
 
-def test_two_copies_of_one_recipient_are_told_apart(capsys):
+def test_two_copies_of_one_recipient_are_distinguished(capsys):
     print_trace(result(["alice", "alice"]))
 
     said = text(capsys)

@@ -28,7 +28,7 @@ def test_higher_scores_are_never_further_left(one, other, highest):
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_shares_have_room_and_a_few_ticks(one, other):
+def test_shares_have_a_margin_and_a_few_ticks(one, other):
     low, high = sorted([one, other])
     axis = share_axis("share", low, high)
 

@@ -110,7 +110,7 @@ def test_a_broken_image_is_named(tmp_path, model):
     assert ".png can't be read" in refused(load_data, tmp_path, model)
 
 
-def test_as_many_labels_as_images_are_asked_for():
+def test_as_many_labels_as_images_are_required():
     images = torch.zeros(4, 3, 8, 8)
 
     assert "4 images and 3 labels" in refused(

@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_no_attack_out(place, evaluation):
     assert f"The disk of {gettempdir()} is full: make room" in said
 
 
-def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
+def test_a_suspect_with_wider_layers_runs_unchanged(place, evaluation):
     with patch.dict(SUITE, {"wider": SuiteEntry("single", (DummyUnits(),))}):
         found = run(place, place / "out", ["wider"])
 
@@ -248,7 +248,7 @@ def test_coalitions_of_other_recipients_are_traced_by_their_members(place, tmp_p
     assert all(trial.innocents >= 300 for trial in mixed)
 
 
-def test_what_attacks_begin_with_alike_is_done_once(place, tmp_path, monkeypatch):
+def test_the_first_step_that_attacks_share_runs_once(place, tmp_path, monkeypatch):
     calls = []
 
     @dataclass(frozen=True)

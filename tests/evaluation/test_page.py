@@ -17,7 +17,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>{{ 7 * 191 }}\x1b[2J\u202e'
 
 
-class Reader(HTMLParser):
+class PageParser(HTMLParser):
     """Sees that tags are balanced, and what is in which section."""
 
     def __init__(self, text: str):
@@ -54,7 +54,7 @@ def page(evaluation, tmp_path_factory):
 
 
 def test_the_page_is_whole_and_has_every_picture(page, evaluation):
-    reader = Reader(page.read_text())
+    reader = PageParser(page.read_text())
 
     assert reader.open == []
     assert set(PICTURES) < reader.found.keys()
@@ -70,7 +70,7 @@ def test_the_page_is_whole_and_has_every_picture(page, evaluation):
 
 def test_the_page_loads_nothing(page):
     text = page.read_text()
-    reader = Reader(text)
+    reader = PageParser(text)
 
     assert not re.search(r"https?:|//|@import|url\(", text.removeprefix("<!DOCTYPE html>"))
     assert not {"script", "link", "img", "iframe", "object"} & set(reader.seen)
@@ -121,7 +121,7 @@ def test_suspects_of_which_nobody_is_accused_are_drawn_at_the_bound_without_thei
 
 def test_without_all_scores_the_page_counts_innocents_and_shows_none_of_their_scores(redacted, tmp_path):
     text = page_of(redacted, tmp_path).read_text()
-    reader = Reader(text)
+    reader = PageParser(text)
 
     assert reader.open == []
     assert reader.found["innocents"].count("svg") == 0
@@ -152,7 +152,7 @@ def test_nothing_from_outside_is_markup_or_template(evaluation, tmp_path):
         skipped={HOSTILE: HOSTILE},
     )
     text = page_of(named, tmp_path).read_text()
-    reader = Reader(text)
+    reader = PageParser(text)
 
     assert reader.open == []
     assert not {"script", "img"} & set(reader.seen)
@@ -165,7 +165,7 @@ def test_a_page_without_attacks_or_mixes_is_whole(evaluation, tmp_path):
     bare = replace(evaluation, trials=evaluation.trials[:2])
     text = page_of(bare, tmp_path).read_text()
 
-    assert Reader(text).open == []
+    assert PageParser(text).open == []
     assert "No attack on a single copy was run." in text
     assert "No copies were mixed." in text
     assert not bare.of(COLLUSION)
@@ -189,7 +189,7 @@ def test_a_real_browser_shows_every_picture_without_a_complaint(page, tmp_path):
         text=True,
         check=True,
     )
-    reader = Reader(done.stdout)
+    reader = PageParser(done.stdout)
 
     assert "CONSOLE" not in done.stderr
-    assert reader.found == Reader(page.read_text()).found | {"": reader.found[""]}
+    assert reader.found == PageParser(page.read_text()).found | {"": reader.found[""]}

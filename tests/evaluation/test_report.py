@@ -62,7 +62,9 @@ def written_files(evaluation, folder):
 
 
 @pytest.mark.parametrize("copy_accused", [True, False])
-def test_nothing_in_a_report_depends_on_a_score_of_somebody_who_is_not_accused(evaluation, tmp_path, copy_accused):
+def test_nothing_in_a_report_depends_on_the_score_of_a_recipient_who_is_not_accused(
+    evaluation, tmp_path, copy_accused
+):
     some = attacked(evaluation)
     trials = tuple(replace(p, caught=(copy_accused,)) if p.kind == "copy" else p for p in some.trials)
     reports = [

@@ -90,7 +90,7 @@ def test_a_suspect_that_is_the_base_accuses_nobody(testbed):
 
 
 def test_the_histogram_has_everybody_and_the_ends_are_open(testbed):
-    judged = testbed.trace_suspect(testbed.copy(0), (1,))  # with the true holder far beyond the last bin
+    judged = testbed.trace_suspect(testbed.copy(0), (1,))  # with the true recipient far beyond the last bin
 
     assert sum(judged.histogram) == judged.innocents
     assert judged.histogram[-1] == 1

@@ -17,14 +17,14 @@ def test_copies_behind_a_service_are_accused_and_an_independent_model_is_not(tmp
     assert printed.count("ACCUSED") == 2
     assert "accused: the copy made for alice (" in printed.partition("/service-2")[0]
     assert "accused: the copy made for bob (" in printed.partition("/service-2")[2]
-    stranger = printed.partition("/service-3")[2]
-    assert "nobody is accused. 5 copies tested" in stranger
-    assert "stopped as nothing is left to ask, after 64 images" in stranger
+    independent = printed.partition("/service-3")[2]
+    assert "nobody is accused. 5 copies tested" in independent
+    assert "stopped at the last image, after 64 images" in independent
     kept = [float(share) for share in re.findall(r": accuracy [\d.]+%, ([\d.]+)% of the base's labels", printed)]
     assert len(kept) == 5
     assert min(kept) >= 95
-    assert printed.count("the file works out: answers of http://127.0.0.1:") == 2
-    assert printed.count("the proof holds for what was published") == 2
+    assert printed.count("the proof is consistent: responses of http://127.0.0.1:") == 2
+    assert printed.count("the proof holds for the published commitments") == 2
     for name in ("alice", "bob"):
         (proven,) = check_proof(out / f"{name}.proof.json")
         assert proven.holds

@@ -29,6 +29,7 @@ def is_a_picture(path: Path) -> bool:
     return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+@pytest.mark.integration
 def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
     from examples import quickstart
 
@@ -40,14 +41,14 @@ def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     out, err = run_here("demo", tmp_path, "--out", tmp_path / "demo", "--steps", 8)
 
-    said = " ".join(out.split())
-    assert said.count("ACCUSED") == 5
-    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 5 copies tested", said)
-    assert re.search(r"accused: the copy made for bob \([^)]*\)\. 5 copies tested", said)
-    assert all(name in said.partition("the average of")[2] for name in ("carol", "dave", "erin"))
-    assert said.count("nobody is accused") == 1
+    printed = " ".join(out.split())
+    assert printed.count("ACCUSED") == 5
+    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 5 copies tested", printed)
+    assert re.search(r"accused: the copy made for bob \([^)]*\)\. 5 copies tested", printed)
+    assert all(name in printed.partition("the average of")[2] for name in ("carol", "dave", "erin"))
+    assert printed.count("nobody is accused") == 1
     assert err.count("do not publish them") == 4
-    assert "certified coalition: " in said
+    assert "certified coalition: " in printed
     assert is_a_picture(tmp_path / "demo" / "scores.png")
     assert sorted(path.name for path in (tmp_path / "demo" / "copies").iterdir()) == [
         "alice",

@@ -85,9 +85,9 @@ def test_one_seed_has_no_interval():
 def test_the_report_says_whether_the_accuracy_holds(marked, within):
     table = rows([0.9] * 3, marked)
 
-    said = reproduction_report.verdicts({("cnn", "scratch"): table})
+    printed = reproduction_report.verdicts({("cnn", "scratch"): table})
 
-    assert ("accuracy, cnn, scratch, spread: within" in said) is within
+    assert ("accuracy, cnn, scratch, spread: within" in printed) is within
 
 
 def test_the_report_names_the_rows_in_which_spread_is_worse_and_all_innocents():
@@ -95,11 +95,11 @@ def test_the_report_names_the_rows_in_which_spread_is_worse_and_all_innocents():
     table += [row("spread", attack="pruned", level=0.8, caught=0, innocents=2)]
     table += [row("deepmarks, 0.85 and AND", attack="pruned", level=0.8, innocents=1)]
 
-    said = reproduction_report.verdicts({("cnn", "scratch"): table})
+    printed = reproduction_report.verdicts({("cnn", "scratch"): table})
 
-    assert "fewer than `deepmarks`: cnn, scratch, pruned to 80%" in said
-    assert "1 by deepmarks, 0.85 and AND" in said
-    assert "2 by spread" in said
+    assert "fewer than `deepmarks`: cnn, scratch, pruned to 80%" in printed
+    assert "1 by deepmarks, 0.85 and AND" in printed
+    assert "2 by spread" in printed
     better = reproduction_report.verdicts({("cnn", "scratch"): rows([0.9], [0.9])})
     assert "fewer than `deepmarks`: none" in better
 
@@ -109,10 +109,10 @@ def test_the_report_names_wrong_bits_and_missed_colluders_of_the_papers_scheme()
     averaged = {"caught": 2, "colluders": 3}
     table += [row("deepmarks, 0.85 and AND", attack="averaged", level=3, **averaged), row("spread", attack="averaged")]
 
-    said = reproduction_report.verdicts({("cnn", "scratch"): table})
+    printed = reproduction_report.verdicts({("cnn", "scratch"): table})
 
-    assert "as trained: cnn, scratch, seed 0: 3\n" in said
-    assert "misses a colluder: cnn, scratch, 3 copies\n" in said
+    assert "as trained: cnn, scratch, seed 0: 3\n" in printed
+    assert "misses a colluder: cnn, scratch, 3 copies\n" in printed
     better = reproduction_report.verdicts({("cnn", "scratch"): rows([0.9], [0.9])})
     assert "as trained: none" in better
     assert "misses a colluder: none" in better

@@ -1,8 +1,8 @@
-"""Each kind of hostile folder through every way into this package that builds or loads a model, in one process.
+"""Runs each kind of hostile folder through every entry point that builds or loads a model, in one process.
 
-    python -O tests/helpers/hostile_entry_points.py SCRATCH [KIND ...]
+    python -O -m tests.helpers.hostile_entry_points SCRATCH [KIND ...]
 
-Prints one JSON object: for each kind and way in, what was seen that no folder may make happen, and how it ended.
+Prints one JSON object: for each kind and entry point, the violations and the result.
 """
 
 import json
@@ -40,8 +40,8 @@ FITTING = ("--count", 2, "--decoys", 0, "--steps", 1)
 
 
 class HostileFixture:
-    """What every kind is tried on: a registered base of each form with trigger images, a copy of it, a suspect whose
-    channels are in no order, images, and a Hub."""
+    """The files that every kind runs on: a registered base of each form with a trigger set, a copy, a suspect with
+    permuted channels, images, and a Hub."""
 
     def __init__(self, root: Path, hub: LoopbackHub, forms: set[str]):
         self.root, self.hub = root, hub
@@ -59,12 +59,12 @@ class HostileFixture:
             suspect = root / f"suspect-{form}"
             suspect.mkdir()
             state = load_file(copy / "model.safetensors")
-            moved = {n: t.roll(3, 0).contiguous() if t.ndim == 2 else t for n, t in state.items()}
-            save_file(moved, suspect / "model.safetensors")
+            permuted = {n: t.roll(3, 0).contiguous() if t.ndim == 2 else t for n, t in state.items()}
+            save_file(permuted, suspect / "model.safetensors")
             hub.add(f"org/suspect-{form}", suspect)
 
     def run(self, *arguments: object) -> str:
-        """How a command line ends: its exit code, and the error that it told."""
+        """Runs a command, and returns its exit code and error."""
         out, err = StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
@@ -73,14 +73,14 @@ class HostileFixture:
 
 
 def save_model(folder: Path, form: str) -> Path:
-    """A small model of a library."""
+    """Saves a small model of timm or transformers."""
     if form == "timm":
         return save_timm(folder, img_size=32, num_classes=4)
     return save_vit(folder, num_labels=4, num_hidden_layers=2)
 
 
 def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
-    """Every way, given the hostile folder; those that come later may build on what came before."""
+    """Returns every entry point for a hostile folder; later ones may use the results of earlier ones."""
     run, vault, vault_path = ground.run, scratch / "vault", ground.root / f"vault-{form}"
     base, copy, suspect = ground.root / f"base-{form}", scratch / "copy", ground.root / f"suspect-{form}"
     new_vault(vault)
@@ -108,7 +108,7 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
             "issue", folder, "--vault", vault, "--recipient", "eve", "--push-to", f"org/{scratch.name}", *QUICK
         ),
         "push": lambda: run("push", copy, f"org/{scratch.name}-copy", "--vault", vault_path),
-        "questions": lambda: run("triggers", folder, "--vault", vault, *FITTING, "--images", ground.images),
+        "triggers": lambda: run("triggers", folder, "--vault", vault, *FITTING, "--images", ground.images),
         "query": lambda: run("query", f"pipeline:{folder}", "--vault", vault_path, "--labels", ground.labels, *BUDGET),
         "evaluate": evaluate_folder,
         "trace": lambda: run("trace", suspect, "--vault", vault_path),
@@ -119,12 +119,12 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
         "verify": lambda: run("verify", suspect, "--vault", vault_path, "--recipient", "alice"),
         "watch": lambda: run("watch", f"org/suspect-{form}", "--vault", vault_path),
         "Fingerprint": training,
-        "bind_answers": embed_labels,
+        "embed_trigger_labels": embed_labels,
     }
 
 
 def try_kind(ground: HostileFixture, watch: Watch, name: str, number: int) -> dict[str, Any]:
-    """A kind through every way in: the base's folder and a copy's are made hostile too, their weights kept."""
+    """Runs a kind through every entry point. The folders of base and copy become hostile too, with their weights."""
     kind, scratch = KINDS[name], ground.root / f"kind-{number}"
     scratch.mkdir()
     folder = write_hostile_folder(kind, ground.models[kind.form], scratch / "model")
@@ -153,7 +153,7 @@ def try_kind(ground: HostileFixture, watch: Watch, name: str, number: int) -> di
 
 
 def run_all_kinds(root: Path, names: list[str]) -> dict[str, Any]:
-    """All of them."""
+    """Runs all kinds."""
     tempfile.tempdir = str(root)
     patches = pytest.MonkeyPatch()
     with (

@@ -1,4 +1,4 @@
-"""Model folders of an attacker, and a watch over what this process does with them.
+"""Model folders of an attacker, and a watch for violations by this process.
 
 Each folder holds real weights and says more than a model's folder should: where to fetch others, what to unpickle,
 which code to import, how much memory to take. `PAYLOAD` is a pickle that runs a command; `MODULES` are Python files
@@ -21,7 +21,7 @@ PAYLOAD, MARKER = "payload.pth", "it ran"
 MODULES = (
     "modeling_evil.py", "configuration_evil.py", "processing_evil.py", "custom_generate/generate.py", "__init__.py"
 )  # fmt: skip
-ADDRESS = "http://127.0.0.1:9/evil/x/resolve/main/model.pth"  # nobody listens there
+ADDRESS = "http://127.0.0.1:9/evil/x/resolve/main/model.pth"  # no server
 _COMMANDS = frozenset(["subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"])
 _MAPS = {
     "AutoConfig": "configuration_evil.Evil",
@@ -154,7 +154,7 @@ KINDS = {
 
 
 def write_hostile_folder(kind: Kind, model: Path, folder: Path) -> Path:
-    """Makes the folder of a kind from that of a model of its form."""
+    """Makes the folder of a kind from a model's folder, and returns it."""
     shutil.copytree(model, folder)
     plant(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -168,7 +168,7 @@ def write_hostile_folder(kind: Kind, model: Path, folder: Path) -> Path:
 
 
 def plant(folder: Path) -> None:
-    """Puts the payload and the modules into a folder."""
+    """Writes the payload and the modules into a folder."""
     marker = folder / MARKER
     (folder / "inner").mkdir()
     for place in (folder, folder / "inner"):
@@ -215,7 +215,7 @@ class Watch:
 
     @contextmanager
     def over(self, hostile: Path) -> Iterator[list[str]]:
-        """What was seen while a hostile folder is used."""
+        """Yields the list of violations while a hostile folder is used."""
         self._hostile, self.seen = str(hostile), []
         try:
             yield self.seen

@@ -236,7 +236,7 @@ def _kinds() -> dict[str, Kind]:
         ),
         "issuers: escapes for a name": Kind(_set_value("issuers", "name", ESCAPES), "issuers"),
         "issuers: a number for a key": Kind(_set_value("issuers", "public_key", 7), "issuers"),
-        "questions: of another base's seal": Kind(_set_value("questions", "content", b"what?"), "questions"),
+        "trigger set: of another base's seal": Kind(_set_value("questions", "content", b"what?"), "questions"),
         "bound: of a copy that is not there": Kind(_set_value("bound", "copy_id", "f" * 16), "bound"),
         "bases: gone": Kind(_run_sql("DELETE FROM bases WHERE base_id = '{other}'"), "copies"),
         "bases: with an id that is a path": Kind(_set_value("bases", "base_id", PATHS[0]), "bases"),

@@ -30,7 +30,7 @@ STRENGTH, RATE = 0.02, 0.02  # a step takes a fifth of the way to R's minimum: s
 
 
 def register_base(folder: Path, vault: Vault) -> None:
-    """Registers a base and begins the recipient's copy, so that every training goes on with one codeword."""
+    """Registers a base and begins the recipient's copy, so that every training uses one codeword."""
     with open_checkpoint(folder) as checkpoint:
         begin_training(vault, register(checkpoint, vault, SETTINGS), RECIPIENT)
 
@@ -78,7 +78,7 @@ class ReferenceTerm:
 
 
 def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labelled noise, another for each process and micro-batch."""
+    """Returns labeled noise, another for each process and micro-batch."""
     generator = torch.Generator().manual_seed(100 * step + rank)
     return torch.randn(2, 3, 32, 32, generator=generator), torch.randint(0, 10, (2,), generator=generator)
 

@@ -1,4 +1,4 @@
-"""Runs examples and scripts of the tests as a user does, in processes of their own, or quicker in this one."""
+"""Runs examples and test scripts in separate processes, as a user does, or faster in this process."""
 
 import os
 import sys
@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def module(name: str, *arguments: object) -> list[str]:
-    """The command that runs a module, for instance `examples.demo`; see [`environment`]."""
+    """Returns the command that runs a module, for instance `examples.demo`; see [`environment`]."""
     return [sys.executable, "-m", name, *map(str, arguments)]
 
 
 def run_here(example: str, folder: Path, *arguments: object) -> tuple[str, str]:
-    """Runs an example in this process, which has imported what it needs, from a folder.
+    """Runs an example in this process, which has imported its dependencies, from a folder.
 
     Returns:
         what it printed on stdout and on stderr.
@@ -33,6 +33,6 @@ def run_here(example: str, folder: Path, *arguments: object) -> tuple[str, str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The variables of a process that finds `examples` and `tests` from any folder, on one core, offline."""
+    """Returns the environment of a process that finds `examples` and `tests` from any folder, on one core, offline."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more

@@ -1,4 +1,4 @@
-"""Passphrase-locked age files that open at once, written out by hand from the format's specification.
+"""Passphrase-protected age files that open fast, built by hand from the format's specification.
 
 age makes a passphrase slow on purpose, a second or more each time. The file says how slow, so one that says "hardly at
 all" opens in a millisecond with the real library. Never for anything but tests.
@@ -18,7 +18,7 @@ _LOG_WORK = 2
 
 
 def lock_quickly(identity: str, passphrase: str) -> bytes:
-    """What `encrypt_identity` returns, but quick to open.
+    """Returns the same as `encrypt_identity`, but fast to open.
 
     Args:
         identity (`str`): the identity in age's spelling.

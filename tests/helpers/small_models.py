@@ -1,4 +1,4 @@
-"""Models small enough for a test, and vaults whose passphrase costs nothing to check."""
+"""Small models, and vaults whose passphrase is fast to check."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -15,30 +15,32 @@ from tests.helpers.quick_age import lock_quickly
 
 PASSPHRASE = "correct horse battery staple"
 SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4)
-PLAIN_SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)  # for what no library builds
+PLAIN_SETTINGS = FingerprintConfig(
+    coalition=3, expected_recipients=4, amplitude=0.003
+)  # for models that no library builds
 
 
 def new_vault(folder: Path, passphrase: str = PASSPHRASE) -> Vault:
-    """A vault like any other, but that its identity opens in no time."""
+    """Makes a vault whose identity opens fast."""
     with patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly):
         return Vault.create(folder, passphrase)
 
 
 def unlocked_vault(folder: Path) -> Vault:
-    """The same, open for tracing."""
+    """Makes an unlocked vault whose identity opens fast."""
     vault = new_vault(folder)
     vault.unlock(PASSPHRASE)
     return vault
 
 
 def vault_bytes(vault: Vault) -> bytes:
-    """The bytes of all the vault's files, the database's journals too."""
+    """Returns the bytes of all files of the vault, including the database's journals."""
     return b"".join(path.read_bytes() for path in sorted(vault.folder.rglob("*")) if path.is_file())
 
 
 def plain_arrays(seed: int = 0, blocks: int = 4) -> dict[str, np.ndarray]:
-    """A made-up transformer that no library builds: blocks of equal shapes, and tensors of every kind that isn't
-    marked."""
+    """Returns the weights of a transformer that no library builds, with equal blocks and tensors of every unmarked
+    kind."""
     rng = np.random.default_rng(seed)
 
     def weights(*shape: int) -> np.ndarray:
@@ -68,7 +70,7 @@ PLAIN_CARRIERS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.
 
 
 def save_plain(folder: Path, arrays: dict[str, np.ndarray] | None = None, **others: str) -> Path:
-    """A model folder: its weights, and other files with these names and texts (`__` for `/`, `_` for `.`)."""
+    """Saves a model folder: weights, and other files with these names and texts (`__` for `/`, `_` for `.`)."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(plain_arrays() if arrays is None else arrays, folder / "model.safetensors", {"format": "pt"})
     for name, text in others.items():
@@ -79,7 +81,7 @@ def save_plain(folder: Path, arrays: dict[str, np.ndarray] | None = None, **othe
 
 
 def save_timm(folder: Path, architecture: str = "test_vit", seed: int = 0, **arguments: object) -> Path:
-    """One of timm's test architectures, random weights, as a folder that timm and transformers load."""
+    """Saves a small timm architecture with random weights, as a folder that timm and transformers load."""
     import timm
     import torch
     from timm.models import save_for_hf
@@ -91,7 +93,7 @@ def save_timm(folder: Path, architecture: str = "test_vit", seed: int = 0, **arg
 
 
 def save_vit(folder: Path, seed: int = 0, **arguments: object) -> Path:
-    """A small ViT of transformers, random weights, as a folder."""
+    """Saves a small transformers ViT with random weights."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -103,16 +105,16 @@ def save_vit(folder: Path, seed: int = 0, **arguments: object) -> Path:
 
 
 def build(folder: Path) -> BuiltModel:
-    """The model of a folder, ready to run."""
+    """Returns the model in a folder, built."""
     with open_checkpoint(folder) as opened:
         return build_model(opened)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """All files under a folder, with their bytes."""
+    """Returns all files under a folder, with their bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def names_in(folder: Path) -> list[str]:
-    """What is in a folder."""
+    """Returns the names in a folder."""
     return sorted(path.name for path in folder.iterdir())

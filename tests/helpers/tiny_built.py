@@ -1,4 +1,4 @@
-"""A classifier of two layers, built by hand as `build_model` gives one."""
+"""A classifier of two layers, built by hand in the form that `build_model` returns."""
 
 import torch
 from timm.data import create_transform
@@ -10,7 +10,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 
 
 class Tiny(torch.nn.Module):
-    """Convolution, pooling, head; `after` is what is done to the logits."""
+    """Returns convolution, pooling and head; `after` is applied to the logits."""
 
     def __init__(self, width: int = 48, classes: int = 5, after: torch.nn.Module | None = None, conv: bool = False):
         super().__init__()

@@ -76,7 +76,7 @@ def register_base(folder: Path, vault: Vault) -> Path:
 
 
 def images(count: int = 16, side: int = 32) -> list[dict[str, Any]]:
-    """Labelled noise, the same each time."""
+    """Returns labeled noise, the same each time."""
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randn(count, 3, side, side, generator=generator)
     return [{"pixel_values": pixels[i], "labels": i % 10} for i in range(count)]

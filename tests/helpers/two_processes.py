@@ -1,4 +1,4 @@
-"""The same script in two processes that begin at once."""
+"""Runs a script in two processes that start at the same time."""
 
 import subprocess
 import sys

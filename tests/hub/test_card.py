@@ -64,7 +64,7 @@ def test_what_the_base_says_of_itself_is_kept_and_the_base_is_named(tmp_path):
     assert "What a photograph shows." in card.text
 
 
-def test_a_base_that_is_a_variant_itself_keeps_its_own_base_unless_told(tmp_path):
+def test_a_base_that_is_a_variant_keeps_its_base_by_default(tmp_path):
     folder = folder_with(tmp_path, VIT, "---\nbase_model: google/vit\n---\n# A\n")
 
     assert make_card(folder, "org/a-7", WEIGHTS, CONTENT).data.base_model == "google/vit"
@@ -82,7 +82,7 @@ def test_names_of_files_and_bases_stay_within_their_line(tmp_path):
     assert not set("\x1b\u202e") & set(str(card)) and "\n# Big" not in card.text
 
 
-def test_the_fingerprint_is_told_of_only_if_disclosed(tmp_path):
+def test_the_fingerprint_is_named_only_if_disclosed(tmp_path):
     folder = folder_with(tmp_path, TIMM)
 
     silent = str(make_card(folder, "org/x", WEIGHTS, CONTENT))
@@ -94,7 +94,7 @@ def test_the_fingerprint_is_told_of_only_if_disclosed(tmp_path):
 
 
 @pytest.mark.parametrize("config", [TIMM, VIT], ids=["timm", "transformers"])
-def test_the_holder_is_told_how_to_load_it_and_what_to_compare(tmp_path, config):
+def test_the_card_says_how_to_load_the_copy_and_what_to_compare(tmp_path, config):
     card = str(make_card(folder_with(tmp_path, config), "org/x", WEIGHTS, CONTENT))
 
     assert ('create_model("hf-hub:org/x"' in card) is (config is TIMM)
@@ -153,5 +153,5 @@ def example(folder: Path, disclosed: bool) -> str:
 if __name__ == "__main__":
     import tempfile
 
-    for told in (False, True):
-        (EXAMPLES / example_name(told)).write_text(example(Path(tempfile.mkdtemp()), told))
+    for disclosed in (False, True):
+        (EXAMPLES / example_name(disclosed)).write_text(example(Path(tempfile.mkdtemp()), disclosed))

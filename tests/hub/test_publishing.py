@@ -146,28 +146,28 @@ class TestWhatLiesAround:
 
     def test_is_not_pushed_when_a_copy_is_issued_to_a_repo(self, hub, mine, tmp_path):
         model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
-        told = write_unsafe_files(model)
+        left_out = write_unsafe_files(model)
 
         done = publish(mine, model=model)
 
         self.check(hub, done.repo, ["README.md", "config.json", "model.safetensors"])
-        assert dict(done.left_out) == told
+        assert dict(done.left_out) == left_out
         assert {"name": ".env", "reason": "a secret"} in done.to_dict()["left_out"]
 
     def test_is_not_pushed_with_a_folder(self, hub, mine, tmp_path):
         with Issuer(mine.model, mine.vault) as issuer:
             copy = issuer.issue("alice", tmp_path / "copy")
-        told = write_unsafe_files(copy.path)
+        left_out = write_unsafe_files(copy.path)
         (copy.path / "config.json").write_text('{"_name_or_path": "/home/ada/x", "auto_map": {"A": "own.A"}}')
 
         done = Publisher(mine.vault).push(copy.path, "org/late")
 
         self.check(hub, "org/late", ["README.md", "config.json", "model.safetensors"])
-        assert dict(done.left_out) == told
+        assert dict(done.left_out) == left_out
         assert hub.repos["org/late"].history()[0].files["config.json"] == b"{}\n"
         assert accused(mine, "org/late") == ["alice"]
 
-    def test_code_is_pushed_with_a_folder_if_it_is_asked_for(self, hub, mine, tmp_path):
+    def test_code_is_pushed_with_a_folder_by_include_code(self, hub, mine, tmp_path):
         with Issuer(mine.model, mine.vault) as issuer:
             copy = issuer.issue("alice", tmp_path / "copy")
         (copy.path / "own.py").write_text("class Own: ...")
@@ -197,7 +197,7 @@ class TestWhatLiesAround:
         assert bytes_of(copy.path) == before
         assert not list(mine.work.rglob("*.safetensors"))
 
-    def test_beside_a_file_is_not_pushed_with_it(self, hub, mine, tmp_path):
+    def test_other_files_in_the_folder_are_not_pushed(self, hub, mine, tmp_path):
         with Issuer(mine.model, mine.vault) as issuer:
             copy = issuer.issue("alice", tmp_path / "copy")
         (copy.path / "README.md").write_bytes(CANARY)
@@ -215,7 +215,7 @@ class TestWhatLiesAround:
 
 
 class TestTheRepo:
-    def test_public_only_if_asked(self, hub, mine):
+    def test_public_only_if_requested(self, hub, mine):
         publish(mine, publish_config=PublishConfig(private=False))
 
         assert not hub.repos["org/plain-alice"].private
@@ -238,7 +238,7 @@ class TestTheRepo:
         assert not records(mine)
 
     def test_that_holds_something_else_is_left_alone(self, hub, mine):
-        hub.add("org/plain-alice", {"model.safetensors": b"somebody's"}, private=True)
+        hub.add("org/plain-alice", {"model.safetensors": b"another file"}, private=True)
 
         said = refused(lambda: publish(mine), error=HubError)
 
@@ -312,7 +312,7 @@ PASSING = {
     "busy": [Fault(match=COMMIT, status=429, headers={"Retry-After": "0"}, times=2)],
     "out of order": [Fault(match=r"POST /api/repos/create", status=503, times=1)],
     "the commit's answer is lost": [Fault(match=COMMIT, kind="cut after", times=1)],
-    "the commit is done and an error is told": [Fault(match=COMMIT, kind="status after", status=500, times=1)],
+    "the commit is done and an error is reported": [Fault(match=COMMIT, kind="status after", status=500, times=1)],
     "the repo's answer is lost": [Fault(match=r"POST /api/repos/create", kind="cut after", times=1)],
     "cut before the commit": [Fault(match=COMMIT, kind="cut before", times=1)],
 }
@@ -359,7 +359,7 @@ def test_what_lasts_is_one_sentence_and_the_same_call_goes_on_from_there(hub, mi
     assert [found.revision for found in publications(mine.vault)] == [done.revision]
 
 
-def test_somebody_elses_commit_in_between_is_not_overwritten(hub, mine, monkeypatch):
+def test_a_concurrent_commit_is_not_overwritten(hub, mine, monkeypatch):
     commit = HfApi.create_commit
 
     def late(self, repo_id, *arguments, **named):
@@ -550,15 +550,15 @@ NAME = "Ariadne-of-Naxos"
     [None, Fault(match=COMMIT, status=401, times=9), Fault(match=COMMIT, kind="cut after", times=1)],
     ids=["as it should", "refused at the commit", "answer lost"],
 )
-def test_nothing_secret_is_sent_left_on_the_disk_logged_or_told(hub, mine, tmp_path, monkeypatch, caplog, fault):
+def test_nothing_secret_is_sent_left_on_the_disk_logged_or_raised(hub, mine, tmp_path, monkeypatch, caplog, fault):
     caplog.set_level("DEBUG")
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     hub.faults += [] if fault is None else [fault]
-    told = ""
+    raised = ""
     try:
         publish(mine, NAME, "org/variant-7", PublishConfig(disclose=True))
     except HubError as error:
-        told = "".join(traceback.format_exception(error))
+        raised = "".join(traceback.format_exception(error))
     hub.faults.clear()
     (base,), (copy,) = mine.vault.bases(), mine.vault.copies()
     mine.vault.unlock(PASSPHRASE)
@@ -572,8 +572,8 @@ def test_nothing_secret_is_sent_left_on_the_disk_logged_or_told(hub, mine, tmp_p
     sent = [path.encode() + json.dumps(dict(headers)).encode() + body for _, path, headers, body in hub.received]
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "vault" not in path.parts]
     names = [str(path.relative_to(tmp_path)).encode() for path in tmp_path.rglob("*")]
-    for content in (*sent, *left, *names, told.encode(), caplog.text.encode()):
+    for content in (*sent, *left, *names, raised.encode(), caplog.text.encode()):
         assert find_secrets(content, secrets) == []
     if fault is None:
-        promise = mine.vault.copies()[0].commitment
-        assert promise.encode() in hub.repos["org/variant-7"].history()[0].files["README.md"]
+        commitment = mine.vault.copies()[0].commitment
+        assert commitment.encode() in hub.repos["org/variant-7"].history()[0].files["README.md"]

@@ -46,7 +46,7 @@ def hub(tmp_path, monkeypatch):
         server.account("stranger", token="hf_stranger")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         wait = hub_client._delay
-        monkeypatch.setattr(hub_client, "_delay", lambda *told: None if wait(*told) is None else 0.0)
+        monkeypatch.setattr(hub_client, "_delay", lambda *arguments: None if wait(*arguments) is None else 0.0)
         yield server
 
 
@@ -138,7 +138,7 @@ class TestPushing:
         assert len(set(vault.copy_keys(vault.copies()))) == 4
 
     @pytest.mark.parametrize("rounds", [1, 3])
-    def test_a_push_by_somebody_else_at_the_same_moment_is_merged(self, hub, vault, ci, tmp_path, monkeypatch, rounds):
+    def test_a_concurrent_push_is_merged(self, hub, vault, ci, tmp_path, monkeypatch, rounds):
         push_vault(vault, REPO)
         runner, _ = pull_vault(REPO, tmp_path / "runner", ci)
         written(vault, "mine")
@@ -354,7 +354,7 @@ class TestPulling:
         assert take_snapshot(found) == take_snapshot(vault)
         refusal(found.copy_key, found.copies()[0], error=PassphraseError)
 
-    def test_restores_the_holder_of_the_identitys_vault(self, hub, vault, tmp_path):
+    def test_restores_the_vault_of_the_identity(self, hub, vault, tmp_path):
         push_vault(vault, REPO)
         (tmp_path / "restored").mkdir()
         shutil.copy(vault.folder / "identity.age", tmp_path / "restored")
@@ -426,7 +426,7 @@ class TestPulling:
         self, hub, vault, ci, tmp_path, monkeypatch
     ):
         push_vault(vault, REPO)
-        monkeypatch.setattr(module, "merge", lambda *told: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(module, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pull_vault(REPO, tmp_path / "runner", ci)
         monkeypatch.undo()
@@ -470,7 +470,7 @@ class TestAfterARotation:
         assert len(found.copy_keys(found.copies())) == 3
         assert not push_vault(rotated.vault, REPO).new
 
-    def test_an_issuer_of_before_is_told(self, hub, rotated, ci):
+    def test_an_issuer_from_before_the_rotation_gets_an_error(self, hub, rotated, ci):
         push_vault(rotated.vault, REPO, rotated.old)
 
         assert "identity" in refusal(push_vault, rotated.runner, REPO, ci)
@@ -588,9 +588,9 @@ class TestSecrets:
         secrets += [row.sealed[60:] for row in vault.copies()]
         looked_for = [part for secret in secrets for part in self.spellings(secret)]
         sent = []
-        for asked in hub.received:
-            sent += [asked.path.encode(), json.dumps(asked.headers).encode(), asked.body]
-            for line in asked.body.splitlines() if "/commit/" in asked.path else []:
+        for request in hub.received:
+            sent += [request.path.encode(), json.dumps(request.headers).encode(), request.body]
+            for line in request.body.splitlines() if "/commit/" in request.path else []:
                 sent.append(base64.b64decode(json.loads(line)["value"].get("content", "")))
         kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
         assert [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()] == []
@@ -608,7 +608,7 @@ class TestSecrets:
         for hidden in (b"x" + secret, secret.hex().encode(), *(base64.b64encode(b"." * n + secret) for n in range(7))):
             assert any(part in hidden for part in self.spellings(secret)), hidden
 
-    def test_nothing_is_left_beside_the_vault(self, hub, vault, ci, tmp_path):
+    def test_nothing_is_left_next_to_the_vault(self, hub, vault, ci, tmp_path):
         before = set(names_in(vault.folder))
         push_vault(vault, REPO)
         push_vault(vault, REPO)

@@ -23,30 +23,30 @@ def shown(hub, mine, tmp_path):
     with Issuer(mine.model, mine.vault) as issuer:
         copy = issuer.issue("alice", tmp_path / "alice")
         Publisher(mine.vault, work=mine.work).issue(issuer, Assignment("bob", "org/variant"))
-    hub.add("thief/leak", bytes_of(copy.path))
-    hub.add("thief/innocent", bytes_of(save_plain(tmp_path / "innocent", plain_arrays(seed=9))))
-    hub.add("thief/gated", bytes_of(copy.path), gated=True)
+    hub.add("attacker/leak", bytes_of(copy.path))
+    hub.add("attacker/innocent", bytes_of(save_plain(tmp_path / "innocent", plain_arrays(seed=9))))
+    hub.add("attacker/gated", bytes_of(copy.path), gated=True)
     mine.vault.unlock(PASSPHRASE)
     return mine
 
 
 def test_an_authors_models_are_looked_at_and_one_that_is_closed_does_not_end_it(hub, shown):
-    found = {one.model: one for one in watch(["thief"], shown.vault)}
+    found = {one.model: one for one in watch(["attacker"], shown.vault)}
 
-    assert set(found) == {"thief/leak", "thief/innocent", "thief/gated"}
-    assert found["thief/leak"].accused == ("alice",)
-    assert [(a.recipient, a.state) for a in found["thief/leak"].accusations] == [("alice", "written")]
-    assert found["thief/leak"].revision == hub.repos["thief/leak"].refs["main"]
-    assert found["thief/leak"].log10_false_accusation < -6
-    assert found["thief/leak"].modified is not None
-    assert found["thief/innocent"].accused == ()
-    assert "ask for access" in found["thief/gated"].error
+    assert set(found) == {"attacker/leak", "attacker/innocent", "attacker/gated"}
+    assert found["attacker/leak"].accused == ("alice",)
+    assert [(a.recipient, a.state) for a in found["attacker/leak"].accusations] == [("alice", "written")]
+    assert found["attacker/leak"].revision == hub.repos["attacker/leak"].refs["main"]
+    assert found["attacker/leak"].log10_false_accusation < -6
+    assert found["attacker/leak"].modified is not None
+    assert found["attacker/innocent"].accused == ()
+    assert "ask for access" in found["attacker/gated"].error
 
 
 def test_nothing_is_looked_at_twice(hub, shown):
-    names = ["thief/leak", "org", "thief/leak", "org/variant"]
+    names = ["attacker/leak", "org", "attacker/leak", "org/variant"]
 
-    assert [one.model for one in watch(names, shown.vault)] == ["thief/leak", "org/variant"]
+    assert [one.model for one in watch(names, shown.vault)] == ["attacker/leak", "org/variant"]
 
 
 def test_a_variant_on_record_is_traced_and_said_to_be_what_it_is(hub, shown):
@@ -60,14 +60,14 @@ def test_a_variant_on_record_is_traced_and_said_to_be_what_it_is(hub, shown):
     assert "the repo is public" in found.note
 
 
-@pytest.mark.parametrize("name", ["thief/leak", "hf-hub:thief/leak", "Thief/Leak"])
+@pytest.mark.parametrize("name", ["attacker/leak", "hf-hub:attacker/leak", "Attacker/Leak"])
 def test_a_publication_hides_no_leak_of_another_copy(hub, shown, name):
     """A colleague adds a record that bob's copy is published where alice's leaked."""
     bob = next(copy for copy in shown.vault.copies() if copy.recipient == "bob")
     with shown.vault.connect() as connection:
         connection.execute("UPDATE publications SET repo = ? WHERE copy_id = ?", (name[-10:], bob.copy_id))
 
-    (found,) = watch(["thief/leak"], shown.vault)
+    (found,) = watch(["attacker/leak"], shown.vault)
 
     assert (found.accused, found.variant_of, found.expected) == (("alice",), ("bob",), False)
     assert "records this repo as the variant of bob" in found.note
@@ -89,17 +89,17 @@ def test_what_did_not_change_since_is_passed_over_unread(hub, shown):
     before = len(hub.calls)
     later = datetime.now(UTC) + timedelta(days=1)
 
-    assert list(watch(["thief", "thief/leak"], shown.vault, later)) == []
+    assert list(watch(["attacker", "attacker/leak"], shown.vault, later)) == []
     assert not any("resolve" in call.path for call in hub.calls[before:])
-    assert len(list(watch(["thief"], shown.vault, later - timedelta(days=2)))) == 3
+    assert len(list(watch(["attacker"], shown.vault, later - timedelta(days=2)))) == 3
 
 
 def test_each_sighting_says_how_the_look_ended(hub, shown):
-    found = {one.model: one.outcome for one in watch(["thief"], shown.vault)}
+    found = {one.model: one.outcome for one in watch(["attacker"], shown.vault)}
 
-    assert found["thief/leak"] == "accused"
-    assert found["thief/innocent"] in ("nobody", "not comparable")
-    assert found["thief/gated"] is None
+    assert found["attacker/leak"] == "accused"
+    assert found["attacker/innocent"] in ("nobody", "not comparable")
+    assert found["attacker/gated"] is None
 
 
 def watch_result(outcome: str | None) -> WatchResult:
@@ -134,20 +134,20 @@ def test_an_author_without_models_is_one_sentence_and_not_nobody(hub, shown, tmp
         assert author in refused(lambda author=author: list(watch([author], shown.vault)), error=HubError)
         assert main(["watch", author, *common]) == 2
     capfd.readouterr()
-    assert main(["watch", "thief", "--since", "2099-01-01", *common]) == 1
-    assert "Nothing was looked at" in capfd.readouterr().err
+    assert main(["watch", "attacker", "--since", "2099-01-01", *common]) == 1
+    assert "No model was traced" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("max_bytes", [0, 100, 1000])
 def test_no_more_of_a_model_is_fetched_than_the_limit(hub, shown, max_bytes):
-    (found,) = watch(["thief/leak"], shown.vault, max_bytes=max_bytes)
+    (found,) = watch(["attacker/leak"], shown.vault, max_bytes=max_bytes)
 
     assert hub.bytes_sent <= max_bytes
     assert found.accused == ()
     assert found.error or found.outcome == "not readable"
 
 
-def test_unlike_models_are_told_apart_by_their_headers(hub, shown, tmp_path, monkeypatch):
+def test_different_models_are_distinguished_by_their_headers(hub, shown, tmp_path, monkeypatch):
     wholes = []
 
     def send_part(self, data, headers, ranges):
@@ -197,7 +197,7 @@ def unlike(folder: Path, sharded: bool) -> dict[str, bytes | Blob]:
 def test_an_author_who_cannot_be_listed_is_one_sentence(hub, shown):
     hub.faults.append(Fault(match=r"GET /api/models\?", status=401))
 
-    assert "log in again" in refused(lambda: list(watch(["thief"], shown.vault)), error=HubError)
+    assert "log in again" in refused(lambda: list(watch(["attacker"], shown.vault)), error=HubError)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_the_command_prints_a_line_for_each(hub, shown, tmp_path, capfd):
     common = ["--vault", str(shown.vault.folder), "--passphrase-file", str(tmp_path / "passphrase")]
     capfd.readouterr()
 
-    assert main(["watch", "thief", *common]) == 0
+    assert main(["watch", "attacker", *common]) == 0
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert sorted(line["model"] for line in lines) == ["thief/gated", "thief/innocent", "thief/leak"]
-    assert main(["watch", "thief/innocent", *common]) == 1
-    assert main(["watch", "thief", "--since", "soon", *common]) == 2
-    assert main(["watch", "thief", "--max-mb", "inf", *common]) == 2
+    assert sorted(line["model"] for line in lines) == ["attacker/gated", "attacker/innocent", "attacker/leak"]
+    assert main(["watch", "attacker/innocent", *common]) == 1
+    assert main(["watch", "attacker", "--since", "soon", *common]) == 2
+    assert main(["watch", "attacker", "--max-mb", "inf", *common]) == 2
     assert "is not a finite number of MB" in capfd.readouterr().err
-    assert main(["watch", "thief/gated", *common]) == 2
-    assert main(["watch", "thief/innocent", "thief/gated", *common]) == 3
+    assert main(["watch", "attacker/gated", *common]) == 2
+    assert main(["watch", "attacker/innocent", "attacker/gated", *common]) == 3

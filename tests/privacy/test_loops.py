@@ -1,4 +1,4 @@
-"""An owner and two holders in three processes; every byte that crosses between them is looked at."""
+"""An owner and two data holders in three processes; the tests check every byte between them."""
 
 import os
 import socket
@@ -141,7 +141,7 @@ def messages(path: Path) -> list[bytes]:
 def test_features_and_their_gradients_cross_and_not_one_byte_else(run):
     _, bottleneck, _ = parts()
     code = (BATCH, *bottleneck.code_shape)
-    expected_from_holder = [
+    expected_from_data_holder = [
         (kind, step) for step in range(STEPS) for kind in (MessageKind.FEATURES, MessageKind.GRADIENTS)
     ]
 
@@ -149,7 +149,7 @@ def test_features_and_their_gradients_cross_and_not_one_byte_else(run):
         sent = [unpack(message) for message in messages(run / f"{rank}-sent.bin")]
         came = [unpack(message) for message in messages(run / f"{rank}-received.bin")]
 
-        assert [(kind, step) for kind, step, _ in sent] == expected_from_holder
+        assert [(kind, step) for kind, step, _ in sent] == expected_from_data_holder
         assert [(kind, step) for kind, step, _ in came] == [(MessageKind.OUTPUTS, step) for step in range(STEPS)]
         assert {tuple(tensor.shape) for kind, _, tensor in sent if kind == MessageKind.FEATURES} == {code}
         assert {tuple(t.shape) for kind, _, t in [*sent, *came] if kind != MessageKind.FEATURES} == {(BATCH, 10)}
@@ -160,9 +160,9 @@ def test_features_and_their_gradients_cross_and_not_one_byte_else(run):
 
 def test_what_one_side_sent_is_what_the_other_got(run):
     got = messages(run / "0-received.bin")
-    from_holders = [messages(run / f"{rank}-sent.bin") for rank in (1, 2)]
+    from_data_holders = [messages(run / f"{rank}-sent.bin") for rank in (1, 2)]
 
-    assert sorted(got) == sorted([*from_holders[0], *from_holders[1]])
+    assert sorted(got) == sorted([*from_data_holders[0], *from_data_holders[1]])
     assert sorted(messages(run / "0-sent.bin")) == sorted(
         [*messages(run / "1-received.bin"), *messages(run / "2-received.bin")]
     )

@@ -88,7 +88,7 @@ def test_training_the_server_part_leaves_the_client_part_unchanged():
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert not changed & partition.client_tensors
     assert {"layer4.0.bn1.running_mean", "fc.weight"} <= changed
-    assert model.bn1.training, "the mode is put back"
+    assert model.bn1.training, "the mode is restored"
 
 
 def test_cutting_leaves_the_model_as_it_was():

@@ -99,18 +99,18 @@ def test_directions_are_found_among_more_numbers_than_a_covariance_could_hold(sc
     init_task_directions(partition, bottleneck, features[:600])
 
     assert bottleneck.squeeze.shape == (12, 32 * 32 * 32)
-    right = told_apart(bottleneck, features, labels[::2])
+    right = separated(bottleneck, features, labels[::2])
     by_chance = []
     for seed in range(3):  # the same of directions that nobody chose: how good the base is depends on the processor
         drawn = torch.randn(bottleneck.squeeze.shape, generator=torch.Generator().manual_seed(seed))
         spread = (bottleneck.rows(features[:600]) @ drawn.T).std(0)
         bottleneck.squeeze.data.copy_(drawn / spread[:, None])
-        by_chance.append(told_apart(bottleneck, features, labels[::2]))
+        by_chance.append(separated(bottleneck, features, labels[::2]))
     assert right > 0.5
     assert right > max(by_chance) + 0.2
 
 
-def told_apart(bottleneck: Bottleneck, features: torch.Tensor, labels: torch.Tensor) -> float:
+def separated(bottleneck: Bottleneck, features: torch.Tensor, labels: torch.Tensor) -> float:
     """How often the nearest class's mean of nine numbers that are sent, of the first 600, is the right one's."""
     torch.manual_seed(0)
     codes = bottleneck.send(features)[:, :9]

@@ -88,5 +88,5 @@ def test_the_layout_is_a_part_of_the_record(tmp_path):
 
 
 def test_another_layout_is_one_sentence():
-    with pytest.raises(CodeError, match="spread or compact, not dense"):
+    with pytest.raises(CodeError, match="one of spread, compact, got dense"):
         FingerprintConfig(carriers="dense")

@@ -424,7 +424,7 @@ class TestAnIssuedCopyTrainedFurther:
         assert recorded.commitment == vault.copies(recipient="bob")[0].commitment
         assert len(vault.copies()) == 2
 
-    def test_for_somebody_else_it_is_refused(self, copies, vault):
+    def test_for_another_recipient_it_is_refused(self, copies, vault):
         said = refused(lambda: Fingerprint(copies / "bob", "alice", vault).bind(load(copies / "bob")))
 
         assert "is the copy of bob and not of alice" in said

@@ -25,7 +25,7 @@ from tests.helpers.loss_in_processes import (
 from tests.helpers.small_models import new_vault, save_timm
 
 
-ALIKE = 1e-6  # relative to each tensor's largest weight: a few roundings of float32
+EQUAL = 1e-6  # relative to each tensor's largest weight: a few roundings of float32
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +116,8 @@ class TestOneProcess:
             train(job(place, wrap="accelerate", term=term, **settings)) for term in ("ours", "dense", "none")
         )
 
-        assert difference(ours, dense) <= ALIKE
-        assert difference(plain, dense) > 100 * ALIKE
+        assert difference(ours, dense) <= EQUAL
+        assert difference(plain, dense) > 100 * EQUAL
         assert ours["metrics"][1] > 0.5
 
     def test_accelerates_mixed_precision_leaves_the_term_in_full_precision(self, model, fingerprint):
@@ -179,18 +179,18 @@ class TestTwoProcesses:
         ],
     )
     def test_they_train_as_the_definition_does(self, found, ours, dense):
-        assert difference(found[ours], found[dense]) <= ALIKE
+        assert difference(found[ours], found[dense]) <= EQUAL
 
     def test_the_term_is_what_they_agree_about(self, found, place):
         alone = train(job(place, wrap="ddp-less", term="none"))
 
-        assert difference(alone, found["ddp, dense"]) > 100 * ALIKE
+        assert difference(alone, found["ddp, dense"]) > 100 * EQUAL
         assert found["fsdp2, ours"]["metrics"][1] > 0.5
 
     def test_a_sharded_model_is_marked_at_once(self, found, model, fingerprint):
         DeepMarksLoss(model, fingerprint)
 
-        assert difference(found["fsdp2, embedded"], model.state_dict()) <= ALIKE
+        assert difference(found["fsdp2, embedded"], model.state_dict()) <= EQUAL
         assert found["fsdp2, embedded"]["metrics"][1] == 1.0
 
 

@@ -1,5 +1,5 @@
 """Nothing secret leaves by a training: not by its output folder, the Hub, TensorBoard, its log or a pickle; and what
-was broken off goes on with the same mark."""
+was interrupted resumes with the same mark."""
 
 import copy
 import io

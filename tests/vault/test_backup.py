@@ -176,7 +176,7 @@ def test_another_file_of_that_name_is_kept(old):
     assert dict(rows(old / "vault.db-2.format-1")["meta"])["format"] == "1"
 
 
-def test_without_room_for_the_original_nothing_is_upgraded(old, monkeypatch):
+def test_without_space_for_the_original_nothing_is_upgraded(old, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -275,7 +275,7 @@ class TestAPackOfFormat2:
 class TestAnIssuer:
     """What the machine of a CI runner has: the pulled folder and the issuer's key."""
 
-    def test_marks_copies_that_the_holder_of_the_identity_traces(self, vault, pulled, template, tmp_path):
+    def test_marks_copies_that_the_owner_of_the_identity_traces(self, vault, pulled, template, tmp_path):
         with Issuer(template / "model", pulled) as issuer:
             issuer.issue("dora", tmp_path / "dora")
         merge(vault, take_snapshot(pulled))

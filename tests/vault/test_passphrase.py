@@ -21,9 +21,9 @@ class Terminal:
         self._patch.setattr(sys, "stdin", io.StringIO("piped\n"))
         self._patch.setattr(getpass, "getpass", lambda prompt="": pytest.fail("prompted"))
 
-    def types(self, *answers: str | BaseException) -> None:
-        """Somebody answers the prompts, one after another."""
-        waiting = iter(answers)
+    def types(self, *typed: str | BaseException) -> None:
+        """Somebody typed the prompts, one after another."""
+        waiting = iter(typed)
         stdin = io.StringIO()
         stdin.isatty = lambda: True
         self._patch.setattr(sys, "stdin", stdin)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)
-def identity_as_it_is(monkeypatch):
+def usual_identity(monkeypatch):
     """The benchmark opens the identity once and keeps it: put it back afterwards."""
     monkeypatch.setattr(store, "open_identity", open_identity)
 
