@@ -130,13 +130,8 @@ def place(tmp_path_factory):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
 
         def run(**job) -> int:
-<<<<<<< HEAD
             job = {"model": model, "vault": vault.folder} | job
             process.stdin.write(json.dumps(job, default=str) + "\n")
-=======
-            shown = {"model": model, "vault": vault.folder} | job
-            process.stdin.write(json.dumps(shown, default=str) + "\n")
->>>>>>> black
             process.stdin.flush()
             return int(process.stdout.readline())
 
@@ -166,11 +161,7 @@ def test_a_process_killed_while_issuing_is_mended_by_the_same_call(place, tmp_pa
 
     records = place.vault.copies(recipient=recipient)
     assert len(records) <= 1
-<<<<<<< HEAD
     if out.exists():  # never a part of a copy in the output folder
-=======
-    if out.exists():  # never a partial copy at the final path
->>>>>>> black
         assert bytes_of(out).keys() == bytes_of(place.model).keys()
         assert records[0].state in {"written", "issued"}
     if records and records[0].state == "begun":

@@ -58,11 +58,7 @@ def tensor_bytes(path: Path) -> dict[str, bytes]:
 
 
 def save_as(path: Path, arrays: dict[str, np.ndarray], dtype: str) -> Path:
-<<<<<<< HEAD
     """Saves floats in half precision, the rest unchanged."""
-=======
-    """Saves floats in half precision and the rest unchanged."""
->>>>>>> black
     import torch
     from safetensors.torch import save_file as save_torch
 
@@ -381,11 +377,7 @@ def test_several_recipients_get_a_folder_each(plain, tmp_path):
     assert [c.new for c in plain.issuer.issue_all(names, tmp_path / "out")] == [False] * 4
 
 
-<<<<<<< HEAD
 def test_a_single_file_is_a_base_without_other_files(plain, tmp_path):
-=======
-def test_a_single_file_is_a_base_without_its_neighbors(plain, tmp_path):
->>>>>>> black
     folder = save_plain(tmp_path / "many", plain_arrays(3), notes_txt="not the model's")
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
 
@@ -419,29 +411,17 @@ def test_tied_tensors_of_a_pickle_are_one_carrier_and_stay_equal_in_a_copy(plain
     import torch
 
     state = {name: torch.from_numpy(array) for name, array in plain_arrays(7).items()}
-<<<<<<< HEAD
     same_weights = plain.base.carriers[-1].name
     torch.save({"first.weight": state[same_weights], **state}, tmp_path / "tied.pth")
-=======
-    duplicate = plain.base.carriers[-1].name
-    torch.save({"first.weight": state[duplicate], **state}, tmp_path / "tied.pth")
->>>>>>> black
 
     copy = issue(tmp_path / "tied.pth", "of ties", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     arrays = load_file(copy.path / "model.safetensors")
     assert set(arrays) == {"first.weight", *state}
-<<<<<<< HEAD
     assert np.array_equal(arrays["first.weight"], arrays[same_weights])
     assert not np.array_equal(arrays[same_weights], plain_arrays(7)[same_weights])
     base = next(base for base in plain.vault.bases() if base.base_id == copy.base_id)
     assert len({"first.weight", same_weights} & {carrier.name for carrier in base.carriers}) == 1
-=======
-    assert np.array_equal(arrays["first.weight"], arrays[duplicate])
-    assert not np.array_equal(arrays[duplicate], plain_arrays(7)[duplicate])
-    base = next(base for base in plain.vault.bases() if base.base_id == copy.base_id)
-    assert len({"first.weight", duplicate} & {carrier.name for carrier in base.carriers}) == 1
->>>>>>> black
     assert accused(copy.path, plain.vault) == ["of ties"]
 
 
@@ -459,24 +439,15 @@ def test_the_weights_in_another_form_are_not_handed_on_and_are_named(plain, tmp_
 
 def test_nothing_that_was_lying_around_is_in_a_copy_and_each_is_named(plain, tmp_path):
     model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
-<<<<<<< HEAD
     reasons = write_unsafe_files(model)
-=======
-    shown = write_unsafe_files(model)
->>>>>>> black
 
     copy = issue(model, "of litter", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     found = bytes_of(copy.path)
     assert sorted(found) == ["README.md", "config.json", "model.safetensors"]
     assert not [name for name, content in found.items() if CANARY in content]
-<<<<<<< HEAD
     assert dict(copy.left_out) == reasons
     assert len(reasons) >= 20
-=======
-    assert dict(copy.left_out) == shown
-    assert len(shown) >= 20
->>>>>>> black
     assert copy.to_dict()["left_out"] == [{"name": name, "reason": reason} for name, reason in copy.left_out]
     assert accused(copy.path, plain.vault) == ["of litter"]
 
