@@ -25,7 +25,7 @@ REMOVED = ""  # the name of a removed issuer; a merge keeps the lesser of two na
 
 
 def new_issuer_key(file: Path) -> str:
-    """The public key of a new issuer's key, which is written to a file.
+    """Writes a new issuer's key to a file, and returns its public key.
 
     Raises:
         [`VaultError`]: if the file exists or can't be written.
@@ -98,7 +98,7 @@ def add_issuer(vault: Vault, public_key: str, name: str) -> None:
 
 
 def remove_issuer(vault: Vault, name_or_key: str) -> list[str]:
-    """The public keys of issuers that are removed, by name or public key. They keep what they pulled before.
+    """Removes issuers by name or public key, and returns their public keys. They keep what they pulled before.
 
     Raises:
         [`VaultError`]: if there is no such issuer.

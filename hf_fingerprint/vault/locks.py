@@ -10,7 +10,7 @@ from hf_fingerprint.vault.store import Vault
 
 
 def acquire_lock(vault: Vault, base: Base, task: str, message: str) -> FileLock:
-    """A lock on a task, acquired. Call its `release()` when done.
+    """Acquires a lock on a task, and returns it. Call its `release()` when done.
 
     Args:
         vault ([`Vault`]): the vault.

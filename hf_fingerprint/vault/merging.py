@@ -26,7 +26,7 @@ from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.row_validation import base_row_problem
 from hf_fingerprint.vault.rows import read_table
-from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
+from hf_fingerprint.vault.schema import COPY_COLUMNS
 from hf_fingerprint.vault.sealing import AgeIdentity
 from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, Snapshot, insert_rows, read_shared_table, read_snapshot
@@ -172,7 +172,7 @@ def _refuse_new_bases(mine: Snapshot, other: Snapshot) -> Refusals:
 def _unfinished_copies(connection: sqlite3.Connection) -> dict[Any, CopyRecord]:
     """The records of copies that this vault began and did not finish, by id."""
     rows, _ = read_table(connection, "copies", "copy_id", COPY_COLUMNS, "state = 'begun'")
-    return {record.copy_id: record for record in map(copy_from_row, rows)}
+    return {row[0]: CopyRecord(*row) for row in rows}
 
 
 def _refuse_unusable_here(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[Any]) -> Refusals:

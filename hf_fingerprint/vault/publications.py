@@ -60,7 +60,7 @@ class Publication:
 def begin_publication(
     vault: Vault, copy_id: str, repo: str, files: Mapping[str, str], account: str | None = None
 ) -> Publication:
-    """The publication of a copy, recorded before its push.
+    """Records that a copy will be pushed, and returns its publication.
 
     Raises:
         [`VaultError`]: if the copy is recorded for another repo.
@@ -83,7 +83,7 @@ def begin_publication(
 
 
 def confirm_publication(vault: Vault, copy_id: str, revision: str) -> Publication:
-    """The publication of a copy, with the commit of its push recorded."""
+    """Records the commit of a push, and returns the copy's publication."""
     with vault.connect(durable=False) as connection:  # the next run can find the commit again
         connection.execute(
             "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?", (revision, copy_id)

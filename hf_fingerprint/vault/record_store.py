@@ -87,7 +87,7 @@ class RecordStore(Database):
         return next((base for base in current_bases(bases) if base.content_hash == content_hash), None)
 
     def add_base(self, base: Base) -> Base:
-        """The registered base: this one, or the one that another process registered with the same content first.
+        """Registers a base, and returns it or the one that another process registered with the same content first.
 
         A record that replaces another is added next to it, unless that one is replaced already.
 
@@ -144,7 +144,7 @@ class RecordStore(Database):
         resumed_record: CopyRecord | None = None,
         copy_key: bytes | None = None,
     ) -> tuple[CopyRecord, bytes]:
-        """The record and key of a new copy, recorded before its first byte is written.
+        """Records a new copy before its first byte is written, and returns its record and key.
 
         Args:
             base ([`Base`]): the registered base.
@@ -195,7 +195,7 @@ class RecordStore(Database):
         is_answering: bool = False,
         is_issued: bool = False,
     ) -> CopyRecord:
-        """The updated record of a copy that is complete on the disk, with its commitment.
+        """Records that a copy is complete on the disk, with its commitment, and returns the updated record.
 
         The same transaction wipes the copy's training key, which is not encrypted.
 

@@ -61,7 +61,7 @@ class VaultRotation:
 
 
 def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) -> VaultRotation:
-    """The vault with a new tracing identity.
+    """Gives a vault a new tracing identity, and returns the vault to use from now on.
 
     Args:
         vault ([`Vault`]): the vault, unlocked; use the one in the result afterwards.

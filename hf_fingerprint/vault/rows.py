@@ -15,7 +15,7 @@ from typing import Any
 from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, CopyRecord
-from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, copy_from_row, read_base
+from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, read_base
 from hf_fingerprint.vault.storage import is_damaged
 
 
@@ -112,7 +112,7 @@ def read_usable_copies(
     """The usable records of copies, as far as that shows without the identity, and the unusable rows."""
     rows, faults = read_table(connection, "copies", "copy_id", COPY_COLUMNS, where, values)
     copies = []
-    for record in map(copy_from_row, rows):
+    for record in (CopyRecord(*row) for row in rows):
         problem = _record_problem(record)
         if problem is None:
             copies.append(record)

@@ -11,7 +11,7 @@ import numpy as np
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault.base_validation import base_row_error, check_base, short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.records import Base, Calibration, Carrier, CompactMark, CopyRecord, TensorRecord
+from hf_fingerprint.vault.records import Base, Calibration, Carrier, CompactMark, TensorRecord
 
 
 FORMAT = 3
@@ -164,11 +164,6 @@ def read_base(row: tuple[str, str, str, bytes, bytes, str], is_new: bool = False
     base = base_from_row(row)
     check_base(base, is_new)
     return base
-
-
-def copy_from_row(row: tuple[str, str, str, str, str, str | None, str | None, str, bytes]) -> CopyRecord:
-    """The copy in a row of `COPY_COLUMNS`."""
-    return CopyRecord(*row)
 
 
 def seal_trigger_set(secret: bytes, base_id: str, content: bytes) -> str:

@@ -68,8 +68,8 @@ def open_identity(path: Path, passphrase: str) -> "AgeIdentity":
 
 
 def change_passphrase(path: Path, passphrase: str, new: str) -> "AgeIdentity":
-    """The identity in a file, which is encrypted again at the current work factor, with the same or another
-    passphrase.
+    """Encrypts an identity file again, at the current work factor, with the same or another passphrase; returns the
+    identity.
 
     The file is replaced atomically, and no copy of the old one is left.
 

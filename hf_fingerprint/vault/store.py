@@ -36,7 +36,7 @@ class Vault(RecordStore):
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
-        """A new vault with a new tracing identity, or with one that is kept elsewhere.
+        """Creates a vault with a new tracing identity, or with one that is kept elsewhere.
 
         Args:
             folder (`str` or `Path`): a folder without a vault. If an interrupted run left an identity there, the new
@@ -63,7 +63,7 @@ class Vault(RecordStore):
 
     @classmethod
     def create_empty(cls, folder: str | Path, public_key: str) -> "Vault":
-        """A new empty vault, to merge a pushed vault into.
+        """Creates an empty vault, to merge a pushed vault into.
 
         Args:
             folder (`str` or `Path`): a folder without a database; it may hold the identity already.

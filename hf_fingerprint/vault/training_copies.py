@@ -42,7 +42,7 @@ def copies_in_training(vault: Vault) -> set[str]:
 
 
 def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
-    """The record of an unfinished copy, such as an abandoned training's, which is deleted with its key.
+    """Deletes the record and key of an unfinished copy, such as an abandoned training's, and returns the record.
 
     Checkpoints of that training can't be traced any more. A merge restores the record only if the copy was finished in
     another copy of the vault's folder; then it traces like any other.

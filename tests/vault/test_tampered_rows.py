@@ -82,7 +82,7 @@ def test_rows_that_the_disk_lost_are_named_by_their_index(scene, tmp_path):
     assert not lost & left
     assert len(lost | left) >= 21
     for base in vault.rows().bases:
-        assert not open_copies(vault, vault.rows().of(base.base_id)).faults
+        assert not open_copies(vault, vault.rows().copies_of(base.base_id)).faults
     assert any(fault.table == "database" for fault in check_vault(vault))
 
 
