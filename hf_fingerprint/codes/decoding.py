@@ -283,7 +283,7 @@ def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) 
         [`CodeError`]: if there are fewer recipients than are tested, or fewer rounds than 1.
     """
     if recipients < least:
-        raise CodeError(f"`recipients` must count all {least} recipients that are tested, got {recipients}.")
+        raise CodeError(f"`recipients` must be at least {least}, the number that is tested, got {recipients}.")
     if rounds < 1:
         raise CodeError(f"`max_rounds` must be at least 1, got {rounds}.")
     return math.log(max(recipients, 1) * rounds * codebook.functions_per_round)

@@ -239,9 +239,9 @@ BAD = {
     "infinite": (np.where(np.arange(LENGTH) == 3, -np.inf, 1.0), np.ones(LENGTH), "not finite"),
     "NaN in the mass": (np.ones(LENGTH), np.where(np.arange(LENGTH) == 3, np.nan, 1.0), "mass has values that are"),
     "infinite mass": (np.ones(LENGTH), np.where(np.arange(LENGTH) == 3, np.inf, 1.0), "mass has values that are"),
-    "negative mass": (np.ones(LENGTH), np.where(np.arange(LENGTH) == 3, -1e-300, 1.0), "negative mass"),
-    "another length": (np.ones(LENGTH - 8), np.ones(LENGTH), "256 numbers"),
-    "a matrix": (np.ones((1, LENGTH)), np.ones(LENGTH), "256 numbers"),
+    "negative mass": (np.ones(LENGTH), np.where(np.arange(LENGTH) == 3, -1e-300, 1.0), "has negative values"),
+    "another length": (np.ones(LENGTH - 8), np.ones(LENGTH), "256,"),
+    "a matrix": (np.ones((1, LENGTH)), np.ones(LENGTH), "256,"),
     "complex": (np.ones(LENGTH, complex), np.ones(LENGTH), "real numbers"),
     "text": (np.full(LENGTH, "1"), np.ones(LENGTH), "real numbers"),
 }
@@ -352,13 +352,13 @@ def test_the_bound_pays_for_the_recipients_given(monkeypatch, candidates):
 
 @pytest.mark.parametrize("recipients", [39, 1, 0, -5])
 def test_the_bound_pays_for_no_fewer_recipients_than_are_tested(recipients):
-    with pytest.raises(CodeError, match=f"all 40 recipients that are tested, got {recipients}"):
+    with pytest.raises(CodeError, match=f"at least 40, the number that is tested, got {recipients}"):
         decode(CODES["tardos"], keys(40), np.ones(LENGTH), np.ones(LENGTH), recipients=recipients)
 
 
 def test_a_codeword_is_proven_among_one_recipient_or_more_and_in_a_round_or_more():
     codebook, ones = CODES["tardos"], np.ones(LENGTH)
-    with pytest.raises(CodeError, match="0 recipients"):
+    with pytest.raises(CodeError, match="at least 1, the number that is tested, got 0"):
         prove_codeword(codebook, codebook.packed(keys(1))[0], ones, ones, 0, 1e-6)
-    with pytest.raises(CodeError, match="0 rounds"):
+    with pytest.raises(CodeError, match="at least 1, got 0"):
         decode(codebook, keys(2), ones, ones, max_rounds=0)
