@@ -85,9 +85,8 @@ def choose_weights(names: Iterable[str], where: str) -> str:
 def format_names(names: Iterable[str]) -> str:
     """File names, sorted, as one line of text; long lists are truncated."""
     found = [printable(name) for name in sorted(names)]
-    return ", ".join(found[:_MAX_LISTED]) + (
-        f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
-    )
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return ", ".join(found[:_MAX_LISTED]) + more
 
 
 def no_weights_error(where: str, names: Iterable[str] = ()) -> CheckpointError:

@@ -128,10 +128,8 @@ class HubFiles:
             raise ValueError(f"is larger than an index may be ({MAX_INDEX} bytes)") from None
 
     def _spend(self, names: Iterable[str]) -> None:
-        if self.bytes_left is not None:
-            self.bytes_left -= sum(
-                self.sizes[name] or 0 for name in names if name in self.sizes and not self._is_cached(name)
-            )
+        if self.bytes_left is not None:  # a name that is not in the repo counts as cached
+            self.bytes_left -= sum(self.sizes[name] or 0 for name in names if not self._is_cached(name))
 
     def _is_cached(self, name: str) -> bool:
         from huggingface_hub import try_to_load_from_cache

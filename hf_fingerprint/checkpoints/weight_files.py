@@ -127,20 +127,14 @@ def group_files(
         `(groups, unread)`: the groups, ordered by depth (training checkpoints last), then by loaders' preference; and
         the files that may hold weights but can't be read, with the reason.
     """
+    unreadable_reason, is_state = unreadable_reason or unreadable_reason_by_name, is_state or is_training_state
     folders: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(names)):
         folders[posixpath.dirname(name)].append(name)
     groups: dict[tuple[str, ...], WeightFileGroup] = {}
     unread: list[SkippedFile] = []
     for folder in folders.values():
-        for group in _groups_of(
-            folder,
-            read,
-            get_format,
-            unreadable_reason or unreadable_reason_by_name,
-            is_state or is_training_state,
-            unread,
-        ):
+        for group in _groups_of(folder, read, get_format, unreadable_reason, is_state, unread):
             groups.setdefault(group.files, group)
     return sorted(groups.values(), key=_group_order), unread
 

@@ -54,14 +54,8 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
     model_class, output = _model_class(config.get("architectures"), model_type, where)
     module = _load_module(model_class, model_config, checkpoint)
     processor = read_processor(checkpoint.source.folder, model_type)
-    channels = next(
-        (
-            c
-            for c in (getattr(part, "num_channels", None) for part in _nested_configs(model_config))
-            if isinstance(c, int)
-        ),
-        3,
-    )
+    declared = (getattr(part, "num_channels", None) for part in _nested_configs(model_config))
+    channels = next((count for count in declared if isinstance(count, int)), 3)
     size = check_size((channels, *image_size(processor, model_config, where)), where)
     mean = _per_channel(getattr(processor, "image_mean", None), channels)
     std = _per_channel(getattr(processor, "image_std", None), channels)

@@ -489,7 +489,7 @@ def test_the_second_copy_builds_no_model_and_measures_nothing(plain, tmp_path, m
     def never(*arguments, **options):
         raise AssertionError("a registered base is registered again")
 
-    for name in ("make_measurable", "analyze_base", "search_amplitudes", "digest_tensors"):
+    for name in ("make_measurable", "analyze_base", "search_amplitudes", "scan_weights"):
         monkeypatch.setattr(f"hf_fingerprint.registration.registering.{name}", never)
     for name in ("build_model", "measure_sensitivity"):
         monkeypatch.setattr(f"hf_fingerprint.registration.measuring.{name}", never)

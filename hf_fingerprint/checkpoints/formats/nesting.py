@@ -231,11 +231,9 @@ def _is_nest(value: Any) -> bool:
 
 
 def _key_text(key: Any) -> str:
-    return (
-        str(key)
-        if isinstance(key, str | int)
-        else f"<{key.kind if isinstance(key, OpaqueKey) else type(key).__name__}>"
-    )
+    if isinstance(key, str | int):
+        return str(key)
+    return f"<{key.kind if isinstance(key, OpaqueKey) else type(key).__name__}>"
 
 
 def _describe_value(value: Any) -> str:

@@ -125,11 +125,9 @@ def _dictionary(*args: Any) -> Any:
     if not args:
         return {}
     pairs = args[0]
-    if (
-        len(args) > 1
-        or not isinstance(pairs, list)
-        or not all(isinstance(e, list | tuple) and len(e) == 2 for e in pairs)
-    ):
+    if len(args) > 1 or not isinstance(pairs, list):
+        return None
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return None
     found = {as_key(key): value for key, value in pairs}
     pairs.clear()  # otherwise a hostile pickle could build a dictionary of it again and again
