@@ -13,20 +13,10 @@ from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, parse_json
 
 CONFIG = "config.json"
 FORMATS = frozenset(["pt", "tf", "flax", "mlx", "np"])
-_DROPPED_KEYS = frozenset(
-    [
-        "_name_or_path",
-        "name_or_path",
-        "_commit_hash",
-        "token",
-        "hf_token",
-        "auth_token",
-        "use_auth_token",
-        "access_token",
-        "api_key",
-        "password",
-    ]
-)
+_DROPPED_KEYS = frozenset([
+    "_name_or_path", "name_or_path", "_commit_hash", "token", "hf_token", "auth_token", "use_auth_token",
+    "access_token", "api_key", "password",
+])  # fmt: skip
 _TOTALS = ("total_size", "total_parameters")
 _LABEL_KEYS = frozenset(["id2label", "label2id", "label_names"])  # labels such as "/m/01g317" are no paths
 _PATH = re.compile(r"(file://|~[\w.-]*/|/[^/\s]+/\S|[A-Za-z]:[\\/]|\\\\\w)")

@@ -66,22 +66,11 @@ _MAGICS = (
     _magic(rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
 _BY_NAME = {
-    ".h5": "HDF5",
-    ".keras": "Keras",
-    ".msgpack": "Flax",
-    ".onnx": "ONNX",
-    ".tflite": "TensorFlow Lite",
-    ".pb": "TensorFlow",
-    ".gguf": "GGUF",
-    ".ot": "tch (Rust)",
-    ".pdparams": "PaddlePaddle",
-    ".params": "MXNet",
-    ".mlmodel": "Core ML",
-    ".engine": "TensorRT",
-    ".plan": "TensorRT",
-    ".trt": "TensorRT",
+    ".h5": "HDF5", ".keras": "Keras", ".msgpack": "Flax", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
+    ".pb": "TensorFlow", ".gguf": "GGUF", ".ot": "tch (Rust)", ".pdparams": "PaddlePaddle", ".params": "MXNet",
+    ".mlmodel": "Core ML", ".engine": "TensorRT", ".plan": "TensorRT", ".trt": "TensorRT",
     ".distcp": "a part of a distributed checkpoint",
-}
+}  # fmt: skip
 _ZIP_FORMATS: tuple[tuple[Callable[[str], bool], str], ...] = (
     (lambda name: name.endswith(".npy"), f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
     (
