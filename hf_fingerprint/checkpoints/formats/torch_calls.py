@@ -12,8 +12,8 @@ from hf_fingerprint.checkpoints.formats.torch_tensors import (
     LazyTensor,
     NumpyArray,
     Storage,
+    as_sizes,
     is_size,
-    parse_sizes,
 )
 from hf_fingerprint.printable import printable
 
@@ -62,7 +62,7 @@ def build_call(kind: Any, args: Any) -> Any:
 def _rebuild(
     storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None, signs: Any = None
 ) -> LazyTensor:
-    shape, strides = parse_sizes(shape), parse_sizes(strides)
+    shape, strides = as_sizes(shape), as_sizes(strides)
     if not isinstance(storage, Storage) or shape is None or strides is None or not is_size(offset):
         return LazyTensor("", reason="impossible sizes")
     if len(shape) != len(strides):

@@ -142,7 +142,7 @@ class NumpyArray(LazyTensor):
 
     def fill(self, shape: Any, dtype: Any, columns_first: Any, raw: Any) -> None:
         """Receives the array's bytes, in row-major order or, with `columns_first`, in column-major order."""
-        sizes, named = parse_sizes(shape), _numpy_dtype(dtype)
+        sizes, named = as_sizes(shape), _numpy_dtype(dtype)
         raw = raw.encode("latin-1", "replace") if isinstance(raw, str) else raw  # as Python 2 wrote it
         if sizes is None or named is None or not isinstance(raw, bytes | memoryview):
             self.reason = "a NumPy array of unsupported dtype"
@@ -172,7 +172,7 @@ def _numpy_dtype(dtype: Any) -> str | None:
     return _NUMPY.get(dtype.args[0]) if isinstance(dtype.args[0], str) else None
 
 
-def parse_sizes(value: Any) -> tuple[int, ...] | None:
+def as_sizes(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS or not all(map(is_size, value)):
         return None
     return tuple(value)
