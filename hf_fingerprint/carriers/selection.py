@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
-from hf_fingerprint.models.logits import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:

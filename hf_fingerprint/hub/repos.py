@@ -40,7 +40,7 @@ class VariantRepo:
             on_record (`bool`): whether the vault records this repo as a variant.
 
         Raises:
-            [`HubError`]: if the repo is public and should not be, or holds files of somebody else.
+            [`HubError`]: if the repo is public and should not be, or already holds other files.
         """
         publish_config, repo = self.publish_config, self.repo
         with_retries(lambda: self._api.create_repo(repo, private=publish_config.private, exist_ok=True))

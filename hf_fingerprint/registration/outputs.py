@@ -21,8 +21,8 @@ import numpy as np
 
 from hf_fingerprint.config import KINDS
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
+from hf_fingerprint.logits import EMBEDDINGS, logits_of
 from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.models.logits import EMBEDDINGS, logits_of
 
 
 if TYPE_CHECKING:

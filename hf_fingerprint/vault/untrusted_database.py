@@ -149,7 +149,7 @@ def _back_up_into(file: Path, connection: sqlite3.Connection) -> None:
     def watch(status: int, remaining: int, total: int) -> None:
         if total * page > MAX_PACK:
             raise VaultError(
-                f"{file} has more than {megabytes(MAX_PACK)} MB and can't be merged: trace with it as it is."
+                f"{file} has more than {megabytes(MAX_PACK)} MB and can't be merged: trace with that vault."
             )
 
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as source:

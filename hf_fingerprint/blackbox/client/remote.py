@@ -19,12 +19,7 @@ import numpy as np
 
 from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.blackbox.client.deadline import Deadline
-from hf_fingerprint.blackbox.client.retries import (
-    RetryPolicy,
-    TransientError,
-    is_transient,
-    require_library,
-)
+from hf_fingerprint.blackbox.client.retries import RetryPolicy, TransientError, is_transient, require_library
 from hf_fingerprint.blackbox.client.suspects import SuspectClient
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_RESPONSE, megabytes, parse_json

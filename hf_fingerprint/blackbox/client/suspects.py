@@ -145,7 +145,8 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
         [`FingerprintError`]: if there is no model, or it can't be run.
     """
     from hf_fingerprint.checkpoints import open_checkpoint
-    from hf_fingerprint.models import build_model, logits_of
+    from hf_fingerprint.logits import logits_of
+    from hf_fingerprint.models import build_model
 
     with open_checkpoint(f"local-dir:{folder}") as opened:
         model = build_model(opened)

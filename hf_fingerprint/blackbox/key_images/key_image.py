@@ -132,13 +132,7 @@ def similarity(cover: np.ndarray, image: np.ndarray) -> float:
 
     return float(
         structural_similarity(
-            cover,
-            image,
-            channel_axis=2,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
+            cover, image, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
     )
 

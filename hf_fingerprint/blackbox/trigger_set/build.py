@@ -147,11 +147,7 @@ def build_trigger_set(
 
 
 def adapt_trigger_set(
-    built: BuiltModel,
-    names: dict[str, str],
-    trigger_set: TriggerSet,
-    secret: bytes,
-    images: str | Path | None = None,
+    built: BuiltModel, names: dict[str, str], trigger_set: TriggerSet, secret: bytes, images: str | Path | None = None
 ) -> TriggerSet:
     """The trigger set measured anew on another model of the base's architecture, such as one trained further.
 

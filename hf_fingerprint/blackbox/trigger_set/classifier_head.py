@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models.logits import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:

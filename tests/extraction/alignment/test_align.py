@@ -123,7 +123,7 @@ ROTATED = {
 
 
 @pytest.mark.parametrize("case", ROTATED)
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_transformers_heads_and_stream_in_another_basis_are_aligned(plain_vit, scaled_vit, tmp_path, scaled, case):
     ready = scaled_vit if scaled else plain_vit
     before, _ = scores(ready, ready.state, tmp_path)
