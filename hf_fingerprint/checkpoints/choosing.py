@@ -89,9 +89,6 @@ def no_weights_error(where: str, names: Iterable[str] = ()) -> CheckpointError:
 
 def missing_file_error(where: str, file: str, there: Iterable[str]) -> CheckpointError:
     """The error for a chosen file that does not exist. `there` lists the files that do."""
-    found = format_names(there)
-    return CheckpointError(
-        f"{where} has no file {printable(file)}: choose one of {found}."
-        if found
-        else f"{where} has no file {printable(file)} and no weight files: is it the right folder or repo?"
-    )
+    found, problem = format_names(there), f"{where} has no file {printable(file)}"
+    rest = f": choose one of {found}." if found else " and no weight files: is it the right folder or repo?"
+    return CheckpointError(problem + rest)

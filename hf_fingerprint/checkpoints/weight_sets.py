@@ -172,11 +172,7 @@ def _filter_inside(folder: Path, names: Iterable[str], unread: list[SkippedFile]
 
 
 def _read(index: Path) -> bytes:
-    """Content of an index.
-
-    Raises:
-        [`ValueError`]: with the reason, if it can't be read or is too large.
-    """
+    """Content of an index; `ValueError` with the reason if it can't be read or is too large."""
     try:
         with index.open("rb") as stream:
             content = stream.read(MAX_INDEX + 1)

@@ -87,11 +87,7 @@ def _check_architecture(name: object, where: str) -> str:
 
 
 def _select_arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The model arguments in a configuration.
-
-    Raises:
-        [`BuildError`]: for an argument that no model class in the architecture's module accepts.
-    """
+    """The model arguments in a configuration; each must be one of a model class in the architecture's module."""
     model_args = config.get("model_args") or {}
     if not isinstance(model_args, dict):
         raise BuildError(f"{where} has model_args that are not a JSON object: download the model's folder again.")

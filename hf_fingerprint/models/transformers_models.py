@@ -66,11 +66,7 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
 
 
 def _make_config(config: Mapping[str, Any], where: str) -> Any:
-    """A transformers configuration, made of the entries that its class declares.
-
-    Raises:
-        [`BuildError`]: if transformers has no such class, or an entry has an invalid value.
-    """
+    """A transformers configuration, made of the entries that its class declares."""
     from transformers import CONFIG_MAPPING
 
     name = config.get("model_type")
@@ -131,8 +127,7 @@ def _num_labels(config: Mapping[str, Any], where: str) -> dict[str, int]:
 def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str | None]:
     """The model class that a configuration names, and the kind of its output, `None` for a classifier.
 
-    Raises:
-        [`BuildError`]: if it is not a class that transformers maps to that configuration and that takes images.
+    It must take images, and transformers must map it to that configuration.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto

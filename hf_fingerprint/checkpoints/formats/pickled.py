@@ -106,11 +106,7 @@ def _is_valid_name(name: object) -> bool:
 
 
 def _find_tied(tensors: dict[str, LazyTensor], path: Path) -> dict[str, str]:
-    """Names of tensors that share memory with an earlier one, each with that one's name.
-
-    Raises:
-        [`CheckpointError`]: if tensors overlap in part.
-    """
+    """Names of tensors that share memory with an earlier one, each with that one's name; none may overlap in part."""
     spans = [
         (id(tensor.storage.data), *tensor.span, number, name)
         for number, (name, tensor) in enumerate(tensors.items())
