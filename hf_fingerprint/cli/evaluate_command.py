@@ -66,7 +66,7 @@ def evaluate(
     from hf_fingerprint.evaluation.report import rich_tables, summarize
 
     config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
-    with output.progress_bars() as progress:
+    with output.progress_bars(announce=True) as progress:
         evaluation = run(
             model,
             data,

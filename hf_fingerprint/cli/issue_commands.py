@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.config import FingerprintConfig, PublishConfig
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.checkpoints import SkippedFile
-    from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Assignment
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
@@ -22,6 +22,7 @@ Public = Annotated[bool, typer.Option("--public", help="Make the variant repos p
 IncludeCode = Annotated[bool, typer.Option("--include-code", help="Include the model's .py files in the copies.")]
 
 
+@options.expand_options
 def issue(
     model: options.Model,
     vault: options.VaultFolder,
@@ -55,23 +56,14 @@ def issue(
     gated: options.Gated = None,
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
-    max_kl: options.MaxKl = None,
-    calibration: options.Calibration = None,
-    coalition: options.Coalition = None,
-    expected_recipients: options.ExpectedRecipients = None,
-    alpha: options.Alpha = None,
-    amplitude: options.Amplitude = None,
-    carriers: options.Carriers = None,
-    code: options.Code = None,
+    *,
+    config: FingerprintConfig,
     include_code: IncludeCode = False,
-    output_kind: options.OutputKind = None,
-    calibration_images: options.CalibrationImages = None,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
     base."""
-    from hf_fingerprint.config import FingerprintConfig, PublishConfig
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault, canonical_recipient
 
@@ -85,18 +77,6 @@ def issue(
     if not names and not assignments:
         raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
     publish_config = PublishConfig(not public, gated, disclose, base_model)
-    config = FingerprintConfig(
-        max_kl,
-        calibration,
-        coalition,
-        expected_recipients,
-        alpha,
-        amplitude,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
-    )
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
         issuer = Issuer(options.model_reference(model, file), opened, config, progress, include_code, as_base)
@@ -111,8 +91,8 @@ def issue(
 
 
 def push(
-    copy: Annotated[Path, typer.Argument(help="Folder of a recorded copy.", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="Variant repo, org/name.", show_default=False)],
+    copy: Annotated[Path, options.argument("Folder of a recorded copy.")],
+    repo: Annotated[str, options.argument("Variant repo, org/name.")],
     vault: options.VaultFolder,
     account: Annotated[str | None, typer.Option("--account", help="Hub account of the recipient.")] = None,
     replace: Annotated[
@@ -126,7 +106,6 @@ def push(
     as_json: options.AsJson = False,
 ) -> None:
     """Push an existing copy, issued or trained, to a variant repo."""
-    from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 

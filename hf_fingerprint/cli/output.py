@@ -40,8 +40,13 @@ def warn_all_scores() -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Shows progress on stderr, a bar for each step; silent if stderr is no terminal."""
+def progress_bars(announce: bool = False) -> Iterator[Progress]:
+    """Shows progress on stderr, a bar for each step; silent if stderr is no terminal.
+
+    Args:
+        announce (`bool`, *optional*, defaults to `False`): whether to print the name of each step that can't be
+            counted, once, if stderr is no terminal.
+    """
     with terminal.progress_bars() as bars:
         tasks: dict[str, TaskID] = {}
         uncounted: list[str] = []
@@ -53,6 +58,8 @@ def progress_bars() -> Iterator[Progress]:
                 tasks[step] = bars.add_task(step, total=total)
                 if total is None:
                     uncounted.append(step)
+                    if announce and bars.disable:
+                        echo_err(step)
             bars.update(tasks[step], completed=done, total=total)
 
         yield show

@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 def query(
     suspect: Annotated[
-        str,
-        typer.Argument(
-            help="URL (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.",
-            show_default=False,
-        ),
+        str, options.argument("URL (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.")
     ],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
@@ -44,8 +40,7 @@ def query(
         str | None, typer.Option("--token-env", help="Environment variable that holds the access token.")
     ] = None,
     user_agent: Annotated[
-        str | None,
-        typer.Option("--user-agent", help="User-Agent header. Defaults to that of the HTTP library."),
+        str | None, typer.Option("--user-agent", help="User-Agent header. Defaults to that of the HTTP library.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0, help="Maximum number of requests a second. Defaults to 5.")
@@ -54,8 +49,7 @@ def query(
         int | None, typer.Option("--budget", min=1, help="Maximum number of images to query. Defaults to all.")
     ] = None,
     exhaustive: Annotated[
-        bool,
-        typer.Option("--exhaustive", help="Query on after the first accusation, to find further colluders."),
+        bool, typer.Option("--exhaustive", help="Query on after the first accusation, to find further colluders.")
     ] = False,
     transcript: Annotated[
         Path | None,
@@ -116,7 +110,7 @@ def query(
 
 
 def check_proof(
-    proof: Annotated[Path, typer.Argument(help="File that `query --proof` wrote.", show_default=False)],
+    proof: Annotated[Path, options.argument("File that `query --proof` wrote.")],
     commitment: Annotated[
         list[str] | None,
         typer.Option(

@@ -43,10 +43,7 @@ def passphrase(
 
 
 @app.command()
-def backup(
-    file: Annotated[Path, typer.Argument(help="New file for the backup.", show_default=False)],
-    vault: options.VaultFolder,
-) -> None:
+def backup(file: Annotated[Path, options.argument("New file for the backup.")], vault: options.VaultFolder) -> None:
     """Copy the vault's database to a file, and check the copy. Other processes can use the vault meanwhile.
 
     The backup does not hold the tracing identity: back that up separately. To restore, move the vault's folder away,

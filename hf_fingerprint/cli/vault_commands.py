@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.config import FingerprintConfig
 
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ issuer_app = typer.Typer(
 )
 app.add_typer(issuer_app, name="issuer", no_args_is_help=True)
 
-Repo = Annotated[
-    str, typer.Argument(help="Private dataset repo, org/name, that holds only the vault.", show_default=False)
-]
+Repo = Annotated[str, options.argument("Private dataset repo, org/name, that holds only the vault.")]
 IssuerKey = Annotated[
     Path | None,
     typer.Option(
@@ -32,7 +31,7 @@ IssuerKey = Annotated[
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder for the vault.", show_default=False)],
+    folder: Annotated[Path, options.argument("Folder for the vault.")],
     passphrase_file: options.PassphraseFile = None,
     public_key: Annotated[
         str | None,
@@ -64,44 +63,23 @@ def init(
 
 
 @app.command()
+@options.expand_options
 def add(
     model: options.Model,
     vault: options.VaultFolder,
     file: options.File = None,
-    max_kl: options.MaxKl = None,
-    calibration: options.Calibration = None,
-    coalition: options.Coalition = None,
-    expected_recipients: options.ExpectedRecipients = None,
-    alpha: options.Alpha = None,
-    amplitude: options.Amplitude = None,
-    carriers: options.Carriers = None,
-    code: options.Code = None,
-    output_kind: options.OutputKind = None,
-    calibration_images: options.CalibrationImages = None,
+    *,
+    config: FingerprintConfig,
     remeasure: Annotated[
-        bool,
-        typer.Option("--remeasure", help="Register a known base again, with these settings, for new copies."),
+        bool, typer.Option("--remeasure", help="Register a known base again, with these settings, for new copies.")
     ] = False,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, and choose its carriers and code, once for all copies."""
-    from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
 
-    config = FingerprintConfig(
-        max_kl,
-        calibration,
-        coalition,
-        expected_recipients,
-        alpha,
-        amplitude,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
-    )
     with output.progress_bars() as progress:
         place = options.model_reference(model, file)
         base = register(place, Vault(vault), config, progress, remeasure=remeasure, as_base=as_base)
@@ -141,7 +119,7 @@ def push(
 @app.command()
 def pull(
     repo: Repo,
-    folder: Annotated[Path, typer.Argument(help="Folder of the vault, new or existing.", show_default=False)],
+    folder: Annotated[Path, options.argument("Folder of the vault, new or existing.")],
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
@@ -174,7 +152,7 @@ def pull(
 
 @app.command()
 def merge(
-    other: Annotated[Path, typer.Argument(help="Folder of the other vault.", show_default=False)],
+    other: Annotated[Path, options.argument("Folder of the other vault.")],
     vault: options.VaultFolder,
     identity: Annotated[
         Path | None,
@@ -202,9 +180,7 @@ def merge(
 
 @app.command()
 def forget(
-    record: Annotated[
-        str, typer.Argument(help="Id of the record, as `recipients --json` shows it.", show_default=False)
-    ],
+    record: Annotated[str, options.argument("Id of the record, as `recipients --json` shows it.")],
     vault: options.VaultFolder,
 ) -> None:
     """Delete the record of an unfinished copy, such as that of an abandoned training."""
@@ -255,7 +231,7 @@ def rotate(
 
 
 @issuer_app.command()
-def new(file: Annotated[Path, typer.Argument(help="New file for the key.", show_default=False)]) -> None:
+def new(file: Annotated[Path, options.argument("New file for the key.")]) -> None:
     """Make an issuer's key, without a passphrase. Keep it as a secret of the machine that marks copies."""
     from hf_fingerprint.vault.issuers import new_issuer_key
 
@@ -266,9 +242,9 @@ def new(file: Annotated[Path, typer.Argument(help="New file for the key.", show_
 
 @issuer_app.command("add")
 def add_issuer(
-    public_key: Annotated[str, typer.Argument(help="Public key of the issuer, age1...", show_default=False)],
+    public_key: Annotated[str, options.argument("Public key of the issuer, age1...")],
     vault: options.VaultFolder,
-    name: Annotated[str, typer.Option("--name", help="Name of the issuer, such as ci.", show_default=False)],
+    name: Annotated[str, options.required("--name", "Name of the issuer, such as ci.")],
 ) -> None:
     """Let an issuer open the vault that is pushed from now on: the bases, but no copy's key."""
     from hf_fingerprint.vault import Vault
@@ -295,8 +271,7 @@ def list_issuers(vault: options.VaultFolder, as_json: options.AsJson = False) ->
 
 @issuer_app.command("remove")
 def remove(
-    which: Annotated[str, typer.Argument(help="Name or public key of the issuer.", show_default=False)],
-    vault: options.VaultFolder,
+    which: Annotated[str, options.argument("Name or public key of the issuer.")], vault: options.VaultFolder
 ) -> None:
     """Remove an issuer permanently. It keeps what it has pulled before."""
     from hf_fingerprint.vault import Vault

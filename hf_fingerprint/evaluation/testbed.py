@@ -116,7 +116,7 @@ class Testbed:
             issuer = opening.enter_context(Issuer(model, vault, self.config, progress))
             self.base: Base = issuer.base
             names = [f"holder-{i:02}" for i in range(recipient_count)]
-
+            progress(f"issuing {recipient_count} copies", 0, None)
             self._folders = [
                 copy.path for copy in issuer.issue_all(names, out / "copies" / self.base.base_id, progress)
             ]

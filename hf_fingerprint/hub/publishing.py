@@ -77,11 +77,7 @@ class Publisher:
         self._api = HfApi(library_name="hf-fingerprint")
 
     def issue_all(
-        self,
-        issuer: Issuer,
-        assignments: Sequence[Assignment],
-        update: bool = False,
-        progress: Progress | None = None,
+        self, issuer: Issuer, assignments: Sequence[Assignment], update: bool = False, progress: Progress | None = None
     ) -> Iterator[PublishedCopy]:
         """Issues and pushes one copy after another, and yields each when it is confirmed. Stops at the first error;
         the same call resumes after the confirmed copies.
@@ -119,11 +115,7 @@ class Publisher:
                         next_push.result()[0].close()
 
     def issue(
-        self,
-        issuer: Issuer,
-        assignment: Assignment,
-        update: bool = False,
-        progress: Progress | None = None,
+        self, issuer: Issuer, assignment: Assignment, update: bool = False, progress: Progress | None = None
     ) -> PublishedCopy:
         """Issues a copy and pushes it, or resumes an earlier attempt.
 
