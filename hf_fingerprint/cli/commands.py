@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option, required
 from hf_fingerprint.config import FingerprintConfig
 
 
@@ -32,24 +31,23 @@ def inspect(
         output.echo(line)
 
 
+MaxMb = Annotated[float | None, option("--max-mb", "Maximum download of a suspect on the Hub, in MB.", min=0)]
+
+
 @dataclass(frozen=True)
 class _TraceOptions:
     """The options of `trace` and `verify`."""
 
-    suspect: Annotated[
-        str, options.argument("Folder, weight file or Hub id (org/name[@revision]) of the suspect model.")
-    ]
+    suspect: Annotated[str, argument("Folder, weight file or Hub id (org/name[@revision]) of the suspect model.")]
     vault: options.VaultFolder
     file: options.File = None
     base: options.KnownBase = None
     identity: options.Identity = None
     passphrase_file: options.PassphraseFile = None
     full: Annotated[
-        bool, typer.Option("--full", help="Read all of a suspect on the Hub, not only up to the first accusation.")
+        bool, option("--full", "Read all of a suspect on the Hub, not only up to the first accusation.")
     ] = False
-    max_mb: Annotated[
-        float | None, typer.Option("--max-mb", min=0, help="Maximum download of a suspect on the Hub, in MB.")
-    ] = None
+    max_mb: MaxMb = None
     all_scores: options.AllScores = False
     as_json: options.AsJson = False
 
@@ -67,7 +65,7 @@ def trace(chosen: _TraceOptions) -> int:
 def verify(
     chosen: _TraceOptions,
     *,
-    recipient: Annotated[str, options.required("--recipient", "Recipient whose copy the suspect is claimed to be.")],
+    recipient: Annotated[str, required("--recipient", "Recipient whose copy the suspect is claimed to be.")],
 ) -> int:
     """Test the claim that a suspect model comes from one recipient's copy. The bound covers all copies in the vault.
 
@@ -103,12 +101,12 @@ def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
 
 
 def watch(
-    names: Annotated[list[str], options.argument("Hub ids (org/name), or authors, for all models of an author.")],
+    names: Annotated[list[str], argument("Hub ids (org/name), or authors, for all models of an author.")],
     vault: options.VaultFolder,
     since: Annotated[
-        str | None, typer.Option("--since", help="Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
+        str | None, option("--since", "Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
     ] = None,
-    max_mb: Annotated[float, typer.Option("--max-mb", min=0, help="Maximum download of each model, in MB.")] = 100,
+    max_mb: Annotated[float, option("--max-mb", "Maximum download of each model, in MB.", min=0)] = 100,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:

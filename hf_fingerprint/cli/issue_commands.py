@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option
 from hf_fingerprint.config import FingerprintConfig, PublishConfig
 from hf_fingerprint.errors import FingerprintError
 
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
     from hf_fingerprint.vault import Vault
 
 
-Public = Annotated[bool, typer.Option("--public", help="Make the variant repos public. They are private by default.")]
-IncludeCode = Annotated[bool, typer.Option("--include-code", help="Include the model's .py files in the copies.")]
+Public = Annotated[bool, option("--public", "Make the variant repos public. They are private by default.")]
+IncludeCode = Annotated[bool, option("--include-code", "Include the model's .py files in the copies.")]
 
 
 @options.expand_options
@@ -27,29 +26,25 @@ def issue(
     model: options.Model,
     vault: options.VaultFolder,
     recipient: Annotated[
-        list[str] | None, typer.Option("--recipient", help="Recipient name. Repeat the option for several recipients.")
+        list[str] | None, option("--recipient", "Recipient name. Repeat the option for several recipients.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of the copy; with several recipients, the parent of a folder for each."),
+        Path | None, option("--out", "Folder of the copy; with several recipients, the parent of a folder for each.")
     ] = None,
     file: options.File = None,
     push_to: Annotated[
-        list[str] | None, typer.Option("--push-to", help="Variant repo, org/name. Give one for each --recipient.")
+        list[str] | None, option("--push-to", "Variant repo, org/name. Give one for each --recipient.")
     ] = None,
     account: Annotated[
-        list[str] | None,
-        typer.Option("--account", help="Hub account of the recipient. Give one for each --recipient."),
+        list[str] | None, option("--account", "Hub account of the recipient. Give one for each --recipient.")
     ] = None,
     recipients: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", help="CSV file with the columns name, repo and, optionally, account."),
+        Path | None, option("--recipients-file", "CSV file with the columns name, repo and, optionally, account.")
     ] = None,
     reissue_from: Annotated[
         str | None,
-        typer.Option(
-            "--reissue-from",
-            help="Replace the published copies of this older base, in the variant repo of each recipient.",
+        option(
+            "--reissue-from", "Replace the published copies of this older base, in the variant repo of each recipient."
         ),
     ] = None,
     public: Public = False,
@@ -91,13 +86,11 @@ def issue(
 
 
 def push(
-    copy: Annotated[Path, options.argument("Folder of a recorded copy.")],
-    repo: Annotated[str, options.argument("Variant repo, org/name.")],
+    copy: Annotated[Path, argument("Folder of a recorded copy.")],
+    repo: Annotated[str, argument("Variant repo, org/name.")],
     vault: options.VaultFolder,
-    account: Annotated[str | None, typer.Option("--account", help="Hub account of the recipient.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the recipient's older copy in the repo.")
-    ] = False,
+    account: Annotated[str | None, option("--account", "Hub account of the recipient.")] = None,
+    replace: Annotated[bool, option("--replace", "Replace the recipient's older copy in the repo.")] = False,
     public: Public = False,
     gated: options.Gated = None,
     disclose: options.Disclose = False,

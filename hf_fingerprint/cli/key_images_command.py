@@ -6,19 +6,20 @@ from typing import Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option
 
 
 app = typer.Typer(
     help="Export a recipient's key images, and identify the recipient of an image.", no_args_is_help=True
 )
 
-Bits = Annotated[int | None, typer.Option("--bits", help="Bits of the fingerprint, a multiple of 8. Defaults to 304.")]
+Bits = Annotated[int | None, option("--bits", "Bits of the fingerprint, a multiple of 8. Defaults to 304.")]
 
 
 @app.command()
 def export(
-    recipient: Annotated[str, options.argument("Recipient name, or the id of a copy if the recipient has several.")],
-    out: Annotated[Path, options.argument("New folder for the images.")],
+    recipient: Annotated[str, argument("Recipient name, or the id of a copy if the recipient has several.")],
+    out: Annotated[Path, argument("New folder for the images.")],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,
@@ -46,7 +47,7 @@ def export(
 
 @app.command()
 def read(
-    images: Annotated[list[Path], options.argument("Images to identify.")],
+    images: Annotated[list[Path], argument("Images to identify.")],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,

@@ -24,20 +24,25 @@ def argument(text: str) -> Any:
     return typer.Argument(help=text, show_default=False)
 
 
-def required(name: str, text: str) -> Any:
+def option(name: str, text: str, **settings: Any) -> Any:
+    """An option with a help text, and settings of [`typer.Option`]."""
+    return typer.Option(name, help=text, **settings)
+
+
+def required(name: str, text: str, **settings: Any) -> Any:
     """A required option with a help text."""
-    return typer.Option(name, help=text, show_default=False)
+    return typer.Option(name, help=text, show_default=False, **settings)
 
 
 def config_option(field: "Field[Any]") -> Any:
     """The option for a field of a config class, with the field's name and help text."""
-    return typer.Option(f"--{field.name.replace('_', '-')}", help=field.metadata["help"])
+    return option(f"--{field.name.replace('_', '-')}", field.metadata["help"])
 
 
 Model = Annotated[str, argument("Folder, weight file or Hub id of a model.")]
-File = Annotated[str | None, typer.Option("--file", help="Weight file to read, if the folder or repo has several.")]
+File = Annotated[str | None, option("--file", "Weight file to read, if the folder or repo has several.")]
 VaultFolder = Annotated[Path, required("--vault", "Folder of the vault.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+AsJson = Annotated[bool, option("--json", "Print JSON on stdout.")]
 _FIELDS = {each.name: each for config in (FingerprintConfig, PublishConfig) for each in fields(config)}
 MaxKl = Annotated[float | None, config_option(_FIELDS["max_kl"])]
 Coalition = Annotated[int | None, config_option(_FIELDS["coalition"])]
@@ -47,24 +52,23 @@ Gated = Annotated[str | None, config_option(_FIELDS["gated"])]
 Disclose = Annotated[bool, config_option(_FIELDS["disclose"])]
 BaseModel = Annotated[str | None, config_option(_FIELDS["base_model"])]
 AsBase = Annotated[
-    bool, typer.Option("--as-base", help="Register the model as a base even if it is a copy of a registered base.")
+    bool, option("--as-base", "Register the model as a base even if it is a copy of a registered base.")
 ]
 AllScores = Annotated[
     bool,
-    typer.Option(
+    option(
         "--all-scores",
-        help="Show the scores of recipients who are not accused, too. They help an attacker: do not publish them.",
+        "Show the scores of recipients who are not accused, too. They help an attacker: do not publish them.",
     ),
 ]
 KnownBase = Annotated[
-    str | None, typer.Option("--base", help="Id or location of the base, if it moved or if the vault has several.")
+    str | None, option("--base", "Id or location of the base, if it moved or if the vault has several.")
 ]
 Identity = Annotated[
-    Path | None, typer.Option("--identity", help="File of the tracing identity, if it is not in the vault's folder.")
+    Path | None, option("--identity", "File of the tracing identity, if it is not in the vault's folder.")
 ]
 PassphraseFile = Annotated[
-    Path | None,
-    typer.Option("--passphrase-file", help="File whose first line is the passphrase of the tracing identity."),
+    Path | None, option("--passphrase-file", "File whose first line is the passphrase of the tracing identity.")
 ]
 
 

@@ -3,39 +3,31 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import option
 
 
 def triggers(
     model: options.Model,
     vault: options.VaultFolder,
     images: Annotated[
-        Path | None,
-        typer.Option("--images", help="Folder of ordinary images, without labels. Defaults to synthetic images."),
+        Path | None, option("--images", "Folder of ordinary images, without labels. Defaults to synthetic images.")
     ] = None,
     cover_images: Annotated[
         Path | None,
-        typer.Option(
-            "--cover-images",
-            help="Folder of photographs to make the trigger images from. Defaults to synthetic images.",
+        option(
+            "--cover-images", "Folder of photographs to make the trigger images from. Defaults to synthetic images."
         ),
     ] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", min=1, help="Number of trigger images. Defaults to 160.")
-    ] = None,
+    count: Annotated[int | None, option("--count", "Number of trigger images. Defaults to 160.", min=1)] = None,
     decoys: Annotated[
-        int | None,
-        typer.Option("--decoys", min=0, help="Number of similar images that are assigned to nobody. Defaults to 20."),
+        int | None, option("--decoys", "Number of similar images that are assigned to nobody. Defaults to 20.", min=0)
     ] = None,
     assigned_share: Annotated[
         float | None,
-        typer.Option(
-            "--assigned-share", help="Share of the trigger images that is assigned to each recipient. Defaults to 0.5."
-        ),
+        option("--assigned-share", "Share of the trigger images that is assigned to each recipient. Defaults to 0.5."),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimization steps. Defaults to 120.")] = None,
+    steps: Annotated[int | None, option("--steps", "Optimization steps. Defaults to 120.", min=1)] = None,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:

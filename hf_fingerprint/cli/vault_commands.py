@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option, required
 from hf_fingerprint.config import FingerprintConfig
 
 
@@ -20,24 +21,22 @@ issuer_app = typer.Typer(
 )
 app.add_typer(issuer_app, name="issuer", no_args_is_help=True)
 
-Repo = Annotated[str, options.argument("Private dataset repo, org/name, that holds only the vault.")]
+Repo = Annotated[str, argument("Private dataset repo, org/name, that holds only the vault.")]
 IssuerKey = Annotated[
     Path | None,
-    typer.Option(
-        "--issuer-key", help="File of an issuer's key, instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."
-    ),
+    option("--issuer-key", "File of an issuer's key, instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."),
 ]
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, options.argument("Folder for the vault.")],
+    folder: Annotated[Path, argument("Folder for the vault.")],
     passphrase_file: options.PassphraseFile = None,
     public_key: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--public-key",
-            help="Public key of a tracing identity that is kept elsewhere. The vault then only marks copies.",
+            "Public key of a tracing identity that is kept elsewhere. The vault then only marks copies.",
         ),
     ] = None,
 ) -> None:
@@ -71,7 +70,7 @@ def add(
     *,
     config: FingerprintConfig,
     remeasure: Annotated[
-        bool, typer.Option("--remeasure", help="Register a known base again, with these settings, for new copies.")
+        bool, option("--remeasure", "Register a known base again, with these settings, for new copies.")
     ] = False,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
@@ -119,15 +118,15 @@ def push(
 @app.command()
 def pull(
     repo: Repo,
-    folder: Annotated[Path, options.argument("Folder of the vault, new or existing.")],
+    folder: Annotated[Path, argument("Folder of the vault, new or existing.")],
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
     public_key: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--public-key",
-            help="Public key of the expected tracing identity, to refuse a vault of any other. For new folders.",
+            "Public key of the expected tracing identity, to refuse a vault of any other. For new folders.",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -152,14 +151,13 @@ def pull(
 
 @app.command()
 def merge(
-    other: Annotated[Path, options.argument("Folder of the other vault.")],
+    other: Annotated[Path, argument("Folder of the other vault.")],
     vault: options.VaultFolder,
     identity: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--identity",
-            help="File of the tracing identity, to check new records. Required if the other vault has "
-            "another identity.",
+            "File of the tracing identity, to check new records. Required if the other vault has another identity.",
         ),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
@@ -180,8 +178,7 @@ def merge(
 
 @app.command()
 def forget(
-    record: Annotated[str, options.argument("Id of the record, as `recipients --json` shows it.")],
-    vault: options.VaultFolder,
+    record: Annotated[str, argument("Id of the record, as `recipients --json` shows it.")], vault: options.VaultFolder
 ) -> None:
     """Delete the record of an unfinished copy, such as that of an abandoned training."""
     from hf_fingerprint.vault import Vault, forget_copy
@@ -196,11 +193,10 @@ def rotate(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     new_passphrase_file: Annotated[
-        Path | None,
-        typer.Option("--new-passphrase-file", help="File whose first line is the passphrase of the new identity."),
+        Path | None, option("--new-passphrase-file", "File whose first line is the passphrase of the new identity.")
     ] = None,
     public_key: Annotated[
-        str | None, typer.Option("--public-key", help="Public key of a new tracing identity that is kept elsewhere.")
+        str | None, option("--public-key", "Public key of a new tracing identity that is kept elsewhere.")
     ] = None,
 ) -> None:
     """Give the vault a new tracing identity, after the old one may have leaked, and seal all records to it."""
@@ -231,7 +227,7 @@ def rotate(
 
 
 @issuer_app.command()
-def new(file: Annotated[Path, options.argument("New file for the key.")]) -> None:
+def new(file: Annotated[Path, argument("New file for the key.")]) -> None:
     """Make an issuer's key, without a passphrase. Keep it as a secret of the machine that marks copies."""
     from hf_fingerprint.vault.issuers import new_issuer_key
 
@@ -242,9 +238,9 @@ def new(file: Annotated[Path, options.argument("New file for the key.")]) -> Non
 
 @issuer_app.command("add")
 def add_issuer(
-    public_key: Annotated[str, options.argument("Public key of the issuer, age1...")],
+    public_key: Annotated[str, argument("Public key of the issuer, age1...")],
     vault: options.VaultFolder,
-    name: Annotated[str, options.required("--name", "Name of the issuer, such as ci.")],
+    name: Annotated[str, required("--name", "Name of the issuer, such as ci.")],
 ) -> None:
     """Let an issuer open the vault that is pushed from now on: the bases, but no copy's key."""
     from hf_fingerprint.vault import Vault
@@ -270,9 +266,7 @@ def list_issuers(vault: options.VaultFolder, as_json: options.AsJson = False) ->
 
 
 @issuer_app.command("remove")
-def remove(
-    which: Annotated[str, options.argument("Name or public key of the issuer.")], vault: options.VaultFolder
-) -> None:
+def remove(which: Annotated[str, argument("Name or public key of the issuer.")], vault: options.VaultFolder) -> None:
     """Remove an issuer permanently. It keeps what it has pulled before."""
     from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.issuers import remove_issuer
