@@ -100,6 +100,5 @@ def _parse_integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise FingerprintError(
-            f"--coalitions {text} is not a list of numbers: give numbers separated by commas, such as 3,5,10."
-        ) from None
+        form = "numbers separated by commas, such as 3,5,10"
+        raise FingerprintError(f"--coalitions {text} is not a list of numbers: give {form}.") from None

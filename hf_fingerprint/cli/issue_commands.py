@@ -127,10 +127,8 @@ def _assignments(
 
     if old_base is not None:
         if names or repos or file is not None:
-            raise FingerprintError(
-                "--reissue-from takes recipients and repos from the vault: leave out --recipient, "
-                "--push-to and --recipients-file."
-            )
+            others = "--recipient, --push-to and --recipients-file"
+            raise FingerprintError(f"--reissue-from takes recipients and repos from the vault: leave out {others}.")
         found = reissue_assignments(vault, old_base)
         if not found:
             raise FingerprintError(
@@ -154,12 +152,9 @@ def _assignments(
 
 def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
     """Issues copies into folders."""
-    issued = []
     with output.progress_bars() as progress:
-        if len(names) == 1:
-            issued = [issuer.issue(names[0], out, progress)]
-        else:
-            issued = list(issuer.issue_all(names, out, progress))
+        single = len(names) == 1
+        issued = [issuer.issue(names[0], out, progress)] if single else list(issuer.issue_all(names, out, progress))
     if as_json:
         output.print_json([copy.to_dict() for copy in issued])
         return

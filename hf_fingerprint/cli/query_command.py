@@ -159,10 +159,8 @@ def open_suspect(
         return from_folder(rest, labels)
     if kind == "python" and rest:
         return from_callable(_load_function(rest), labels, text)
-    raise FingerprintError(
-        f"{_redact_suspect(text)} is not a suspect: give https://..., hf:org/name, pipeline:FOLDER or "
-        f"python:MODULE_OR_FILE:FUNCTION."
-    )
+    forms = "https://..., hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION"
+    raise FingerprintError(f"{_redact_suspect(text)} is not a suspect: give {forms}.")
 
 
 def _load_function(text: str) -> Callable[[Any], Any]:
@@ -182,10 +180,9 @@ def _load_function(text: str) -> Callable[[Any], Any]:
         else:
             raise ImportError
     except Exception as error:
-        raise FingerprintError(
-            f"python:{text} can't be imported ({type(error).__name__}): give python:MODULE:FUNCTION or "
-            f"python:FILE.py:FUNCTION."
-        ) from error
+        forms = "python:MODULE:FUNCTION or python:FILE.py:FUNCTION"
+        reason = type(error).__name__
+        raise FingerprintError(f"python:{text} can't be imported ({reason}): give {forms}.") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise FingerprintError(f"{where} has no function {name}: give a function that takes a PIL image.")
@@ -225,10 +222,8 @@ def load_base_labels(path: Path | None, vault: "Vault", base: str | None) -> "La
             f"The bases of {vault.folder} have {len(found)} different sets of class names: give those of the suspect "
             f"by --labels, or choose a base by --base."
         )
-    raise FingerprintError(
-        f"The class names of the base are not found from {vault.folder}: give them by --labels, or the base's folder "
-        f"by --base."
-    )
+    remedy = "give them by --labels, or the base's folder by --base"
+    raise FingerprintError(f"The class names of the base are not found from {vault.folder}: {remedy}.")
 
 
 def _read_token(variable: str | None, suspect: str) -> str | None:

@@ -46,18 +46,16 @@ def init(
 
     if public_key is not None:
         Vault.create(folder, public_key=public_key)
-        output.echo(
-            f"Created the vault {folder}, which marks copies. To trace them, use the identity of this public key."
-        )
+        tracing = "To trace them, use the identity of this public key."
+        output.echo(f"Created the vault {folder}, which marks copies. {tracing}")
         return
-    begun = (folder / "identity.age").exists()
+    identity = folder / "identity.age"
+    begun = identity.exists()
     vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
     if begun:
-        output.echo(f"Using the existing identity {folder / 'identity.age'}.")
-    output.echo(
-        f"Created the vault {folder}. Tracing needs {folder / 'identity.age'} and its passphrase: "
-        "back up both, separately."
-    )
+        output.echo(f"Using the existing identity {identity}.")
+    tracing = f"Tracing needs {identity} and its passphrase: back up both, separately."
+    output.echo(f"Created the vault {folder}. {tracing}")
     output.echo(f"public key: {vault.public_key}")
 
 
@@ -200,11 +198,9 @@ def rotate(
     ] = None,
 ) -> None:
     """Give the vault a new tracing identity, after the old one may have leaked, and seal all records to it."""
-    from hf_fingerprint.vault import Vault, find_passphrase
     from hf_fingerprint.vault.rotation import rotate as rotate_vault
 
-    opened = Vault(vault)
-    opened.unlock(find_passphrase(passphrase_file), identity)
+    opened = options.unlocked_vault(vault, passphrase_file, identity)
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
     output.echo(f"{vault}: {rotation.records} records are sealed to the new identity.")
@@ -215,14 +211,10 @@ def rotate(
     if rotation.old_identity_file is not None:
         output.echo(f"{rotation.old_identity_file} opens only older backups and pushed vaults.")
     if not rotation.old_seals_erased:
-        output.echo_err(
-            "Old seals remain in the database's files, since another process reads them, the disk is full or the "
-            "database is damaged: solve that, then rotate again."
-        )
-    output.echo_err(
-        "Anybody with the old identity and an old copy of the vault can still read the codewords in it: delete old "
-        "copies, and push to a new repo."
-    )
+        cause = "another process reads them, the disk is full or the database is damaged"
+        output.echo_err(f"Old seals remain in the database's files, since {cause}: solve that, then rotate again.")
+    risk = "Anybody with the old identity and an old copy of the vault can still read the codewords in it"
+    output.echo_err(f"{risk}: delete old copies, and push to a new repo.")
     output.echo(f"public key: {rotation.vault.public_key}")
 
 
@@ -297,9 +289,8 @@ def _new_passphrase(file: Path | None) -> str:
     from hf_fingerprint.vault.passphrase import PASSPHRASE_VARIABLE
 
     if file is None and os.environ.get(PASSPHRASE_VARIABLE):
-        raise PassphraseError(
-            f"{PASSPHRASE_VARIABLE} opens the old identity: give the new one's passphrase with --new-passphrase-file."
-        )
+        needed = "give the new one's passphrase with --new-passphrase-file"
+        raise PassphraseError(f"{PASSPHRASE_VARIABLE} opens the old identity: {needed}.")
     if file is None:
         output.echo_err("The new identity needs a passphrase of its own.")
     return find_passphrase(file, confirm=True)

@@ -111,9 +111,8 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
     except CheckpointError:
         raise
     except Exception as error:  # the library raises errors of any class for unexpected YAML
-        raise CheckpointError(
-            f"{path}, the base's model card, can't be read ({type(error).__name__}): correct its front matter."
-        ) from None
+        failed = f"can't be read ({type(error).__name__})"
+        raise CheckpointError(f"{path}, the base's model card, {failed}: correct its front matter.") from None
     lines, in_code_block = [], False
     for line in card.text.strip().splitlines():
         in_code_block ^= line.startswith("```")

@@ -298,7 +298,7 @@ def push_to_hub(
 
     Args:
         model (`str` or `Path`): the base: a folder, a file or a Hub id.
-        recipient, repo, account: see [`Assignment`]. A missing repo is created.
+        recipient, repo, account (`str`): see [`Assignment`]. A missing repo is created.
         vault ([`Vault`], `str` or `Path`): the vault, which may be locked.
         config ([`FingerprintConfig`], *optional*): how to mark a base that is not registered yet.
         publish_config ([`PublishConfig`], *optional*): visibility and access. Private by default.

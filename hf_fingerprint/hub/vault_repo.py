@@ -8,6 +8,7 @@ removed issuer, or anybody with a leaked identity, can still open the repo's ear
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
@@ -53,8 +54,7 @@ class PushedVault:
     merged: MergeReport
 
 
-@dataclass(frozen=True)
-class _RepoState:
+class _RepoState(NamedTuple):
     """A revision of the repo and the files in it."""
 
     revision: str
