@@ -105,9 +105,8 @@ def require_library(library: str) -> None:
     try:
         importlib.import_module(library)
     except ModuleNotFoundError:
-        raise FingerprintError(
-            f"Queries over a network need {library}: pip install hf-fingerprint[blackbox]."
-        ) from None
+        needed = f"Queries over a network need {library}"
+        raise FingerprintError(f"{needed}: pip install hf-fingerprint[blackbox].") from None
 
 
 def is_transient(status: int) -> bool:
@@ -116,8 +115,7 @@ def is_transient(status: int) -> bool:
 
 
 def _delay(error: Exception, attempt: int) -> float | None:
-    """Seconds before the next attempt: as the service asks, or exponential with jitter, so that several clients that
-    were rejected together don't return together."""
+    """Seconds before the next attempt: as the service asks, or exponential with jitter, to spread clients out."""
     if not isinstance(error, TransientError):
         return None
     if error.wait is not None:

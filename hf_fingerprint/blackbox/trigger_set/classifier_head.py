@@ -1,7 +1,8 @@
 """A classifier's head, its last linear layer, and the features that it takes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.errors import FingerprintError
@@ -10,6 +11,8 @@ from hf_fingerprint.logits import logits_of
 
 if TYPE_CHECKING:
     import torch
+
+    _FeaturesLogits = tuple[torch.Tensor, torch.Tensor]
 
 BATCH = 16  # images of 224 x 224; see `fit_batch_size`
 
@@ -20,8 +23,7 @@ class Head:
 
     Attributes:
         name (`str`): the parameter's name in the model, such as `"classifier.weight"`.
-        layer (`torch.nn.Module`): the layer, with W of shape `(classes, width)`, or `(classes, width, 1, 1)` where it
-            is a convolution.
+        layer (`torch.nn.Module`): with W of shape `(classes, width)`, or `(classes, width, 1, 1)` for a convolution.
     """
 
     name: str
@@ -50,17 +52,12 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
     import torch
 
     outputs: dict[str, torch.Tensor] = {}
-    hooks = []
 
-    def make_hook(name: str) -> Callable[..., None]:
-        def hook_fn(_module: Any, _args: Any, output: Any) -> None:
-            outputs[name] = output
+    def record(name: str, _module: Any, _args: Any, output: Any) -> None:
+        outputs[name] = output
 
-        return hook_fn
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            hooks.append(module.register_forward_hook(make_hook(name)))
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in linear]
     try:
         with torch.no_grad():
             logits = logits_of(model(images[:1]))
@@ -86,9 +83,7 @@ def features_of(model: "torch.nn.Module", head: Head, images: "torch.Tensor") ->
     return features_and_logits(model, head, images)[0]
 
 
-def features_and_logits(
-    model: "torch.nn.Module", head: Head, images: "torch.Tensor"
-) -> "tuple[torch.Tensor, torch.Tensor]":
+def features_and_logits(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "_FeaturesLogits":
     """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`."""
     captured = []
     hook = head.layer.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
