@@ -298,9 +298,8 @@ class Issuer:
             partial_dir.rename(out)
             sync(out.parent)
         except OSError as error:
-            raise CheckpointError(
-                f"The copy is complete, but can't be moved to {out} ({error.strerror}): clear the path and run again."
-            ) from None
+            problem = f"The copy is complete, but can't be moved to {out} ({error.strerror})"
+            raise CheckpointError(f"{problem}: clear the path and run again.") from None
         self.vault.mark_issued(record.copy_id)
         return self._to_issued_copy(record, left_out, new=True)
 

@@ -86,9 +86,8 @@ def read_labels(path: str | Path) -> Labels:
     if not isinstance(content, list | dict):
         return Labels([line.strip() for line in text.splitlines() if line.strip()])
     if (found := _labels_from_json(content)) is None:
-        raise FingerprintError(
-            f"{path} holds no labels: give a list of names, an object from numbers to names or a config.json."
-        )
+        remedy = "give a list of names, an object from numbers to names or a config.json"
+        raise FingerprintError(f"{path} holds no labels: {remedy}.")
     return found
 
 

@@ -1,7 +1,7 @@
 """Suspects behind an API: an address that takes an image and answers in JSON, or the Hub's inference providers.
 
 A token is sent only to the address it was given for, never to another host that it redirects to. No error, log or name
-holds it. A suspect's name is its address without user, query and fragment. The user agent is the library's own.
+holds it. A suspect's name is its address without user, query and fragment. Requests don't name this package.
 """
 
 import base64

@@ -55,9 +55,8 @@ class RetryPolicy:
         sleep: Callable[[float], None] = time.sleep,
     ):
         if not 0 < rate < float("inf") or max_attempts < 1:
-            raise FingerprintError(
-                f"{rate} requests a second and {max_attempts} attempts are not possible: choose more than 0 of both."
-            )
+            problem = f"{rate} requests a second and {max_attempts} attempts are not possible"
+            raise FingerprintError(f"{problem}: choose more than 0 of both.")
         self.retries = 0
         self._interval, self._max_attempts, self._clock, self._sleep = 1 / rate, max_attempts, clock, sleep
         self._next_request_at, self._consecutive_failures = 0.0, 0

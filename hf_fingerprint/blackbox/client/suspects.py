@@ -107,9 +107,8 @@ def from_callable(function: Classifier, labels: Labels | Sequence[str], name: st
         except FingerprintError:
             raise
         except Exception as error:
-            raise FingerprintError(
-                f"{name} failed on an image ({type(error).__name__}): make sure that it classifies RGB PIL images."
-            ) from error
+            problem = f"{name} failed on an image ({type(error).__name__})"
+            raise FingerprintError(f"{problem}: make sure that it classifies RGB PIL images.") from error
 
     return SuspectClient(name, predict, labels)
 

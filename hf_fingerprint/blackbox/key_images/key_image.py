@@ -83,10 +83,8 @@ def make_key_image(
         low, high = (low, middle) if too_visible or similarity(cover, image) < ssim else (middle, high)
     image = marked(low)
     if extract_payload(_jpeg_round_trip(image), cover, key, index, 8 * len(payload)) != payload:
-        raise CodeError(
-            f"Cover {index} has no capacity for {8 * len(payload)} bits that survive JPEG {JPEG_QUALITY} at {psnr} dB "
-            f"and SSIM {ssim}: choose a cover with more texture."
-        )
+        limits = f"JPEG {JPEG_QUALITY} at {psnr} dB and SSIM {ssim}: choose a cover with more texture"
+        raise CodeError(f"Cover {index} has no capacity for {8 * len(payload)} bits that survive {limits}.")
     return KeyImage(image, float(peak_signal_noise_ratio(cover, image)), similarity(cover, image))
 
 
@@ -96,7 +94,7 @@ def extract_payload(
     """The payload of a key image, which may be compressed or resized.
 
     Args:
-        image, cover (`np.ndarray` of shape `(height, width, 3)`): `uint8`; the image may be of any size.
+        image, cover (`np.ndarray` of shape `(height, width, 3)`): `uint8`; the image, of any size, and its cover.
         key, index: as in [`make_key_image`].
         bits (`int`, *optional*, defaults to 304): the length of the payload.
 

@@ -1,7 +1,7 @@
 """The records of a vault that a suspect is queried for.
 
 A model behind an API can't be compared with bases by its weights. Unless a base is named, it is queried for every
-record that has a trigger set and copies. Several records may hold the same weights, as after a merge of two issuers'.
+record with a trigger set and copies. Several records may hold the same weights, as after a merge of two vaults.
 """
 
 from dataclasses import dataclass

@@ -76,10 +76,8 @@ def records_to_query(
             skipped.append(SkippedRecord(each.base.base_id, reason, len(opened.keys)))
     if not ready:
         copies, named = sum(len(each.copies) for each in found), ", ".join(each.base.base_id for each in found)
-        raise VaultError(
-            f"None of the {copies} copies of base {named} was taught trigger labels: trace the suspect by its "
-            f"weights, or issue the copies again."
-        )
+        problem = f"None of the {copies} copies of base {named} was taught trigger labels"
+        raise VaultError(f"{problem}: trace the suspect by its weights, or issue the copies again.")
     alphas = [each.base.alpha for each, _, _ in ready] if alpha is None else [alpha]
     for level in alphas:
         check_alpha(level)

@@ -214,10 +214,8 @@ def _validate(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
     if not 1 <= triggers <= MAX_TRIGGERS or not 1 <= len(keys) == len(accused) <= recipients:
         raise ValueError
     if len(accused) > MAX_ACCUSED or len(accused) * triggers > MAX_PROOF_LABELS:
-        raise FingerprintError(
-            f"{path} accuses {len(accused)} recipients by {triggers} triggers, which takes too long to verify: ask "
-            f"for a proof against fewer of them."
-        )
+        problem = f"{path} accuses {len(accused)} recipients by {triggers} triggers, which takes too long to verify"
+        raise FingerprintError(f"{problem}: ask for a proof against fewer of them.")
     suspect = heading["suspect"]
     if not 0 < heading["alpha"] < 1 or not suspect.isprintable() or len(suspect) > MAX_SUSPECT_NAME:
         raise ValueError
@@ -252,10 +250,8 @@ def _check_accusation(
     bound = min(0.0, (math.log(heading["recipients"]) - log_wealth) / math.log(10))
     published = given[claimed]
     holds = opens and bound <= math.log10(alpha) and alpha <= MAX_ALPHA and published is not False
-    suspect, copies = heading["suspect"], heading["recipients"]
-    return AccusationCheck(
-        recipient, suspect, claimed, agreeing, counted, copies, alpha, bound, opens, published, holds
-    )
+    evidence = agreeing, counted, heading["recipients"], alpha, bound
+    return AccusationCheck(recipient, heading["suspect"], claimed, *evidence, opens, published, holds)
 
 
 def _match_published(given: Sequence[str], accused: Sequence[dict[str, str]]) -> dict[str, bool | None]:

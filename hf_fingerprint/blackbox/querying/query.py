@@ -173,8 +173,8 @@ def query(
     outcome, reason = query_outcome(queried, skipped, stats, total, accused, alpha, faults)
     base_ids = tuple(each.base.base_id for each in queried)
     copies, classes = sum(len(each.copies) for each in queried), queried[0].trigger_set.classes
-    rest = tuple(name for each in queried for name in each.non_answering), tuple(skipped), faults
-    return QueryResult(suspect.name, base_ids, scores, copies, classes, alpha, stats, outcome, reason, *rest)
+    left_out = tuple(name for each in queried for name in each.non_answering), tuple(skipped), faults
+    return QueryResult(suspect.name, base_ids, scores, copies, classes, alpha, stats, outcome, reason, *left_out)
 
 
 def load_trigger_set(vault: Vault, base: Base) -> TriggerSet:
@@ -185,10 +185,8 @@ def load_trigger_set(vault: Vault, base: Base) -> TriggerSet:
     """
     content = vault.trigger_set(base)
     if content is None:
-        raise VaultError(
-            f"Base {base.base_id} has no trigger set, so its copies can't be identified by queries: make one with "
-            f"`hf-fingerprint triggers` before you issue copies."
-        )
+        problem = f"Base {base.base_id} has no trigger set, so its copies can't be identified by queries"
+        raise VaultError(f"{problem}: make one with `hf-fingerprint triggers` before you issue copies.")
     return TriggerSet.from_bytes(content)
 
 
@@ -212,8 +210,8 @@ def find_base_with_triggers(vault: Vault, name: str | Path | None) -> tuple[Base
 def _heading(suspect: Suspect, queried: QueriedRecord, images: Sequence[np.ndarray]) -> Heading:
     digest, triggers = pool_digest([image_digest(image) for image in images]), queried.trigger_set
     counts = triggers.count, triggers.decoys, triggers.classes
-    rest = queried.alpha, triggers.assigned_share, len(queried.copies)
-    return Heading(suspect.name, queried.base.base_id, digest, *counts, *rest)
+    share, recipients = triggers.assigned_share, len(queried.copies)
+    return Heading(suspect.name, queried.base.base_id, digest, *counts, queried.alpha, share, recipients)
 
 
 def _scores(vault: Vault, queried: Sequence[QueriedRecord], all_scores: bool) -> tuple[QueryScore, ...]:

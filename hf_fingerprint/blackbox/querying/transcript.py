@@ -49,7 +49,8 @@ class Heading:
         suspect (`str`): the suspect's name, without secrets.
         base (`str`): the base's id.
         digest (`str`): of the pool; see [`pool_digest`].
-        questions, decoys, classes (`int`): the numbers of trigger images, decoys and classes.
+        questions (`int`): the number of trigger images.
+        decoys, classes (`int`): the numbers of decoys and classes.
         alpha (`float`): the bound on accusing any innocent.
         share (`float` or `None`): the probability that a trigger is assigned to a recipient.
         recipients (`int`): the number of recipients tested.

@@ -46,9 +46,7 @@ from hf_fingerprint.vault import Vault
 
 
 if TYPE_CHECKING:
-    import torch
-
-    _HeadMetric = tuple[Head, torch.Tensor]
+    from torch import Tensor
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
 MAX_IMAGES, N_SYNTHETIC = 4096, 2048  # images
@@ -157,16 +155,14 @@ def adapt_trigger_set(
     """
     head, metric = _head_and_metric(built, names, images)
     if head.classes != trigger_set.classes:
-        raise FingerprintError(
-            f"The model has {head.classes} classes and its base {trigger_set.classes}: train it with the base's "
-            f"classes, or register a base that has these."
-        )
+        problem = f"The model has {head.classes} classes and its base {trigger_set.classes}"
+        raise FingerprintError(f"{problem}: train it with the base's classes, or register a base that has these.")
     views, cover_pixels = make_views(built, head), trigger_set.cover_pixels(secret)
     logits, features = _logits_and_features(views, built, trigger_set.patterns, cover_pixels, trigger_set.count)
     return _fit_head_updates(replace(trigger_set, head=names[head.name], logits=logits), features, metric)
 
 
-def _head_and_metric(built: BuiltModel, names: dict[str, str], images: str | Path | None) -> "_HeadMetric":
+def _head_and_metric(built: BuiltModel, names: dict[str, str], images: str | Path | None) -> tuple[Head, "Tensor"]:
     """A model's head, and the inverse second moment of the features of ordinary images."""
     ordinary = user_images(Path(images), built, MAX_IMAGES) if images else lazy_synthetic_images(built, N_SYNTHETIC)
     module = built.module
@@ -174,17 +170,15 @@ def _head_and_metric(built: BuiltModel, names: dict[str, str], images: str | Pat
         parameter.requires_grad_(False)
     head = find_head(module, next(ordinary.batches(1)))
     if head.name not in names:
-        raise FingerprintError(
-            f"The files of the base have no tensor for its head {head.name}, so its copies can't learn labels: use a "
-            f"base whose files hold its head."
-        )
+        problem = f"The files of the base have no tensor for its head {head.name}, so its copies can't learn labels"
+        raise FingerprintError(f"{problem}: use a base whose files hold its head.")
     batches = ordinary.batches(fit_batch_size(ordinary.pixels, BATCH))
     return head, inverse_second_moment(all_features(module, head, batches))
 
 
 def _logits_and_features(
     views: list[View], built: BuiltModel, patterns: np.ndarray, cover_pixels: np.ndarray, count: int
-) -> tuple[np.ndarray, "torch.Tensor"]:
+) -> tuple[np.ndarray, "Tensor"]:
     """The logits of the trigger images in each view, `(views, count, classes)`, `float32`, and the features of all
     images, `(views, count + decoys, width)`."""
     import torch
@@ -201,7 +195,7 @@ def _logits_and_features(
     return torch.stack(logits).numpy(), torch.stack(features)
 
 
-def _fit_head_updates(trigger_set: TriggerSet, features: "torch.Tensor", metric: "torch.Tensor") -> TriggerSet:
+def _fit_head_updates(trigger_set: TriggerSet, features: "Tensor", metric: "Tensor") -> TriggerSet:
     """The trigger set with head updates, at the strongest ridge at which copies predict 90 % of their labels."""
     own, keys = features[0, : trigger_set.count].numpy(), [number.to_bytes(32, "big") for number in range(PROBE_KEYS)]
     labels, assigned = trigger_set.assigned_labels(keys)

@@ -11,8 +11,7 @@ from hf_fingerprint.logits import logits_of
 
 if TYPE_CHECKING:
     import torch
-
-    _FeaturesLogits = tuple[torch.Tensor, torch.Tensor]
+    from torch import Tensor
 
 BATCH = 16  # images of 224 x 224; see `fit_batch_size`
 
@@ -34,12 +33,12 @@ class Head:
         """The number of classes."""
         return int(self.layer.weight.shape[0])
 
-    def matrix(self) -> "torch.Tensor":
+    def matrix(self) -> "Tensor":
         """W, `(classes, width)`."""
         return self.layer.weight.detach().flatten(1)
 
 
-def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
+def find_head(model: "torch.nn.Module", images: "Tensor") -> Head:
     """The linear layer whose output is the model's.
 
     Args:
@@ -65,25 +64,23 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
         for hook in hooks:
             hook.remove()
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise FingerprintError(
-            f"{type(model).__name__} has an output of shape {' x '.join(map(str, logits.shape))}, and trigger labels "
-            f"need two classes or more: use a model that classifies images."
-        )
+        shape = " x ".join(map(str, logits.shape))
+        problem = f"{type(model).__name__} has an output of shape {shape}, and trigger labels need two classes or more"
+        raise FingerprintError(f"{problem}: use a model that classifies images.")
     for name, output in reversed(outputs.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
             return Head(f"{name}.weight", model.get_submodule(name))
-    raise FingerprintError(
-        f"The logits of {type(model).__name__} don't come from a linear layer, and copies get their trigger labels in "
-        f"one: use a model that ends in a linear layer."
-    )
+    problem = f"The logits of {type(model).__name__} don't come from a linear layer"
+    remedy = "use a model that ends in a linear layer"
+    raise FingerprintError(f"{problem}, and copies get their trigger labels in one: {remedy}.")
 
 
-def features_of(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "torch.Tensor":
+def features_of(model: "torch.nn.Module", head: Head, images: "Tensor") -> "Tensor":
     """The input of the head, `(n, width)`, with gradients if the images have them."""
     return features_and_logits(model, head, images)[0]
 
 
-def features_and_logits(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "_FeaturesLogits":
+def features_and_logits(model: "torch.nn.Module", head: Head, images: "Tensor") -> "tuple[Tensor, Tensor]":
     """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`."""
     captured = []
     hook = head.layer.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
@@ -94,7 +91,7 @@ def features_and_logits(model: "torch.nn.Module", head: Head, images: "torch.Ten
     return captured[0].flatten(1), logits
 
 
-def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[torch.Tensor]") -> "torch.Tensor":
+def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[Tensor]") -> "Tensor":
     """The features of many images, computed in batches without gradients."""
     import torch
 

@@ -86,10 +86,8 @@ def check_trigger_counts(triggers: int, classes: int, assigned_share: float) -> 
 def check_class_count(classes: int, triggers: int = 1) -> None:
     """Checks the counts alone; see [`check_trigger_counts`]."""
     if not 2 <= classes <= MAX_CLASSES or triggers < 1:
-        raise CodeError(
-            f"{triggers} trigger images with {classes} classes can't identify a copy: use a model of 2 to 65,536 "
-            f"classes and at least 1 trigger image."
-        )
+        problem = f"{triggers} trigger images with {classes} classes can't identify a copy"
+        raise CodeError(f"{problem}: use a model of 2 to 65,536 classes and at least 1 trigger image.")
 
 
 def _share_threshold(assigned_share: float) -> int:

@@ -24,8 +24,7 @@ from hf_fingerprint.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
-
-    Norm = tuple[torch.Tensor, torch.Tensor]
+    from torch import Tensor
 
 MAX_PATTERN = 90.0  # gray levels
 MOMENT_RIDGE, GRAM_RIDGE = 3e-2, 1e-2  # added to M and to the Gram matrix, in shares of their means
@@ -73,7 +72,7 @@ def preprocessing_crop(built: BuiltModel) -> float:
     return CROPS[errors.index(min(errors))]
 
 
-def inverse_second_moment(features: "torch.Tensor") -> "torch.Tensor":
+def inverse_second_moment(features: "Tensor") -> "Tensor":
     """`(M + mu)^-1`, `(width, width)`, `float64`: the cost of a change of the head, from features `(n, width)` of
     ordinary images."""
     import torch
@@ -84,7 +83,7 @@ def inverse_second_moment(features: "torch.Tensor") -> "torch.Tensor":
     return torch.linalg.inv(moment + MOMENT_RIDGE * torch.eye(len(moment), dtype=torch.float64))
 
 
-def solve_head_updates(features: "torch.Tensor", metric: "torch.Tensor", ridge: float) -> "torch.Tensor":
+def solve_head_updates(features: "Tensor", metric: "Tensor", ridge: float) -> "Tensor":
     """The change of the head for one more logit of each trigger image in each view.
 
     Args:
@@ -105,13 +104,13 @@ def solve_head_updates(features: "torch.Tensor", metric: "torch.Tensor", ridge: 
 
 
 def optimize_patterns(
-    cover_images: "torch.Tensor",
+    cover_images: "Tensor",
     views: list[View],
     built: BuiltModel,
-    metric: "torch.Tensor",
+    metric: "Tensor",
     steps: int,
     progress: Progress | None = None,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Optimizes the pattern of each trigger image.
 
     Args:
@@ -158,17 +157,13 @@ def batch_slices(count: int, built: BuiltModel) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def render_batches(
-    cover_images: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
-) -> "Iterator[torch.Tensor]":
+def render_batches(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Iterator[Tensor]":
     """[`render_view`] in batches."""
     for part in batch_slices(len(cover_images), built):
         yield render_view(cover_images[part], patterns[part], crop, built)
 
 
-def render_view(
-    cover_images: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
-) -> "torch.Tensor":
+def render_view(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Tensor":
     """Covers `(n, 3, 224, 224)` plus patterns, preprocessed for a model: `(n, channels, height, width)`."""
     import torch
     from torch.nn.functional import interpolate
@@ -186,7 +181,7 @@ def render_view(
     return (images - mean) / std
 
 
-def log_cost(features: "Sequence[torch.Tensor]", views: Sequence[View], metric: "torch.Tensor") -> "torch.Tensor":
+def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor") -> "Tensor":
     """The logarithm of what the missing logits of all trigger images cost ordinary images; see the module's docstring.
 
     Args:
@@ -210,9 +205,7 @@ def log_cost(features: "Sequence[torch.Tensor]", views: Sequence[View], metric: 
     return torch.einsum("vq,vwq,wq->", missing, costs, missing).log()
 
 
-def _cost_gradient(
-    features: "Sequence[torch.Tensor]", views: Sequence[View], metric: "torch.Tensor", active: int
-) -> "torch.Tensor":
+def _cost_gradient(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor", active: int) -> "Tensor":
     """The gradient of [`log_cost`] with respect to the features of the active view, `(n, width)`."""
     import torch
 

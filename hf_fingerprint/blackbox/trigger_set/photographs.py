@@ -46,10 +46,9 @@ def load_photographs(folder: str | Path, count: int, secret: bytes) -> tuple[byt
             square.save(file, "PNG", optimize=True)
             found[file.getvalue()] = None
     if len(found) < count:
-        raise FingerprintError(
-            f"{folder} holds {len(found)} different photographs of {MIN_SIZE} pixels or more, and {count} are "
-            f"needed as covers: add some, or choose fewer trigger images."
-        )
+        problem = f"{folder} holds {len(found)} different photographs of {MIN_SIZE} pixels or more"
+        remedy = "add some, or choose fewer trigger images"
+        raise FingerprintError(f"{problem}, and {count} are needed as covers: {remedy}.")
     return tuple(found)
 
 

@@ -40,9 +40,10 @@ class TriggerSet:
         count (`int`): the number of trigger images; the images after them are decoys, assigned to nobody.
         assigned_share (`float`): the probability that a trigger is assigned to a recipient.
         patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, gray levels added to the covers.
-        logits (`np.ndarray` of shape `(views, count, classes)`): the base's, `float32`, in each [`View`].
+        logits (`np.ndarray` of shape `(views, count, classes)`): the base's, `float32`, in each [`View`], the
+            unchanged model's first.
         head_updates (`np.ndarray` of shape `(views, count, width)`): `float32`; see [`solve_head_updates`].
-        cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs; empty if the covers are synthetic.
+        cover_images (`tuple[bytes, ...]`): PNG files of photographs, one an image; empty if the covers are synthetic.
         recall (`float`): the share of its assigned labels that a verbatim copy predicts, averaged over some keys and
             at most 0.9, the value that trigger sets are built for.
     """
