@@ -161,6 +161,19 @@ def test_no_two_files_have_one_name(root):
     assert not duplicates
 
 
+def test_no_two_public_functions_or_classes_have_one_name():
+    """Functions in `cli/` have the names of their commands."""
+    named = Counter(
+        node.name
+        for path in MODULES
+        if package_of(path) != "cli"
+        for node in tree_of(path).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    )
+
+    assert not [name for name, count in named.items() if count > 1]
+
+
 def test_nothing_heavy_is_imported_before_it_is_needed():
     heavy = [
         f"{path}:{line} imports {name}"

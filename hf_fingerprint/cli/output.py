@@ -47,7 +47,7 @@ def progress_bars(announce: bool = False) -> Iterator[Progress]:
         announce (`bool`, *optional*, defaults to `False`): whether to print the name of each step that can't be
             counted, once, if stderr is no terminal.
     """
-    with terminal.progress_bars() as bars:
+    with terminal.rich_progress() as bars:
         tasks: dict[str, TaskID] = {}
         uncounted: list[str] = []
 

@@ -46,7 +46,7 @@ def console(stderr: bool = False) -> "Console":
     return _console_class()(stderr=stderr, markup=False, emoji=False)
 
 
-def progress_bars() -> "Progress":
+def rich_progress() -> "Progress":
     """Progress bars on stderr; silent if it is no terminal."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 

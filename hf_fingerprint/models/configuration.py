@@ -77,7 +77,9 @@ def check_count(value: object, name: str, where: str, maximum: int = limits.MAX_
         [`BuildError`]: if it is not an integer from 0 to `maximum`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
-        raise BuildError(f"{where} gives {name} as {short_repr(value)}: it must be an integer from 0 to {maximum:,}.")
+        raise BuildError(
+            f"{where} gives {name} as {printable_value(value)}: it must be an integer from 0 to {maximum:,}."
+        )
     return value
 
 
@@ -90,12 +92,12 @@ def check_size(size: tuple[int, int, int], where: str) -> tuple[int, int, int]:
     sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= limits.MAX_SIDE for n in size)
     if len(size) != 3 or not sides_fit or size[0] > 64:
         raise BuildError(
-            f"{where} takes inputs of {short_repr(list(size))} (channels, height, width), and the limit is 64 "
+            f"{where} takes inputs of {printable_value(list(size))} (channels, height, width), and the limit is 64 "
             f"channels of {limits.MAX_SIDE:,} pixels a side: fix its size."
         )
     return size
 
 
-def short_repr(value: object) -> str:
+def printable_value(value: object) -> str:
     """A value from a file as a short, single line."""
     return printable(str(value)[:80])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints.limits import MAX_SIDE
 from hf_fingerprint.errors import BuildError, FingerprintWarning
-from hf_fingerprint.models.configuration import plain_entries, read_json, short_repr
+from hf_fingerprint.models.configuration import plain_entries, printable_value, read_json
 
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     sizes = {name: _check_sizes(description[name], name, file) for name in described}
     for name in ("crop_pct", "rescale_factor"):
         if not isinstance(settings.get(name, 1.0), int | float) or not 0 <= settings.get(name, 1.0) <= 4:
-            raise BuildError(f"{file} gives {name} as {short_repr(settings[name])}: it must be a number from 0 to 4.")
+            raise BuildError(
+                f"{file} gives {name} as {printable_value(settings[name])}: it must be a number from 0 to 4."
+            )
     for name in ("size_divisor", "resize_short"):
         _check_side(settings.get(name, 1), name, file)
     try:
@@ -160,5 +162,5 @@ def _check_sizes(value: object, name: str, file: Path) -> int | dict[str, int]:
 
 def _check_side(value: object, name: str, file: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIDE:
-        raise BuildError(f"{file} gives {name} as {short_repr(value)}: it must be 1 to {MAX_SIDE:,} pixels.")
+        raise BuildError(f"{file} gives {name} as {printable_value(value)}: it must be 1 to {MAX_SIDE:,} pixels.")
     return value

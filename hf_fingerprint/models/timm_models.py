@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, short_repr
+from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, printable_value
 from hf_fingerprint.models.weights import bounded_construction, load_weights
 
 
@@ -81,7 +81,7 @@ def _check_architecture(name: object, where: str) -> str:
     found = _ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
     known = found is not None and is_model(found["name"])
     if found is None or not known or not model_entrypoint(found["name"]).__module__.startswith("timm."):
-        problem = f"names {short_repr(name)}, which is not a timm architecture"
+        problem = f"names {printable_value(name)}, which is not a timm architecture"
         raise BuildError(f"{where} {problem}: check it, or upgrade timm.")
     return found["name"]
 
@@ -94,7 +94,7 @@ def _select_arguments(architecture: str, config: Mapping[str, Any], where: str) 
     known = _argument_names(architecture)
     unknown = [name for name, value in model_args.items() if name not in known and value is not None]
     if unknown:
-        problem = f"has {short_repr(unknown[0])} among its model_args, which {architecture} doesn't accept"
+        problem = f"has {printable_value(unknown[0])} among its model_args, which {architecture} doesn't accept"
         raise BuildError(f"{where} {problem}: remove it if you trust the model.")
     return _as_tuples(plain_entries(model_args, known, where))
 
@@ -123,7 +123,7 @@ def _select_data_config(pretrained_cfg: object, where: str) -> dict[str, Any]:
     for name in ("crop_pct", "test_crop_pct"):
         share = found.get(name, 1.0)
         if not isinstance(share, int | float) or not 0.1 <= share <= 4:
-            raise BuildError(f"{where} gives {name} as {short_repr(share)}: it must be from 0.1 to 4.")
+            raise BuildError(f"{where} gives {name} as {printable_value(share)}: it must be from 0.1 to 4.")
     return found
 
 

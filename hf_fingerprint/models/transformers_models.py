@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, short_repr
+from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, printable_value
 from hf_fingerprint.models.processors import image_size, make_preprocess, nested_configs, read_processor
 from hf_fingerprint.models.weights import bounded_construction, check_weights_loaded, read_state_dict
 
@@ -72,12 +72,12 @@ def _make_config(config: Mapping[str, Any], where: str) -> Any:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in CONFIG_MAPPING or name in _OTHER_LIBRARIES:
         raise BuildError(
-            f"{where} has model_type {short_repr(name)}, which transformers doesn't have: upgrade it, or check "
+            f"{where} has model_type {printable_value(name)}, which transformers doesn't have: upgrade it, or check "
             f"that this is an image classifier."
         )
     config_class = CONFIG_MAPPING[name]
     if not config_class.__module__.startswith("transformers.models."):
-        kind = f"model_type {short_repr(name)}"
+        kind = f"model_type {printable_value(name)}"
         raise BuildError(f"{where} has {kind}, which is not part of transformers: don't use this model.")
     return _instantiate_config(config_class, config, where)
 
@@ -142,7 +142,7 @@ def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str |
     model_class = getattr(transformers, named, None) if isinstance(named, str) and output != "" else None
     if model_class is None or getattr(model_class, "main_input_name", "") not in ("pixel_values", "inputs"):
         raise BuildError(
-            f"{where} names {short_repr(named)}, which is not a transformers image classifier, segmenter or backbone "
+            f"{where} names {printable_value(named)}, which is not a transformers image classifier, segmenter or backbone "
             f"that takes pixels: use one of these."
         )
     return model_class, output

@@ -1,6 +1,6 @@
 from .deepmarks_preset import DeepMarks as DeepMarks
 from .fingerprint import Fingerprint as Fingerprint
-from .fingerprint import RecordedCopy as RecordedCopy
+from .fingerprint import TrainedCopy as TrainedCopy
 from .loss import DeepMarksLoss as DeepMarksLoss
 from .timm import FingerprintCriterion as FingerprintCriterion
 from .timm import FingerprintedModel as FingerprintedModel

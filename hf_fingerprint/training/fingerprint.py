@@ -40,7 +40,7 @@ from hf_fingerprint.vault import (
 
 
 @dataclass(frozen=True)
-class RecordedCopy:
+class TrainedCopy:
     """A trained copy that is recorded in the vault.
 
     Attributes:
@@ -163,7 +163,7 @@ class Fingerprint:
 
         run_on_first_process(check)
 
-    def record(self, folder: str | Path, images: str | Path | None = None) -> RecordedCopy | None:
+    def record(self, folder: str | Path, images: str | Path | None = None) -> TrainedCopy | None:
         """Records a trained model as this recipient's copy, if its mark traces.
 
         Call it with the folder or file that the recipient will get. If the base has a trigger set, the model's head is
@@ -221,7 +221,7 @@ class Fingerprint:
         if self._lock is not None:
             self._lock.release()
 
-    def _record_copy(self, folder: Path, images: str | Path | None) -> RecordedCopy:
+    def _record_copy(self, folder: Path, images: str | Path | None) -> TrainedCopy:
         if self._base is None or self._record is None or self._shared_inputs is None:
             raise FingerprintError(f"{folder} can't be recorded: train a model with this fingerprint first.")
         base, bits = self._base, self._shared_inputs.target > 0
@@ -240,7 +240,7 @@ class Fingerprint:
         recorded = self._write_record(base, self._record, folder, digest, labeled)
         self._release_lock()
         commitment = recorded.commitment if recorded.content_hash == digest else None
-        return RecordedCopy(
+        return TrainedCopy(
             self.recipient, folder, recorded.copy_id, base.base_id, digest, commitment, score, agreement, labeled
         )
 

@@ -295,7 +295,7 @@ class TestACrash:
             "hf_fingerprint.vault.record_store.commitment",
             "hf_fingerprint.vault.record_store.wipe_training_keys",
             "hf_fingerprint.vault.record_store.clear_journal",
-            "hf_fingerprint.training.fingerprint.RecordedCopy",
+            "hf_fingerprint.training.fingerprint.TrainedCopy",
         ],
     )
     def test_anywhere_in_the_recording_is_mended_by_recording_again_and_leaves_no_key(

@@ -14,7 +14,7 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 from scipy.sparse.linalg import LinearOperator, lsmr
 
-from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits, decode, encode
+from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits, decode_payload, encode
 from hf_fingerprint.blackbox.trigger_set.covers import MIN_SIZE
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
@@ -106,7 +106,7 @@ def extract_payload(
     spread = _SpreadSpectrum(cover, key, index, coded_bits(bits))
     for resample in (None, "NEAREST", "BOX"):
         resampled = cover if resample is None else _downsample_and_restore(cover, resample)
-        payload = decode(spread.read(_remove_cover(image_luminance, resampled @ LUMINANCE)), bits)
+        payload = decode_payload(spread.read(_remove_cover(image_luminance, resampled @ LUMINANCE)), bits)
         if payload is not None:
             return payload
     return None

@@ -45,7 +45,7 @@ def encode(payload: bytes) -> np.ndarray:
     return 1 - 2.0 * np.unpackbits(coded)
 
 
-def decode(signs: np.ndarray, bits: int = DEFAULT_BITS) -> bytes | None:
+def decode_payload(signs: np.ndarray, bits: int = DEFAULT_BITS) -> bytes | None:
     """The payload of noisy signs, or `None` if they have more errors than the parity can correct.
 
     Args:

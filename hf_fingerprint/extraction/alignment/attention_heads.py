@@ -16,7 +16,7 @@ _TINY = 1e-9
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-class HeadBasisChange(NamedTuple):
+class HeadBases(NamedTuple):
     """The transform that aligns heads.
 
     Attributes:
@@ -58,7 +58,7 @@ def match_heads(*pairs: Pair) -> np.ndarray:
     return linear_sum_assignment(-sum(head_similarity(ours, theirs) for ours, theirs in pairs))[1]
 
 
-def fit_head_bases(order: np.ndarray, first: Pair, second: Pair) -> HeadBasisChange:
+def fit_head_bases(order: np.ndarray, first: Pair, second: Pair) -> HeadBases:
     """Fits the changes of basis that make a suspect's heads most similar to the base's.
 
     The start is the better least-squares fit of the first or the second weights. Then Gauss-Newton steps
@@ -73,7 +73,7 @@ def fit_head_bases(order: np.ndarray, first: Pair, second: Pair) -> HeadBasisCha
     (a, a2), (b, b2) = ((ours, theirs[order]) for ours, theirs in (first, second))
     pairs = [_fit_basis(*head) for head in zip(a, a2, b, b2, strict=True)]
     bases, dual_bases = (np.array(each) for each in zip(*pairs, strict=True))
-    return HeadBasisChange(order, bases, dual_bases)
+    return HeadBases(order, bases, dual_bases)
 
 
 def _fit_basis(a: np.ndarray, a2: np.ndarray, b: np.ndarray, b2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

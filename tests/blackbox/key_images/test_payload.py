@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.blackbox.key_images.payload import MAX_BITS, coded_bits, decode, encode
+from hf_fingerprint.blackbox.key_images.payload import MAX_BITS, coded_bits, decode_payload, encode
 from hf_fingerprint.errors import CodeError
 
 
@@ -35,26 +35,26 @@ def test_what_is_encoded_is_decoded(payload):
     signs = encode(payload)
 
     assert len(signs) == coded_bits(8 * len(payload)) <= 8 * 255
-    assert decode(signs, 8 * len(payload)) == payload
+    assert decode_payload(signs, 8 * len(payload)) == payload
 
 
 @given(st.binary(min_size=38, max_size=38), st.integers(0, 47), st.integers(0, 1000))
 def test_a_third_of_the_bytes_may_be_wrong(payload, wrong, seed):
-    assert decode(noisy(encode(payload), wrong, seed)) == payload
+    assert decode_payload(noisy(encode(payload), wrong, seed)) == payload
 
 
 @given(st.binary(min_size=38, max_size=38), st.integers(48, 62))
 def test_more_may_be_if_they_are_read_with_doubt(payload, wrong):
-    assert decode(noisy(encode(payload), wrong, certainty=0.1)) == payload
+    assert decode_payload(noisy(encode(payload), wrong, certainty=0.1)) == payload
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_is_not_taken_for_a_payload(seed):
-    assert decode(np.random.default_rng(seed).standard_normal(coded_bits())) is None
+    assert decode_payload(np.random.default_rng(seed).standard_normal(coded_bits())) is None
 
 
 def test_nothing_read_is_no_payload_of_zeros():
-    assert decode(np.zeros(coded_bits())) is None
+    assert decode_payload(np.zeros(coded_bits())) is None
 
 
 @pytest.mark.parametrize("bits", [0, 7, -8, MAX_BITS + 8])
