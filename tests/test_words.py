@@ -154,6 +154,7 @@ PROSE = {
 
 # Names that files, the wire, key derivations or other libraries fix: where they may stand, and why.
 FROZEN_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
+    "answers": (("tests/blackbox/querying/test_proof.py",), "a key of proofs"),
     "advance": (("examples/",), "a method of rich's progress bars"),
     "centre": (("hf_fingerprint/privacy/",), "a key of the state dicts of bottleneck and denoiser"),
     "covers": (("hf_fingerprint/blackbox/trigger_set/", "tests/blackbox/"), "the module of cover images, in house.md"),
@@ -164,7 +165,7 @@ FROZEN_NAMES: dict[str, tuple[tuple[str, ...], str]] = {
 FROZEN_PROSE: dict[str, tuple[tuple[str, ...], str]] = {
     r"`questions?`|questions \(`int`\)": (("hf_fingerprint/", "tests/"), "a table, a key of transcripts and proofs"),
     r"(FROM|INTO|TABLE|UPDATE|table|JOIN) questions|\bquestions\.|-- .*questions.*|questions \(": (
-        ("hf_fingerprint/vault/", "tests/vault/", "tests/helpers/", "examples/benchmarks/tampered_rows.py"),
+        ("hf_fingerprint/vault/", "tests/", "examples/benchmarks/tampered_rows.py"),
         "a table of the vault; its schema is frozen, comments included",
     ),
     r'\\?"questions?\\?"': (("examples/benchmarks/fuzz_targets.py", "tests/"), "a key of transcripts and proofs"),

@@ -31,8 +31,8 @@ from hf_fingerprint.blackbox.trigger_set.classifier_head import find_head
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet, synthetic_cover_images
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.logits import logits_of
 from hf_fingerprint.models import build_model
-from hf_fingerprint.models.logits import logits_of
 
 
 RESAMPLED = ("BICUBIC", "BILINEAR", "LANCZOS", "BOX", "NEAREST")

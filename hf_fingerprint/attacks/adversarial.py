@@ -18,7 +18,7 @@ from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, 
 from hf_fingerprint.carriers import select_from_model, spend_budget
 from hf_fingerprint.config import MAX_KL
 from hf_fingerprint.errors import CarrierError, FingerprintError
-from hf_fingerprint.models import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from hf_fingerprint.attacks.attack import Attack, Attacker, State, check_share, 
 from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_tensors
 from hf_fingerprint.attacks.training_loop import cpu_state_dict
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attacker, Loss
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import BuiltModel, logits_of, prepare_image
+from hf_fingerprint.logits import logits_of
+from hf_fingerprint.models import BuiltModel, prepare_image
 
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     trial_key,
 )
-from hf_fingerprint.models import logits_of
+from hf_fingerprint.logits import logits_of
 from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import check_outside_vaults
 

@@ -115,6 +115,7 @@ class Testbed:
             issuer = opening.enter_context(Issuer(model, vault, self.config, progress))
             self.base: Base = issuer.base
             names = [f"holder-{i:02}" for i in range(recipient_count)]
+            progress(f"issuing {recipient_count} copies", 0, None)
             copies = issuer.issue_all(names, out / "copies" / self.base.base_id, progress)
             self._folders = [copy.path for copy in copies]
             by_name = {copy.recipient: copy for copy in vault.copies(self.base.base_id)}

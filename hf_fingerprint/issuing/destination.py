@@ -17,18 +17,13 @@ def partial_path(out: Path, record: CopyRecord) -> Path:
 
 
 def checked_name(recipient: str, as_folder: bool = False) -> str:
-    """The canonical form of a recipient's name.
-
-    Args:
-        recipient (`str`): the name.
-        as_folder (`bool`, *optional*, defaults to `False`): whether it also names the copy's folder.
+    """The canonical form of a recipient's name, which names the copy's folder too if `as_folder`.
 
     Raises:
         [`FingerprintError`]: if the name is not valid.
     """
     recipient = canonical_recipient(recipient)
     if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
-        raise FingerprintError(
-            f"The recipient {recipient!r} can't name a folder: issue this copy separately, with its own --out."
-        )
+        remedy = "issue this copy separately, with its own --out"
+        raise FingerprintError(f"The recipient {recipient!r} can't name a folder: {remedy}.")
     return recipient

@@ -15,8 +15,7 @@ class IssuedCopy:
     Attributes:
         recipient (`str`): the recipient's name.
         path (`Path`): the copy's folder.
-        copy_id (`str`): its record in the vault.
-        base_id (`str`): the base it was made from.
+        copy_id, base_id (`str`): its record in the vault, and the base it was made from.
         content_hash (`str`): the hash of its weights.
         commitment (`str`): see [`commitment`]; it may be published with the copy.
         coalition_certified (`int`): the largest coalition that the base's code withstands.

@@ -55,8 +55,7 @@ def issue(
         out (`str` or `Path`): the folder of the copy, which must not exist yet.
         config ([`FingerprintConfig`], *optional*): for the registration of a new base.
         include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
-        as_base (`bool`, *optional*, defaults to `False`): whether to register a model that is itself a copy; see
-            [`register`].
+        as_base (`bool`, *optional*, defaults to `False`): whether to register a copy as a base; see [`register`].
 
     Returns:
         [`IssuedCopy`]
@@ -73,13 +72,8 @@ class Issuer:
     """An open base from which several copies are issued; it is opened and hashed once.
 
     Args:
-        model (`str` or `Path`): the base: a folder, a file or a Hub id.
-        vault ([`Vault`]): the vault; it need not be unlocked.
-        config ([`FingerprintConfig`], *optional*): for the registration of a new base.
+        model, vault, config, include_code, as_base: see [`issue`].
         progress (callable, *optional*): a [`Progress`] for the registration.
-        include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
-        as_base (`bool`, *optional*, defaults to `False`): whether to register a model that is itself a copy; see
-            [`register`].
     """
 
     def __init__(
@@ -159,11 +153,8 @@ class Issuer:
         resumes it.
 
         Args:
-            recipient (`str`): the recipient's name.
-            out (`Path`): the folder of the copy.
-            progress (callable, *optional*): a [`Progress`].
-            in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until the copy is
-                finished.
+            recipient, out, progress: see [`issue`] and [`Progress`].
+            in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until the end.
             file_digests (`bool`, *optional*, defaults to `False`): whether to hash the weight files too.
             on_written (callable, *optional*): called with the copy, at its temporary path, while it is flushed to the
                 disk. The copy is moved to its path even if this fails.
@@ -181,37 +172,32 @@ class Issuer:
             locked = f"{out} is being issued by another process: wait for it."
             stack.callback(acquire_lock(self.vault, self.base, str(out), locked).release)
             earlier = self._find_earlier(recipient, out)
-            is_free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
-            existing = self._find_existing(recipient, out, earlier, is_free)
+            free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
+            existing = self._find_existing(recipient, out, earlier, free)
             if existing is not None:
                 yield partial(hand_over, existing, on_written)
                 return
-            if not is_free or out.is_symlink():
-                raise CheckpointError(
-                    f"{out} exists and is not this recipient's copy: choose another path for {recipient}'s."
-                )
+            if not free or out.is_symlink():
+                problem = f"{out} exists and is not this recipient's copy"
+                raise CheckpointError(f"{problem}: choose another path for {recipient}'s.")
             if self._checkpoint.state() != self._state:
                 raise CheckpointError(f"{source.name} changed while it was open: run the command again.")
             if earlier is not None and earlier.state == "written":
                 earlier = None  # its files are gone
-            yield stack.enter_context(
-                self._write_copy(recipient, out, earlier, progress, in_memory, file_digests, on_written)
-            )
+            options = progress, in_memory, file_digests, on_written
+            yield stack.enter_context(self._write_copy(recipient, out, earlier, *options))
 
-    def _find_existing(
-        self, recipient: str, out: Path, earlier: CopyRecord | None, is_free: bool
-    ) -> IssuedCopy | None:
+    def _find_existing(self, recipient: str, out: Path, earlier: CopyRecord | None, free: bool) -> IssuedCopy | None:
         """The copy that an earlier run completed, moved to its path if that run did not."""
-        if earlier is not None and earlier.state == "written" and is_free:
-            partial_dir = partial_path(out, earlier)
-            return self._move_into_place(earlier, partial_dir, self._left_out()) if partial_dir.exists() else None
-        if earlier is not None and earlier.state != "begun" and not is_free:
+        if earlier is not None and earlier.state == "written" and free:
+            if not (partial_dir := partial_path(out, earlier)).exists():
+                return None
+            left_out = list_contents(self._checkpoint.source, self.include_code).left_out
+            return self._move_into_place(earlier, partial_dir, left_out)
+        if earlier is not None and earlier.state != "begun" and not free:
             return self._check_existing(earlier, out)
-        moved = None if is_free else self._find_moved(recipient, out)
+        moved = None if free else self._find_moved(recipient, out)
         return None if moved is None else self._to_issued_copy(moved, (), new=False)
-
-    def _left_out(self) -> tuple[SkippedFile, ...]:
-        return list_contents(self._checkpoint.source, self.include_code).left_out
 
     def _find_earlier(self, recipient: str, out: Path) -> CopyRecord | None:
         """The last record of this recipient's copy at this path."""
@@ -255,15 +241,13 @@ class Issuer:
             shutil.rmtree(partial_dir)
         with remove_on_failure(partial_dir):
             partial_dir.mkdir()
-            updates = self._updates(copy_key)
-            written = write_copy(
-                self._checkpoint, partial_dir, updates, progress, in_memory, file_digests, self.include_code
-            )
+            options = progress, in_memory, file_digests, self.include_code
+            written = write_copy(self._checkpoint, partial_dir, self._updates(copy_key), *options)
             copy_hash = content_hash(self._checkpoint.tensors, written.digests)
         digests = {path.relative_to(partial_dir).as_posix(): digest for path, digest in written.file_digests.items()}
         copy_commitment = commitment(copy_key, record.recipient, copy_hash)
-        completed_record = replace(record, content_hash=copy_hash, commitment=copy_commitment)
-        issued_copy = replace(self._to_issued_copy(completed_record, written.left_out, new=True), digests=digests)
+        completed = replace(record, content_hash=copy_hash, commitment=copy_commitment)
+        issued_copy = replace(self._to_issued_copy(completed, written.left_out, new=True), digests=digests)
 
         def flush_and_record() -> CopyRecord:
             written.flush()
@@ -288,8 +272,8 @@ class Issuer:
             yield finish
 
     def _updates(self, copy_key: bytes) -> dict[str, TensorUpdate]:
-        """The update of each tensor that differs in a copy: the carriers, the head of a base that has a trigger set,
-        and the tensors tied to one of them."""
+        """The update of each tensor that differs in a copy: the carriers, the head if the base has a trigger set, and
+        the tensors tied to them."""
         base, tied = self.base, self._checkpoint.tied
         codeword = self._codebook.packed([copy_key])[0]
         deltas: list[tuple[str, Callable[[], Delta]]] = []
@@ -314,18 +298,16 @@ class Issuer:
             partial_dir.rename(out)
             sync(out.parent)
         except OSError as error:
-            raise CheckpointError(
-                f"The copy is complete, but can't be moved to {out} ({error.strerror}): clear the path and run again."
-            ) from None
+            problem = f"The copy is complete, but can't be moved to {out} ({error.strerror})"
+            raise CheckpointError(f"{problem}: clear the path and run again.") from None
         self.vault.mark_issued(record.copy_id)
         return self._to_issued_copy(record, left_out, new=True)
 
     def _check_existing(self, record: CopyRecord, out: Path) -> IssuedCopy:
         with open_checkpoint(out) as copy:
             if content_hash(copy.tensors, digest_tensors(copy)) != record.content_hash:
-                raise CheckpointError(
-                    f"{out} is not as it was issued to {record.recipient}: move it away to issue a new copy."
-                )
+                problem = f"{out} is not as it was issued to {record.recipient}"
+                raise CheckpointError(f"{problem}: move it away to issue a new copy.")
         if record.state != "issued":
             self.vault.mark_issued(record.copy_id)
         return self._to_issued_copy(record, (), new=False)
@@ -333,17 +315,8 @@ class Issuer:
     def _to_issued_copy(self, record: CopyRecord, left_out: tuple[SkippedFile, ...], new: bool) -> IssuedCopy:
         if record.content_hash is None or record.commitment is None:
             raise VaultError(f"The record of copy {record.copy_id} is incomplete: restore a backup of the vault.")
-        return IssuedCopy(
-            recipient=record.recipient,
-            path=Path(record.out),
-            copy_id=record.copy_id,
-            base_id=record.base_id,
-            content_hash=record.content_hash,
-            commitment=record.commitment,
-            coalition_certified=self.base.certified,
-            left_out=left_out,
-            new=new,
-        )
+        ids = record.copy_id, record.base_id, record.content_hash, record.commitment
+        return IssuedCopy(record.recipient, Path(record.out), *ids, self.base.certified, left_out, new)
 
 
 def hand_over(copy: IssuedCopy, on_written: CopyCallback | None) -> IssuedCopy:

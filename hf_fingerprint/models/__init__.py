@@ -13,7 +13,6 @@ from hf_fingerprint.models.inputs import (
     synthetic_images,
     user_images,
 )
-from hf_fingerprint.models.logits import logits_of
 from hf_fingerprint.models.weights import map_parameter_names
 
 
@@ -24,7 +23,6 @@ __all__ = [
     "fit_batch_size",
     "image_files",
     "lazy_synthetic_images",
-    "logits_of",
     "map_parameter_names",
     "open_image",
     "prepare_image",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 _TOLERANCE = 1e-4

@@ -20,7 +20,8 @@ from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.extraction import extract
-from hf_fingerprint.registration import lookup_base, open_base, register, weights_hash
+from hf_fingerprint.registration import lookup_base, open_base, register
+from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.training.model_carriers import LocatedCarriers, locate_carriers
 from hf_fingerprint.training.processes import is_first_process, run_on_first_process
 from hf_fingerprint.training.regularizer import Regularizer, parameter_locations

@@ -1,4 +1,4 @@
-"""Nothing that a name says reaches a terminal as it is, by whatever way it is printed."""
+"""No unfiltered text of a name, file or service reaches a terminal, however it is printed."""
 
 import inspect
 import io

@@ -36,6 +36,7 @@ def quick():
         yield
 
 
+@pytest.mark.slow
 def test_leakers_of_bases_that_tie_are_named_with_their_base(tmp_path):
     figure = ties_figure(tmp_path, QUICK)
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.logits import logits_of
 from hf_fingerprint.models import BuiltModel, map_parameter_names
-from hf_fingerprint.models.logits import logits_of
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, Vault
 from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault

@@ -39,7 +39,7 @@ What a photograph shows.
 TIMM = {"architecture": "tf_efficientnet_lite0", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 56, 56]}}
 VIT = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
 WEIGHTS = {"model.safetensors": "5d" * 32}
-CONTENT, PROMISE = "c0" * 32, "ab" * 32
+CONTENT, COMMITMENT = "c0" * 32, "ab" * 32
 
 
 def folder_with(tmp_path, config, card=None) -> Path:
@@ -86,10 +86,10 @@ def test_the_fingerprint_is_named_only_if_disclosed(tmp_path):
     folder = folder_with(tmp_path, TIMM)
 
     silent = str(make_card(folder, "org/x", WEIGHTS, CONTENT))
-    open_ = str(make_card(folder, "org/x", WEIGHTS, CONTENT, commitment=PROMISE))
+    open_ = str(make_card(folder, "org/x", WEIGHTS, CONTENT, commitment=COMMITMENT))
 
     assert "ingerprint" not in silent.replace("hf-fingerprint hash", "")
-    assert PROMISE in open_
+    assert COMMITMENT in open_
     assert "## Fingerprint" in open_
 
 
@@ -145,7 +145,7 @@ def example_name(disclosed: bool) -> str:
 def example(folder: Path, disclosed: bool) -> str:
     if disclosed:
         return str(
-            make_card(folder_with(folder, TIMM, BASE_CARD), "org/plants-7", WEIGHTS, CONTENT, "org/plants", PROMISE)
+            make_card(folder_with(folder, TIMM, BASE_CARD), "org/plants-7", WEIGHTS, CONTENT, "org/plants", COMMITMENT)
         )
     return str(make_card(folder_with(folder, VIT), "org/vit-12", WEIGHTS, CONTENT, "org/vit"))
 

@@ -487,13 +487,14 @@ class TestAfterARotation:
         assert len(rotated.vault.copy_keys(rotated.vault.copies())) == 3
 
 
-ASKED = ["GET /api/datasets", "POST /api/repos/create", "POST .*preupload", "POST .*/commit/", "GET .*resolve", ""]
+REQUESTS = ["GET /api/datasets", "POST /api/repos/create", "POST .*preupload", "POST .*/commit/", "GET .*resolve", ""]
 WRONG = [("status", 500), ("status", 429), ("status", 401), ("status after", 500), ("cut before", 0), ("cut after", 0),
          ("cut within", 0)]  # fmt: skip
 
 
+@pytest.mark.integration
 class TestCutOff:
-    @pytest.mark.parametrize("match", ASKED)
+    @pytest.mark.parametrize("match", REQUESTS)
     @pytest.mark.parametrize(("kind", "status"), WRONG)
     @pytest.mark.parametrize("first", [False, True])
     def test_anywhere_a_push_is_mended_by_doing_it_again(
@@ -547,7 +548,7 @@ class TestCutOff:
 
 class TestSecrets:
     def spellings(self, secret: bytes) -> list[bytes]:
-        """A secret as it is, and in whatever way it may be written."""
+        """A secret, unencoded and in every encoding that may be written."""
         found = [secret, secret.hex().encode(), secret.hex().upper().encode(), repr(secret)[2:-1].encode()]
         for shift in range(3):  # of the bytes before it
             for coded in (base64.b64encode, base64.urlsafe_b64encode):

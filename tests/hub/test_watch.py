@@ -65,7 +65,9 @@ def test_a_publication_hides_no_leak_of_another_copy(hub, shown, name):
     """A colleague adds a record that bob's copy is published where alice's leaked."""
     bob = next(copy for copy in shown.vault.copies() if copy.recipient == "bob")
     with shown.vault.connect() as connection:
-        connection.execute("UPDATE publications SET repo = ? WHERE copy_id = ?", (name[-10:], bob.copy_id))
+        connection.execute(
+            "UPDATE publications SET repo = ? WHERE copy_id = ?", (name.removeprefix("hf-hub:"), bob.copy_id)
+        )
 
     (found,) = watch(["attacker/leak"], shown.vault)
 
@@ -94,7 +96,7 @@ def test_what_did_not_change_since_is_passed_over_unread(hub, shown):
     assert len(list(watch(["attacker"], shown.vault, later - timedelta(days=2)))) == 3
 
 
-def test_each_sighting_says_how_the_look_ended(hub, shown):
+def test_each_result_has_the_outcome_of_the_trace(hub, shown):
     found = {one.model: one.outcome for one in watch(["attacker"], shown.vault)}
 
     assert found["attacker/leak"] == "accused"

@@ -56,6 +56,7 @@ def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
     assert found.to_dict()["reconstruction"] == found.reconstruction.to_dict()
 
 
+@pytest.mark.slow
 def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
     partition, images, features = scene
     bottleneck = narrow(scene)

@@ -95,7 +95,9 @@ def test_the_adversary_draws_from_clear_codes_and_less_from_noise():
     assert found[0].psnr > found[1].psnr + 5
 
 
-@pytest.mark.parametrize("shape", [(4, 4, 4), (64,), (16, 4)])
+@pytest.mark.parametrize(
+    "shape", [(4, 4, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((64,), (16, 4)))]
+)
 def test_the_adversary_finds_what_is_scattered_over_all_places(shape):
     images = digits(32)[0]
     mixing = torch.linalg.qr(torch.randn((64, 64), generator=torch.Generator().manual_seed(0)))[0]

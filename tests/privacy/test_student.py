@@ -89,6 +89,7 @@ def test_a_student_learns_codes_and_is_deterministic(scene):
     assert torch.equal(pseudo_labels, student.pseudo_labels(bottleneck, features[1200:]))
 
 
+@pytest.mark.slow
 def test_directions_are_found_among_more_numbers_than_a_covariance_could_hold(scene):
     model = scene[0].model
     images, labels = digits(64)

@@ -45,9 +45,9 @@ import json, resource, sys
 import torch
 from safetensors.torch import save_file
 from tests.helpers.tiny_built import tiny
-from hf_fingerprint.blackbox.trigger_set.build import make_questions
-from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
-from hf_fingerprint.registration import examine
+from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.registration import analyze_base
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.registration import measuring
 
@@ -56,11 +56,11 @@ def peak():
 
 def work(built, many):
     if sys.argv[1] == "triggers":
-        make_questions(built, {"head.weight": "head.weight"}, bytes(32), "base", count=20, decoys=2, steps=1)
+        build_trigger_set(built, {"head.weight": "head.weight"}, bytes(32), "base", count=20, decoys=2, steps=1)
         return
     with open_checkpoint(sys.argv[2]) as checkpoint:
         settings = FingerprintConfig(coalition=2, expected_recipients=4, calibration_images=many)
-        examine(checkpoint, digest_tensors(checkpoint), settings, built=built)
+        analyze_base(checkpoint, settings, built=built)
 
 class Wide(torch.nn.Module):
     def __init__(self):
@@ -80,9 +80,9 @@ if sys.argv[1] == "calibration":
     small, large = (replace(each, module=module) for each in (small, large))
 if sys.argv[1] == "triggers":
     from hf_fingerprint.blackbox.trigger_set import build
-    build.SYNTHETIC, many = 64, build.SYNTHETIC
+    build.N_SYNTHETIC_IMAGES, many = 64, build.N_SYNTHETIC_IMAGES
     work(small, 64)
-    build.SYNTHETIC = many
+    build.N_SYNTHETIC_IMAGES = many
 else:
     work(small, 64)
 before = peak()
@@ -91,7 +91,7 @@ print(json.dumps(peak() - before))
 """
 
 
-@pytest.mark.parametrize("job", ["triggers", "calibration"])
+@pytest.mark.parametrize("job", [pytest.param("triggers", marks=pytest.mark.slow), "calibration"])
 def test_the_images_measured_are_never_all_in_memory(tmp_path, job):
     """Images of 96 pixels take 110 kB each: 2,048 for triggers 226 MB, 1,000 for a calibration 110 MB, and more as
     they are drawn."""

@@ -162,6 +162,7 @@ def found(place, tmp_path_factory):
     return dict(zip(jobs, run_in_processes([job(place, **j) for j in jobs.values()], work, 2), strict=True))
 
 
+@pytest.mark.integration
 class TestTwoProcesses:
     def test_there_were_two(self, found):
         assert {int(weights["world"]) for weights in found.values()} == {2}

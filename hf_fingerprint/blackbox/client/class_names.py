@@ -28,9 +28,7 @@ class Labels:
 
     def __init__(self, names: Sequence[str]):
         if not 2 <= len(names) <= MAX_CLASSES:
-            raise FingerprintError(
-                f"A classifier has 2 to {MAX_CLASSES:,} classes, not {len(names)}: give the names of all of them."
-            )
+            raise FingerprintError(f"A classifier has 2 to {MAX_CLASSES:,} classes, not {len(names)}: give all names.")
         self.names = tuple(names)
         self._indices: dict[str, int | None] = {}
         for index, name in enumerate(map(_normalize, self.names)):
@@ -51,7 +49,7 @@ class Labels:
         """The index of the class that a label stands for.
 
         Args:
-            predicted (`int` or `str`): an index, `"LABEL_3"`, `"3"`, or a name in any case and with space around it. A
+            predicted (`int` or `str`): an index, `"LABEL_3"`, `"3"`, or a name in any case, with space around it. A
                 name takes precedence over the number in it.
 
         Returns:
@@ -62,9 +60,7 @@ class Labels:
             if name in self._indices:
                 return self._indices[name]
             number = _NUMBERED.fullmatch(name)
-            if number is None:
-                return None
-            predicted = int(number[1])
+            predicted = int(number[1]) if number else -1
         return predicted if 0 <= predicted < len(self) else None
 
 
@@ -87,14 +83,12 @@ def read_labels(path: str | Path) -> Labels:
         content = parse_json(text, MAX_CONFIG_VALUES)
     except ValueError:
         content = None
-    if isinstance(content, list | dict):
-        found = _labels_from_json(content)
-        if found is None:
-            raise FingerprintError(
-                f"{path} holds no labels: give a list of names, an object from numbers to names or a config.json."
-            )
-        return found
-    return Labels([line.strip() for line in text.splitlines() if line.strip()])
+    if not isinstance(content, list | dict):
+        return Labels([line.strip() for line in text.splitlines() if line.strip()])
+    if (found := _labels_from_json(content)) is None:
+        remedy = "give a list of names, an object from numbers to names or a config.json"
+        raise FingerprintError(f"{path} holds no labels: {remedy}.")
+    return found
 
 
 def _labels_from_json(content: Any) -> Labels | None:

@@ -98,7 +98,7 @@ def _parse_label(response: Any, labels: Labels, depth: int = 0) -> int:
         return _parse_object(response, labels, depth)
     if isinstance(response, list | tuple) and response:
         return _parse_list(list(response), labels, depth)
-    raise _UnparsableResponse(f"is {_abbreviate(response)}: name the field that holds the class")
+    raise _UnparsableResponse(f"is {_shorten(response)}: name the field that holds the class")
 
 
 def _parse_object(response: dict[Any, Any], labels: Labels, depth: int) -> int:
@@ -107,24 +107,21 @@ def _parse_object(response: dict[Any, Any], labels: Labels, depth: int) -> int:
             return _parse_label(response[name], labels, depth + 1)
     if response and all(_is_number(score) for score in response.values()):
         return _top_label(list(response.items()), labels)
-    raise _UnparsableResponse(
-        f"has the fields {_abbreviate(sorted(map(str, response)))}: name the one that holds the class"
-    )
+    raise _UnparsableResponse(f"has the fields {_shorten(sorted(map(str, response)))}: name the one with the class")
 
 
 def _parse_list(response: list[Any], labels: Labels, depth: int) -> int:
     if len(response) > 1 and all(map(_is_number, response)):
         if len(response) != len(labels):
-            raise _UnparsableResponse(
-                f"has {len(response)} scores: give --labels with this suspect's classes, or query another model"
-            )
+            remedy = "give --labels with this suspect's classes, or query another model"
+            raise _UnparsableResponse(f"has {len(response)} scores: {remedy}")
         return _top_label(list(enumerate(response)), labels)
     if all(isinstance(each, dict) for each in response):
         scored = [(each.get("label"), next((each[w] for w in SCORE_KEYS if w in each), None)) for each in response]
         if all(_is_number(weight) and _is_name(name) for name, weight in scored):
             return _top_label(scored, labels)
     elif len(response) > 1 and not all(isinstance(each, str) for each in response):
-        raise _UnparsableResponse(f"is {_abbreviate(response)}: name the field that holds the class")
+        raise _UnparsableResponse(f"is {_shorten(response)}: name the field that holds the class")
     return _parse_label(response[0], labels, depth + 1)
 
 
@@ -141,9 +138,7 @@ def _top_label(scored: list[tuple[Any, Any]], labels: Labels) -> int:
 def _label_index(predicted: int | str, labels: Labels) -> int:
     index = labels.index(predicted)
     if index is None:
-        raise _UnparsableResponse(
-            f"is {_abbreviate(predicted)}: give --labels with the suspect's names of the base's classes"
-        )
+        raise _UnparsableResponse(f"is {_shorten(predicted)}: give --labels with the suspect's names of the classes")
     return index
 
 
@@ -155,7 +150,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _abbreviate(value: Any) -> str:
+def _shorten(value: Any) -> str:
     """A short form of an untrusted value, on one line."""
     try:
         text = ascii(value)

@@ -1,8 +1,7 @@
 """Suspects behind an API: an address that takes an image and answers in JSON, or the Hub's inference providers.
 
-A token is sent only to the address it was given for: never to another host that the address redirects to. No error,
-log or name holds it. The name of a suspect is its address without user, query and fragment. Requests don't name this
-package: the user agent is that of the HTTP library or of the Hub's client.
+A token is sent only to the address it was given for, never to another host that it redirects to. No error, log or name
+holds it. A suspect's name is its address without user, query and fragment. Requests don't name this package.
 """
 
 import base64
@@ -19,12 +18,7 @@ import numpy as np
 
 from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.blackbox.client.deadline import Deadline
-from hf_fingerprint.blackbox.client.retries import (
-    RetryPolicy,
-    TransientError,
-    is_transient,
-    require_library,
-)
+from hf_fingerprint.blackbox.client.retries import RetryPolicy, TransientError, is_transient, require_library
 from hf_fingerprint.blackbox.client.suspects import SuspectClient
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_RESPONSE, megabytes, parse_json
@@ -69,46 +63,39 @@ def from_url(
         field (`str`, *optional*): the field of the response that holds the class; see [`parse_response`].
         timeout (`float`, *optional*, defaults to 30): seconds for the connection, and between any two parts of a
             response. The whole exchange, redirects included, may take four times as long.
-        request_format (`str`, *optional*, defaults to `"raw"`): `"raw"` sends the PNG file, `"json"` an object that
-            holds it in base64, `"multipart"` a form.
-        request_field (`str`, *optional*): the field of the object or form that holds the image, by default `"inputs"`
-            or `"file"`.
+        request_format (`str`, *optional*, defaults to `"raw"`): `"raw"` sends the PNG file, `"json"` an object with it
+            in base64, `"multipart"` a form.
+        request_field (`str`, *optional*): the image's field in the object (default `"inputs"`) or form (`"file"`).
         retry_policy ([`RetryPolicy`], *optional*): by default 5 requests a second and 5 attempts.
         user_agent (`str`, *optional*): sent as `User-Agent`; by default the HTTP library's own.
 
     Raises:
-        [`FingerprintError`]: if the address, the token, the request format or the user agent is invalid, or a library
-            is missing.
+        [`FingerprintError`]: if an argument is invalid, or a library is missing.
     """
     require_library("httpx2")
     import httpx2
 
-    display_url, request_url, user = _split_url(url)
+    shown, request_url, user = _split_url(url)
     if request_format not in REQUEST_FORMATS:
-        raise FingerprintError(
-            f"{request_format!r} is not a request format for {display_url}: choose {', '.join(REQUEST_FORMATS)}."
-        )
+        formats = ", ".join(REQUEST_FORMATS)
+        raise FingerprintError(f"{request_format!r} is not a request format for {shown}: choose {formats}.")
     headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"} | _user_agent_header(user_agent)
     if token is not None:
-        headers["Authorization"] = f"Bearer {_check_token(token, display_url)}"
+        headers["Authorization"] = f"Bearer {_check_token(token, shown)}"
     elif user is not None:
         headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
     if "Authorization" in headers:
-        warn_plaintext_token(url, display_url, "use an address that begins with https://")
+        warn_plaintext_token(url, shown, "use an address that begins with https://")
     client, deadline = httpx2.Client(headers=headers, timeout=timeout), Deadline()
     extensions = {"trace": deadline.on_trace_event}
 
     def predict(image: np.ndarray) -> Any:
-        request = client.build_request(
-            "POST",
-            request_url,
-            extensions=extensions,
-            **_request_content(encode_png(image), request_format, request_field),
-        )
+        content = _request_content(encode_png(image), request_format, request_field)
+        request = client.build_request("POST", request_url, extensions=extensions, **content)
         with _http_logging_disabled(), deadline.limit(EXCHANGE_TIMEOUT_FACTOR * timeout) as expired:
-            return _parse_body(_send(client, request, display_url, expired))
+            return _parse_body(_send(client, request, shown, expired))
 
-    return SuspectClient(display_url, predict, labels, field, retry_policy or RetryPolicy())
+    return SuspectClient(shown, predict, labels, field, retry_policy or RetryPolicy())
 
 
 def from_inference_client(
@@ -134,14 +121,13 @@ def from_inference_client(
     """
     if isinstance(client, str):
         name = f"hf:{client}"
-        client = _make_inference_client(client, name, token, timeout, user_agent)
+        client = _hub_client(client, name, token, timeout, user_agent)
     else:
         model = client.model or "the recommended model"
         name = redact_url(model) if "://" in model else f"hf:{model}"
         if client.token:
             warn_plaintext_token(model, name, "use an address that begins with https://")
-    adapter = _InferenceClientAdapter(client, name)
-    return SuspectClient(name, adapter, labels, None, retry_policy or RetryPolicy())
+    return SuspectClient(name, _InferenceClientAdapter(client, name), labels, None, retry_policy or RetryPolicy())
 
 
 def redact_url(url: str) -> str:
@@ -165,23 +151,21 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _split_url(url: str) -> tuple[str, str, str | None]:
-    """The parts of an address: `(display_url, request_url, user)`, the last one `user:password` or `None`."""
-    display_url = redact_url(url)
-    parts = urlsplit(url) if display_url != "the address" else None
+    """The parts of an address: `(shown, request_url, user)`, the last one `user:password` or `None`."""
+    shown = redact_url(url)
+    parts = urlsplit(url) if shown != "the address" else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
-        raise FingerprintError(
-            f"{display_url} can't be queried: give an address that begins with http:// or https://."
-        )
+        raise FingerprintError(f"{shown} can't be queried: give an address that begins with http:// or https://.")
     user = None
     if "@" in parts.netloc:
         user = ":".join(unquote(piece) for piece in parts.netloc.rpartition("@")[0].split(":", 1))
-    return display_url, urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")), user
+    return shown, urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")), user
 
 
-def _check_token(token: str, display_url: str) -> str:
+def _check_token(token: str, shown: str) -> str:
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise FingerprintError(f"The token for {display_url} is not valid: give the whole token, without spaces.")
+        raise FingerprintError(f"The token for {shown} is not valid: give the whole token, without spaces.")
     return token
 
 
@@ -201,7 +185,7 @@ def _request_content(png: bytes, request_format: str, request_field: str | None)
     return {"content": png, "headers": {"Content-Type": _PNG}}
 
 
-def _send(client: "httpx2.Client", request: "httpx2.Request", display_url: str, expired: "threading.Event") -> bytes:
+def _send(client: "httpx2.Client", request: "httpx2.Request", shown: str, expired: "threading.Event") -> bytes:
     import httpx2
 
     try:
@@ -209,38 +193,30 @@ def _send(client: "httpx2.Client", request: "httpx2.Request", display_url: str, 
             response = client.send(request, stream=True, follow_redirects=False)
             try:
                 if response.status_code not in _SAME_METHOD or response.next_request is None:
-                    _check_status(response.status_code, response.headers, display_url)
-                    return _read_body(response, display_url, expired)
+                    _check_status(response.status_code, response.headers, shown)
+                    return _read_body(response, shown, expired)
                 request = response.next_request  # without the token if the host is another
             finally:
                 response.close()
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise FingerprintError(
-            f"{display_url} can't be queried ({type(error).__name__}): check the address."
-        ) from None
+        raise FingerprintError(f"{shown} can't be queried ({type(error).__name__}): check the address.") from None
     except httpx2.RequestError as error:
-        if expired.is_set():
-            raise TransientError("it took too long") from None
-        raise TransientError(f"the connection failed ({type(error).__name__})") from None
-    raise FingerprintError(
-        f"{display_url} redirects more than {MAX_REDIRECTS} times: give the address that it leads to."
-    )
+        failed = "it took too long" if expired.is_set() else f"the connection failed ({type(error).__name__})"
+        raise TransientError(failed) from None
+    raise FingerprintError(f"{shown} redirects more than {MAX_REDIRECTS} times: give the address that it leads to.")
 
 
-def _read_body(response: "httpx2.Response", display_url: str, expired: "threading.Event") -> bytes:
+def _read_body(response: "httpx2.Response", shown: str, expired: "threading.Event") -> bytes:
     coding = response.headers.get("Content-Encoding", "").strip().lower()
     if coding not in _ENCODINGS:
-        raise FingerprintError(
-            f"{display_url} responds in the encoding {ascii(coding)[:80]}: use an address that responds in "
-            f"gzip, deflate or none."
-        )
+        remedy = "use an address that responds in gzip, deflate or none"
+        raise FingerprintError(f"{shown} responds in the encoding {ascii(coding)[:80]}: {remedy}.")
     body = bytearray()
     for piece in response.iter_bytes():
         body += piece
         if len(body) > MAX_RESPONSE:
-            raise FingerprintError(
-                f"{display_url} responds with more than {megabytes(MAX_RESPONSE)} MB: give a classifier's address."
-            )
+            size = f"more than {megabytes(MAX_RESPONSE)} MB"
+            raise FingerprintError(f"{shown} responds with {size}: give a classifier's address.")
         if expired.is_set():
             raise TransientError("it took too long")
     return bytes(body)
@@ -255,9 +231,7 @@ def _parse_body(body: bytes) -> Any:
         return text if body.isascii() and len(text) <= _MAX_TEXT_LABEL and text.isprintable() else None
 
 
-def _make_inference_client(
-    model: str, name: str, token: str | None, timeout: float, user_agent: str | None
-) -> "InferenceClient":
+def _hub_client(model: str, name: str, token: str | None, timeout: float, user_agent: str | None) -> "InferenceClient":
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -269,9 +243,8 @@ def _make_inference_client(
     except HFValidationError:
         raise FingerprintError(f"{name} is not a valid Hub id: give hf:org/name.") from None
     token = None if token is None else _check_token(token, name)
-    headers = {
-        key.lower(): value for key, value in _user_agent_header(user_agent).items()
-    }  # in another case the client sends two
+    # lower case, as the client sends two otherwise
+    headers = {key.lower(): value for key, value in _user_agent_header(user_agent).items()}
     return InferenceClient(model, token=token, timeout=timeout, headers=headers)
 
 
@@ -313,7 +286,7 @@ class _InferenceClientAdapter:
         )
 
 
-def _check_status(status: int, headers: Any, display_url: str, by_id: bool = False) -> None:
+def _check_status(status: int, headers: Any, shown: str, by_id: bool = False) -> None:
     """Raises the error that an HTTP status stands for; `by_id` if the Hub's client made the request."""
     if 200 <= status < 300:
         return
@@ -321,7 +294,7 @@ def _check_status(status: int, headers: Any, display_url: str, by_id: bool = Fal
         raise TransientError(f"it was unavailable (status {status})", retry_after(headers.get("Retry-After")))
     if 300 <= status < 400:
         target_url = redact_url(headers.get("Location", "")) or "elsewhere"
-        raise FingerprintError(f"{display_url} redirects to {target_url} (status {status}): give that address.")
+        raise FingerprintError(f"{shown} redirects to {target_url} (status {status}): give that address.")
     advice = "try another --request-format"
     if by_id:
         advice = (
@@ -335,7 +308,7 @@ def _check_status(status: int, headers: Any, display_url: str, by_id: bool = Fal
         404: f"does not exist (status 404): check the {'id' if by_id else 'address'}",
     }
     problem = messages.get(status, f"rejects the request (status {status}): check what it needs, or {advice}")
-    raise FingerprintError(f"{display_url} {problem}.")
+    raise FingerprintError(f"{shown} {problem}.")
 
 
 @contextmanager

@@ -55,9 +55,8 @@ class RetryPolicy:
         sleep: Callable[[float], None] = time.sleep,
     ):
         if not 0 < rate < float("inf") or max_attempts < 1:
-            raise FingerprintError(
-                f"{rate} requests a second and {max_attempts} attempts are not possible: choose more than 0 of both."
-            )
+            problem = f"{rate} requests a second and {max_attempts} attempts are not possible"
+            raise FingerprintError(f"{problem}: choose more than 0 of both.")
         self.retries = 0
         self._interval, self._max_attempts, self._clock, self._sleep = 1 / rate, max_attempts, clock, sleep
         self._next_request_at, self._consecutive_failures = 0.0, 0
@@ -105,9 +104,8 @@ def require_library(library: str) -> None:
     try:
         importlib.import_module(library)
     except ModuleNotFoundError:
-        raise FingerprintError(
-            f"Queries over a network need {library}: pip install hf-fingerprint[blackbox]."
-        ) from None
+        needed = f"Queries over a network need {library}"
+        raise FingerprintError(f"{needed}: pip install hf-fingerprint[blackbox].") from None
 
 
 def is_transient(status: int) -> bool:
@@ -116,8 +114,7 @@ def is_transient(status: int) -> bool:
 
 
 def _delay(error: Exception, attempt: int) -> float | None:
-    """Seconds before the next attempt: as the service asks, or exponential with jitter, so that several clients that
-    were rejected together don't return together."""
+    """Seconds before the next attempt: as the service asks, or exponential with jitter, to spread clients out."""
     if not isinstance(error, TransientError):
         return None
     if error.wait is not None:

@@ -23,6 +23,9 @@ from hf_fingerprint.blackbox.client.retries import RetryPolicy
 from hf_fingerprint.errors import FingerprintError
 
 
+Classifier = Callable[[Any], Any]  # from a PIL image
+
+
 class Suspect(Protocol):
     """A model under suspicion.
 
@@ -39,15 +42,7 @@ class Suspect(Protocol):
     def retries(self) -> int: ...
 
     def __call__(self, image: np.ndarray) -> int | None:
-        """The index of the class that the suspect predicts.
-
-        Args:
-            image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, RGB.
-
-        Returns:
-            `int` or `None`: `None` if there is no usable response.
-        """
-        ...
+        """The class predicted for an RGB image `(height, width, 3)`, `uint8`; `None` without a usable response."""
 
 
 class SuspectClient:
@@ -82,11 +77,10 @@ class SuspectClient:
         return 0 if self._retry_policy is None else self._retry_policy.retries
 
     def __call__(self, image: np.ndarray) -> int | None:
-        """The index of the class predicted for an image `(height, width, 3)`, `uint8`, or `None`; see [`Suspect`].
+        """The class predicted for an image; see [`Suspect`].
 
         Raises:
-            [`FingerprintError`]: if the suspect can't be queried, or none of its first responses predicts a class of
-                the base.
+            [`FingerprintError`]: if the suspect can't be queried, or its first responses predict no class of the base.
         """
         check_image(image)
         if self._retry_policy is None:
@@ -95,9 +89,7 @@ class SuspectClient:
         return None if response is None else self._parse(response[0])
 
 
-def from_callable(
-    function: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None
-) -> SuspectClient:
+def from_callable(function: Classifier, labels: Labels | Sequence[str], name: str | None = None) -> SuspectClient:
     """A suspect that calls a function.
 
     Args:
@@ -115,16 +107,13 @@ def from_callable(
         except FingerprintError:
             raise
         except Exception as error:
-            raise FingerprintError(
-                f"{name} failed on an image ({type(error).__name__}): make sure that it classifies RGB PIL images."
-            ) from error
+            problem = f"{name} failed on an image ({type(error).__name__})"
+            raise FingerprintError(f"{problem}: make sure that it classifies RGB PIL images.") from error
 
     return SuspectClient(name, predict, labels)
 
 
-def from_pipeline(
-    pipeline: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None
-) -> SuspectClient:
+def from_pipeline(pipeline: Classifier, labels: Labels | Sequence[str], name: str | None = None) -> SuspectClient:
     """A suspect that calls a transformers image-classification pipeline.
 
     For a suspect's folder use [`from_folder`]: loading a pipeline from a folder may run code from it.
@@ -145,7 +134,8 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
         [`FingerprintError`]: if there is no model, or it can't be run.
     """
     from hf_fingerprint.checkpoints import open_checkpoint
-    from hf_fingerprint.models import build_model, logits_of
+    from hf_fingerprint.logits import logits_of
+    from hf_fingerprint.models import build_model
 
     with open_checkpoint(f"local-dir:{folder}") as opened:
         model = build_model(opened)
@@ -167,6 +157,5 @@ def check_image(image: np.ndarray) -> None:
         [`FingerprintError`]: if it isn't.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise FingerprintError(
-            f"An array of {image.dtype} and shape {image.shape} is not an image: give (height, width, 3) uint8."
-        )
+        found = f"An array of {image.dtype} and shape {image.shape}"
+        raise FingerprintError(f"{found} is not an image: give (height, width, 3) uint8.")

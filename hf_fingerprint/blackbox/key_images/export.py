@@ -27,7 +27,7 @@ from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.progress import Progress, silent
-from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
+from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.private_files import write_private
 
 
@@ -41,13 +41,11 @@ class KeyImageSet:
     Attributes:
         folder (`str`): their folder.
         base_id (`str`): the base of the trigger set.
-        recipient (`str`): the recipient whose fingerprint they carry.
-        copy_id (`str`): the recipient's copy.
+        recipient, copy_id (`str`): the recipient whose fingerprint they carry, and its copy.
         bits (`int`): the length of the fingerprint.
         images (`int`): the number of key images.
         left_out (`int`): the number of trigger images without capacity for the fingerprint.
-        psnr (`float`): the lowest PSNR between a key image and its trigger image, dB.
-        ssim (`float`): the lowest SSIM between a key image and its trigger image.
+        psnr, ssim (`float`): the lowest PSNR, dB, and SSIM between a key image and its trigger image.
     """
 
     folder: str
@@ -89,39 +87,29 @@ def export_key_images(
         [`FingerprintError`]: if the key images can't be made or written. No folder is left then.
     """
     vault, out = vault if isinstance(vault, Vault) else Vault(vault), Path(out)
-    base_record, trigger_set = find_base_with_triggers(vault, base)
+    record, trigger_set = find_base_with_triggers(vault, base)
+    base_id, secret = record.base_id, record.secret
     coded_bits(bits)
-    check_bits(bits, max(base_record.expected_recipients, len(vault.copies(base_record.base_id))), base_record.alpha)
-    copy = _find_copy(vault, base_record, recipient)
+    check_bits(bits, max(record.expected_recipients, len(vault.copies(base_id))), record.alpha)
+    copy = _find_copy(vault, base_id, recipient)
     _check_output_folder(out)
     key, progress = vault.copy_key(copy), progress or silent
     _, (assigned,) = trigger_set.assigned_labels([key])
-    images, listed, left_out = trigger_set.images(base_record.secret), [], 0
+    images, listed, left_out = trigger_set.images(secret), [], 0
     with _atomic_folder(out) as partial:
-        for done, (index, key_image) in enumerate(mark_triggers(images, assigned, base_record.secret, key, bits), 1):
+        for done, (index, key_image) in enumerate(mark_triggers(images, assigned, secret, key, bits), 1):
             if key_image is None:
                 left_out += 1
             else:
                 listed.append(_write_png(partial / f"{index:03}{SUFFIX}", key_image))
             progress("marking", done, int(assigned.sum()))
         if not listed:
-            raise FingerprintError(
-                f"None of the {left_out} triggers of {copy.recipient} has capacity for {bits} bits: choose fewer bits."
-            )
-        described = {"base": base_record.base_id, "bits": bits, "left_out": left_out, "images": listed}
+            no_capacity = f"None of the {left_out} triggers of {copy.recipient} has capacity for {bits} bits"
+            raise FingerprintError(f"{no_capacity}: choose fewer bits.")
+        described = {"base": base_id, "bits": bits, "left_out": left_out, "images": listed}
         write_private(partial / INDEX, json.dumps(described, indent=1).encode())
     psnr, ssim = (min(float(each[name]) for each in listed) for name in ("psnr", "ssim"))
-    return KeyImageSet(
-        folder=str(out),
-        base_id=base_record.base_id,
-        recipient=copy.recipient,
-        copy_id=copy.copy_id,
-        bits=bits,
-        images=len(listed),
-        left_out=left_out,
-        psnr=psnr,
-        ssim=ssim,
-    )
+    return KeyImageSet(str(out), base_id, copy.recipient, copy.copy_id, bits, len(listed), left_out, psnr, ssim)
 
 
 def mark_triggers(
@@ -132,8 +120,7 @@ def mark_triggers(
     Args:
         images (`np.ndarray` of shape `(n, height, width, 3)`): the base's trigger images, `uint8`; decoys may follow.
         assigned (`np.ndarray` of shape `(count,)`): which of them are assigned to the recipient, `bool`.
-        secret (`bytes`): the model secret.
-        copy_key (`bytes`): the recipient's copy key.
+        secret, copy_key (`bytes`): the model secret and the recipient's copy key.
         bits (`int`, *optional*, defaults to 304): the length of the fingerprint.
 
     Yields:
@@ -170,18 +157,16 @@ def check_bits(bits: int, copies: int, alpha: float) -> None:
         raise CodeError(f"{bits} bits are too few for {copies} copies at alpha {alpha:.0e}: choose {enough} or more.")
 
 
-def _find_copy(vault: Vault, base: Base, recipient: str) -> CopyRecord:
-    copies = vault.copies(base.base_id, begun=False)
+def _find_copy(vault: Vault, base_id: str, recipient: str) -> CopyRecord:
+    copies = vault.copies(base_id, begun=False)
     found = [copy for copy in copies if copy.recipient == recipient]
     found = found or [copy for copy in copies if copy.copy_id == recipient]
     if not found:
-        raise VaultError(
-            f"{vault.folder} has no copy of base {base.base_id} for {recipient}: run `hf-fingerprint recipients` to "
-            f"list the recipients."
-        )
+        listed = "run `hf-fingerprint recipients` to list the recipients"
+        raise VaultError(f"{vault.folder} has no copy of base {base_id} for {recipient}: {listed}.")
     if len(found) > 1:
         ids = ", ".join(copy.copy_id for copy in found)
-        raise VaultError(f"{recipient} has {len(found)} copies of base {base.base_id}: give one of the ids {ids}.")
+        raise VaultError(f"{recipient} has {len(found)} copies of base {base_id}: give one of the ids {ids}.")
     return found[0]
 
 

@@ -36,8 +36,7 @@ class KeyImageMatch:
         copies (`int`): the number of copies it was compared with.
         log10_false_match (`float`): decimal logarithm of the probability that an innocent's fingerprint is equal.
         outcome ([`Outcome`]): accused; nobody, if the fingerprint is no recipient's; not comparable, if the image
-            resembles no trigger image; not readable, if it resembles one and no fingerprint can be read, or it is not
-            an image.
+            resembles no trigger image; not readable, if it is no image, or resembles one and no fingerprint is read.
         reason (`str` or `None`): why it is not readable or comparable.
         base_id (`str` or `None`): the base of the trigger; `None` if no fingerprint was read.
     """
@@ -72,11 +71,7 @@ class CoverMatcher:
         self._thumbnails = np.stack([_thumbnail(cover) for cover in cover_images])
 
     def similar_cover_images(self, image: np.ndarray) -> list[int]:
-        """The indices of the covers that an image may be made from, most similar first.
-
-        Args:
-            image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, of any size, not cropped.
-        """
+        """The indices of the covers that an image, of any size and not cropped, may be made from, by similarity."""
         correlations = self._thumbnails @ _thumbnail(image)
         most_similar = np.argsort(-correlations, kind="stable")[:MAX_TRIED].tolist()
         return [index for index in most_similar if correlations[index] >= MIN_CORRELATION]
@@ -100,12 +95,10 @@ class KeyImageIdentifier:
         bits (`int`, *optional*, defaults to 304): the length of the fingerprint, as in [`export_key_images`].
 
     Attributes:
-        bits (`int`): the length of the fingerprint.
         copies (`int`): the number of copies that fingerprints are compared with.
 
     Raises:
-        [`FingerprintError`]: if no base has a trigger set and copies, the vault is locked, or `bits` is too low for
-            alpha.
+        [`FingerprintError`]: if no base has triggers and copies, the vault is locked, or `bits` is too low for alpha.
     """
 
     def __init__(self, vault: Vault | str | Path, base: str | Path | None = None, bits: int = DEFAULT_BITS):
@@ -137,10 +130,8 @@ class KeyImageIdentifier:
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise FingerprintError(
-                    f"An array of {image.dtype} and shape {image.shape} is not an image: give (height, width, 3) "
-                    f"uint8."
-                )
+                array = f"An array of {image.dtype} and shape {image.shape}"
+                raise FingerprintError(f"{array} is not an image: give (height, width, 3) uint8.")
             name, pixels = f"{image.shape[1]} x {image.shape[0]} pixels", image
         else:
             name = str(image)
@@ -180,10 +171,8 @@ class KeyImageIdentifier:
         recipients: tuple[str, ...] = (),
         base_id: str | None = None,
     ) -> KeyImageMatch:
-        log10_odds = log10_false_match(self.bits, self.copies)
-        return KeyImageMatch(
-            name, trigger_index, recipients, self.bits, self.copies, log10_odds, outcome, reason, base_id
-        )
+        odds = log10_false_match(self.bits, self.copies)
+        return KeyImageMatch(name, trigger_index, recipients, self.bits, self.copies, odds, outcome, reason, base_id)
 
 
 def identify_key_image(

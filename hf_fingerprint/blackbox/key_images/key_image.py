@@ -35,8 +35,7 @@ class KeyImage:
 
     Attributes:
         image (`np.ndarray` of shape `(height, width, 3)`): `uint8`.
-        psnr (`float`): its PSNR to the cover, dB.
-        ssim (`float`): its SSIM to the cover.
+        psnr, ssim (`float`): its PSNR, dB, and SSIM to the cover.
     """
 
     image: np.ndarray
@@ -45,15 +44,7 @@ class KeyImage:
 
 
 def derive_fingerprint(key: bytes, bits: int = DEFAULT_BITS) -> bytes:
-    """The fingerprint of a copy key: pseudo-random, the same on all key images of a recipient.
-
-    Args:
-        key (`bytes`): the copy key, 32 bytes.
-        bits (`int`, *optional*, defaults to 304): the length.
-
-    Returns:
-        `bytes`: `bits / 8` of them.
-    """
+    """The fingerprint of a copy key, `bits / 8` pseudo-random bytes, the same on all key images of a recipient."""
     coded_bits(bits)
     return Stream(derive(key, "fingerprint")).take(bits // 8).tobytes()
 
@@ -72,8 +63,7 @@ def make_key_image(
         ssim (`float`, *optional*, defaults to 0.97): the lowest structural similarity.
 
     Raises:
-        [`CodeError`]: if the cover is too small, is not an image of 8 bits and 3 channels, or has no capacity for a
-            mark that survives compression.
+        [`CodeError`]: if the cover is no image of this kind, or has no capacity for a mark that survives compression.
     """
     from skimage.metrics import peak_signal_noise_ratio
 
@@ -93,10 +83,8 @@ def make_key_image(
         low, high = (low, middle) if too_visible or similarity(cover, image) < ssim else (middle, high)
     image = marked(low)
     if extract_payload(_jpeg_round_trip(image), cover, key, index, 8 * len(payload)) != payload:
-        raise CodeError(
-            f"Cover {index} has no capacity for {8 * len(payload)} bits that survive JPEG {JPEG_QUALITY} at {psnr} dB "
-            f"and SSIM {ssim}: choose a cover with more texture."
-        )
+        limits = f"JPEG {JPEG_QUALITY} at {psnr} dB and SSIM {ssim}: choose a cover with more texture"
+        raise CodeError(f"Cover {index} has no capacity for {8 * len(payload)} bits that survive {limits}.")
     return KeyImage(image, float(peak_signal_noise_ratio(cover, image)), similarity(cover, image))
 
 
@@ -106,8 +94,7 @@ def extract_payload(
     """The payload of a key image, which may be compressed or resized.
 
     Args:
-        image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, of any size.
-        cover (`np.ndarray` of shape `(height, width, 3)`): the cover it was made from.
+        image, cover (`np.ndarray` of shape `(height, width, 3)`): `uint8`; the image, of any size, and its cover.
         key, index: as in [`make_key_image`].
         bits (`int`, *optional*, defaults to 304): the length of the payload.
 
@@ -130,17 +117,8 @@ def similarity(cover: np.ndarray, image: np.ndarray) -> float:
     assessment: from error visibility to structural similarity", 2004)."""
     from skimage.metrics import structural_similarity
 
-    return float(
-        structural_similarity(
-            cover,
-            image,
-            channel_axis=2,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(cover, image, channel_axis=2, data_range=255, **gaussian))
 
 
 def check_cover(cover: np.ndarray) -> None:
@@ -150,21 +128,16 @@ def check_cover(cover: np.ndarray) -> None:
         [`CodeError`]: if it is too small, or not an image of 8 bits and 3 channels.
     """
     if cover.dtype != np.uint8 or cover.ndim != 3 or cover.shape[2] != 3:
-        raise CodeError(
-            f"A cover of {cover.dtype} and shape {cover.shape} is not an image: give (height, width, 3) uint8."
-        )
-    if min(cover.shape[:2]) < MIN_SIZE:
-        raise CodeError(
-            f"A cover of {cover.shape[0]} by {cover.shape[1]} pixels is too small: choose {MIN_SIZE} or more."
-        )
+        found = f"A cover of {cover.dtype} and shape {cover.shape}"
+        raise CodeError(f"{found} is not an image: give (height, width, 3) uint8.")
+    height, width = cover.shape[:2]
+    if min(height, width) < MIN_SIZE:
+        raise CodeError(f"A cover of {height} by {width} pixels is too small: choose {MIN_SIZE} or more.")
 
 
 class _SpreadSpectrum:
-    """Coded bits spread over an image: the linear map from signs `(count,)` to a pattern `(height, width)`.
-
-    Each bit has several keyed positions in the transform, with keyed signs. The pattern is scaled by the cover's
-    texture.
-    """
+    """The linear map from signs `(count,)` to a pattern `(height, width)`, scaled by the cover's texture. Each bit has
+    several keyed positions in the transform, with keyed signs."""
 
     def __init__(self, cover: np.ndarray, key: bytes, index: int, count: int):
         height, width = self._shape = cover.shape[:2]

@@ -1,8 +1,7 @@
 """The records of a vault that a suspect is queried for.
 
-A model behind an API can't be compared with bases by its weights. Unless a base is named, a suspect is queried for
-every record that has a trigger set and copies. Several records may hold the same weights: those of two issuers after a
-merge, or a base that was measured anew.
+A model behind an API can't be compared with bases by its weights. Unless a base is named, it is queried for every
+record with a trigger set and copies. Several records may hold the same weights, as after a merge of two vaults.
 """
 
 from dataclasses import dataclass
@@ -51,8 +50,7 @@ def find_candidates(
         name (`str` or `Path`, *optional*): a base's id, for that record alone; or a path or Hub id, for every record
             of these weights. By default all records.
         classes (`int`, *optional*): the suspect's number of classes; records with another one are skipped.
-        same_classes (`bool`, *optional*, defaults to `True`): whether all records must have the same number of
-            classes.
+        same_classes (`bool`, *optional*, defaults to `True`): whether all records must have the same number.
 
     Returns:
         `(records, skipped)`
@@ -65,12 +63,11 @@ def find_candidates(
     for base in find_records(vault, name):
         copies = vault.copies(base.base_id, begun=False)
         try:
-            content = vault.trigger_set(base)
+            content, reason = vault.trigger_set(base), _NO_TRIGGERS
         except RowError as error:
-            skipped.append(SkippedRecord(base.base_id, error.fault.describe(), len(copies)))
-            continue
+            content, reason = None, error.fault.describe()
         if content is None:
-            skipped.append(SkippedRecord(base.base_id, _NO_TRIGGERS, len(copies)))
+            skipped.append(SkippedRecord(base.base_id, reason, len(copies)))
             continue
         trigger_set = TriggerSet.from_bytes(content)
         if not copies:
@@ -89,11 +86,8 @@ def find_candidates(
 
 
 def find_records(vault: Vault, name: str | Path | None) -> list[Base]:
-    """The records of a name: the one with this id, else those from this path or Hub id and of the same weights.
-
-    Args:
-        vault ([`Vault`]): it need not be unlocked.
-        name (`str`, `Path` or `None`): `None` for all records.
+    """The records of a name: the one with this id, else those from this path or Hub id and of the same weights; all
+    records without a name.
 
     Raises:
         [`VaultError`]: if there is none.

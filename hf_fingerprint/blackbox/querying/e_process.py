@@ -48,16 +48,10 @@ def log_e_value(agreeing: np.ndarray, queried: np.ndarray | int, classes: int) -
             f"The counts of agreeing responses are not possible: give whole numbers from 0 to the number of "
             f"responses, which is at most {MAX_RESPONSES:,}."
         )
-    alpha_parameter, beta_parameter = k + 1, queried - k + 1
+    a, b = k + 1, queried - k + 1
     with np.errstate(divide="ignore"):  # if far too few agree, no wealth is left
-        above = np.log(betaincc(alpha_parameter, beta_parameter, p))
-    return (
-        betaln(alpha_parameter, beta_parameter)
-        + above
-        - math.log1p(-p)
-        - k * math.log(p)
-        - (queried - k) * math.log1p(-p)
-    )
+        above = np.log(betaincc(a, b, p))
+    return betaln(a, b) + above - math.log1p(-p) - k * math.log(p) - (queried - k) * math.log1p(-p)
 
 
 class EProcess:
@@ -73,7 +67,6 @@ class EProcess:
             A response counts only for recipients that the trigger is assigned to.
 
     Attributes:
-        triggers (`int`): the number of trigger images.
         queried (`int`): the number of responses counted.
 
     Raises:
@@ -102,8 +95,7 @@ class EProcess:
 
         Args:
             trigger (`int`): the trigger queried. The choice may depend on earlier responses, but not on labels.
-            response (`int` or `None`): the predicted class; `None` without a usable response, which counts for
-                nothing.
+            response (`int` or `None`): the predicted class; `None`, which doesn't count, without a usable response.
 
         Raises:
             [`CodeError`]: if there is no such trigger or class, or the trigger has a response already.
@@ -115,9 +107,8 @@ class EProcess:
         if response is None:
             return
         if not 0 <= response < self._classes:
-            raise CodeError(
-                f"Trigger {trigger} has the response {response}: give a class from 0 to {self._classes - 1}."
-            )
+            classes = f"give a class from 0 to {self._classes - 1}"
+            raise CodeError(f"Trigger {trigger} has the response {response}: {classes}.")
         self._queried[trigger] = True
         self._counted += self._assigned[trigger]
         self._agreeing += self._assigned[trigger] & (self._labels[trigger] == response)

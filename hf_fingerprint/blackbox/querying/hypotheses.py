@@ -76,14 +76,12 @@ def records_to_query(
             skipped.append(SkippedRecord(each.base.base_id, reason, len(opened.keys)))
     if not ready:
         copies, named = sum(len(each.copies) for each in found), ", ".join(each.base.base_id for each in found)
-        raise VaultError(
-            f"None of the {copies} copies of base {named} was taught trigger labels: trace the suspect by its "
-            f"weights, or issue the copies again."
-        )
-    for level in [each.base.alpha for each, _, _ in ready] if alpha is None else [alpha]:
+        problem = f"None of the {copies} copies of base {named} was taught trigger labels"
+        raise VaultError(f"{problem}: trace the suspect by its weights, or issue the copies again.")
+    alphas = [each.base.alpha for each, _, _ in ready] if alpha is None else [alpha]
+    for level in alphas:
         check_alpha(level)
-    alpha = min(each.base.alpha for each, _, _ in ready) if alpha is None else alpha
-    record_alpha = alpha / len(ready)
+    alpha, record_alpha = min(alphas), min(alphas) / len(ready)
     queried = []
     for each, opened, non_answering in ready:
         triggers = each.trigger_set
@@ -93,8 +91,7 @@ def records_to_query(
 
 
 def _non_answering(copies: Sequence[CopyRecord], keys: Sequence[bytes], answering_ids: set[str]) -> tuple[str, ...]:
-    """The recipients whose copies were not taught trigger labels; a copy trained further and recorded again
-    keeps its key."""
+    """The recipients of copies without trigger labels; a copy trained further and recorded again keeps its key."""
     answering_keys = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in answering_ids}
     return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering_keys)
 
@@ -111,8 +108,7 @@ def query_outcome(
     """The outcome of a query, and the reason if it is not readable.
 
     Args:
-        queried (sequence of [`QueriedRecord`]): the records queried for.
-        skipped (sequence of [`SkippedRecord`]): the records skipped.
+        queried, skipped: the records that the suspect was and was not queried for.
         stats ([`QueryStats`]): what was queried.
         images (`int`): the number of images in all pools.
         accused (`bool`): whether any recipient is accused.
@@ -126,8 +122,8 @@ def query_outcome(
     if accused:
         return Outcome.ACCUSED, None
     reasons = []
-    miss_probability = [each.miss_probability() for each in queried]
-    if sum(miss_probability) > MAX_MISS_PROBABILITY:
+    missed = [each.miss_probability() for each in queried]
+    if sum(missed) > MAX_MISS_PROBABILITY:
         if 2 * stats.answered < stats.queried:
             reasons.append(
                 f"most responses predict no class: {stats.answered} of {stats.queried} images have a usable response, "
@@ -136,11 +132,10 @@ def query_outcome(
         elif stats.stop_reason == BUDGET:
             reasons.append(f"{stats.answered} of {images} images have a response: continue with a larger --budget")
         elif stats.answered < stats.queried:
-            reasons.append(
-                f"only {stats.answered} of {images} images have a response: trace the suspect by its weights"
-            )
+            few = f"only {stats.answered} of {images} images have a response"
+            reasons.append(f"{few}: trace the suspect by its weights")
         else:
-            worst = max(zip(miss_probability, queried, strict=True), key=lambda pair: pair[0])[1]
+            worst = max(zip(missed, queried, strict=True), key=lambda pair: pair[0])[1]
             reasons.append(
                 f"the {worst.trigger_set.count} triggers of base {worst.base.base_id} are too few to accuse every "
                 f"copy at alpha {alpha:.0e}: trace the suspect by its weights"

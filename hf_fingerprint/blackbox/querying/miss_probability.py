@@ -24,9 +24,7 @@ def log10_miss_probability(
 
     Args:
         answered (`int`): the number of responses, those to decoys not counted.
-        assigned_share (`float`): the probability that a trigger is assigned to a recipient.
-        recall (`float`): the share of its assigned labels that a verbatim copy predicts.
-        classes (`int`): the model's number of classes.
+        assigned_share, recall, classes: see [`TriggerSet`].
         copies (`int`): the number of copies tested.
         alpha (`float`): the bound on accusing any innocent.
     """

@@ -52,6 +52,7 @@ NOT_SHOWN = (
     "that the base, its trigger set and the keys were fixed before the suspect was seen",
 )
 _HEX_DIGITS = set("0123456789abcdef")
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CodeError, VaultError)
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,8 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
     for score in sorted(result.accused, key=lambda score: result.base_ids.index(score.base_id)):
         accused.setdefault(score.base_id, []).append(score)
     if not accused:
-        raise FingerprintError(
-            f"Nobody is accused, so {path} is not written: query more images, or trace the suspect by its weights."
-        )
+        remedy = "query more images, or trace the suspect by its weights"
+        raise FingerprintError(f"Nobody is accused, so {path} is not written: {remedy}.")
     proof_paths = {base_id: path_for_base(path, base_id, next(iter(accused))) for base_id in accused}
     for proof_path in proof_paths.values():
         check_proof_path(proof_path)
@@ -136,10 +136,7 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
         documents[proof_paths[base_id]] = _proof_document(kept, [records[score.copy_id] for score in scores], vault)
     with translate_disk_errors(f"{path} can't be written", Path(path).parent), ExitStack() as written:
         partials = {proof_path: written.enter_context(partial_file(proof_path)) for proof_path in documents}
-        for (
-            proof_path,
-            document,
-        ) in documents.items():  # all before the first rename, as a retry rejects existing files
+        for proof_path, document in documents.items():  # before any rename, as a retry rejects existing files
             write_private(partials[proof_path], document)
         for proof_path, partial in partials.items():
             rename_into_place(partial, proof_path)
@@ -149,16 +146,11 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
 def _proof_document(transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> bytes:
     """The proof against the accused recipients of one base."""
     heading, responses = read_transcript(transcript)
-    opened = []
-    for record in accused:
-        opened.append(
-            {
-                "recipient": record.recipient,
-                "content_hash": record.content_hash,
-                "commitment": record.commitment,
-                "copy_key": vault.copy_key(record).hex(),
-            }
-        )
+    names = ("recipient", "content_hash", "commitment")
+    opened = [
+        {**{name: getattr(record, name) for name in names}, "copy_key": vault.copy_key(record).hex()}
+        for record in accused
+    ]
     pairs = [[trigger, response] for trigger, response in responses.items()]
     document = {"format": FORMAT, "heading": asdict(heading), "answers": pairs, "accused": opened}
     return json.dumps(document, indent=1).encode()
@@ -192,60 +184,46 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Accu
     given = [each.strip().lower() for each in commitments]
     for each, as_given in zip(given, commitments, strict=True):
         if len(each) != 64 or set(each) - _HEX_DIGITS:
-            raise FingerprintError(
-                f"{ascii(as_given)[:80]} is not a commitment: give the 64 hexadecimal digits from the model card."
-            )
+            problem = f"{ascii(as_given)[:80]} is not a commitment"
+            raise FingerprintError(f"{problem}: give the 64 hexadecimal digits from the model card.")
     try:
         content = read_bounded(path, MAX_PROOF, "a proof", FingerprintError, allow_pipe=True)
         document = _validate(parse_json(content, strict=True), path)
-        predicted_labels = np.full(document["heading"]["questions"], -1)
+        predicted = np.full(document["heading"]["questions"], -1)
         for trigger, response in document["answers"]:
-            if trigger < len(predicted_labels) and response is not None:
-                predicted_labels[trigger] = response
+            if trigger < len(predicted) and response is not None:
+                predicted[trigger] = response
         published = _match_published(given, document["accused"])
-        return tuple(
-            _check_accusation(document["heading"], predicted_labels, opened, published)
-            for opened in document["accused"]
-        )
+        heading, accused = document["heading"], document["accused"]
+        return tuple(_check_accusation(heading, predicted, opened, published) for opened in accused)
     except OSError as error:
         raise FingerprintError(f"{path} can't be read ({error.strerror}): name the proof's file.") from None
-    except (
-        *(ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError),
-        *(CodeError, VaultError),
-    ):
+    except _DAMAGED:
         raise FingerprintError(f"{path} is not a proof, or is damaged: ask for it again.") from None
 
 
 def _validate(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The document, if it is a proof; raises any of the errors caught above if not."""
     if document["format"] != FORMAT:
-        raise FingerprintError(
-            f"{path} has format {ascii(document['format'])[:80]}, and this version reads {FORMAT}: upgrade "
-            f"hf-fingerprint."
-        )
+        found = f"{path} has format {ascii(document['format'])[:80]}"
+        raise FingerprintError(f"{found}, and this version reads {FORMAT}: upgrade hf-fingerprint.")
     heading, responses, accused = document["heading"], document["answers"], document["accused"]
-    triggers, decoys, classes, recipients = (
-        _check_count(heading[name]) for name in ("questions", "decoys", "classes", "recipients")
-    )
+    counts = ("questions", "decoys", "classes", "recipients")
+    triggers, decoys, classes, recipients = (_check_count(heading[name]) for name in counts)
     keys = {opened["copy_key"].lower() for opened in accused}
     if not 1 <= triggers <= MAX_TRIGGERS or not 1 <= len(keys) == len(accused) <= recipients:
         raise ValueError
     if len(accused) > MAX_ACCUSED or len(accused) * triggers > MAX_PROOF_LABELS:
-        raise FingerprintError(
-            f"{path} accuses {len(accused)} recipients by {triggers} triggers, which takes too long to verify: ask "
-            f"for a proof against fewer of them."
-        )
-    if not 0 < heading["alpha"] < 1 or not heading["suspect"].isprintable():
-        raise ValueError
-    if len(heading["suspect"]) > MAX_SUSPECT_NAME:
+        problem = f"{path} accuses {len(accused)} recipients by {triggers} triggers, which takes too long to verify"
+        raise FingerprintError(f"{problem}: ask for a proof against fewer of them.")
+    suspect = heading["suspect"]
+    if not 0 < heading["alpha"] < 1 or not suspect.isprintable() or len(suspect) > MAX_SUSPECT_NAME:
         raise ValueError
     check_trigger_counts(triggers, classes, heading["share"])
     if len({_check_count(trigger) for trigger, _ in responses}) < len(responses):
         raise ValueError
     for trigger, response in responses:
-        if not 0 <= trigger < triggers + decoys or (
-            response is not None and not 0 <= _check_count(response) < classes
-        ):
+        if trigger >= triggers + decoys or (response is not None and _check_count(response) >= classes):
             raise ValueError
     return document
 
@@ -257,7 +235,7 @@ def _check_count(number: Any) -> int:
 
 
 def _check_accusation(
-    heading: dict[str, Any], predicted_labels: np.ndarray, opened: dict[str, str], given: dict[str, bool | None]
+    heading: dict[str, Any], predicted: np.ndarray, opened: dict[str, str], given: dict[str, bool | None]
 ) -> AccusationCheck:
     key = bytes.fromhex(opened["copy_key"])
     recipient, claimed, alpha = opened["recipient"], opened["commitment"], heading["alpha"]
@@ -266,29 +244,18 @@ def _check_accusation(
         raise ValueError  # with other lengths a commitment would have several openings
     opens = commitment(key, recipient, opened["content_hash"]) == claimed
     labels = keyed_labels([key], heading["questions"], heading["classes"])[0]
-    own = assigned_triggers([key], heading["questions"], heading["share"])[0] & (predicted_labels >= 0)
-    agreeing, counted = int((own & (labels == predicted_labels)).sum()), int(own.sum())
+    own = assigned_triggers([key], heading["questions"], heading["share"])[0] & (predicted >= 0)
+    agreeing, counted = int((own & (labels == predicted)).sum()), int(own.sum())
     log_wealth = float(log_e_value(np.array([agreeing]), counted, heading["classes"])[0])
     bound = min(0.0, (math.log(heading["recipients"]) - log_wealth) / math.log(10))
     published = given[claimed]
     holds = opens and bound <= math.log10(alpha) and alpha <= MAX_ALPHA and published is not False
-    return AccusationCheck(
-        recipient=recipient,
-        suspect=heading["suspect"],
-        commitment=claimed,
-        agreeing=agreeing,
-        counted=counted,
-        copies=heading["recipients"],
-        alpha=alpha,
-        log10_bound=bound,
-        opened=opens,
-        published=published,
-        holds=holds,
-    )
+    evidence = agreeing, counted, heading["recipients"], alpha, bound
+    return AccusationCheck(recipient, heading["suspect"], claimed, *evidence, opens, published, holds)
 
 
 def _match_published(given: Sequence[str], accused: Sequence[dict[str, str]]) -> dict[str, bool | None]:
     """Whether each claimed commitment is one of those given; `None` if every one given is another accused's."""
-    claimed_commitments = {opened["commitment"] for opened in accused}
-    unmatched = None if set(given) <= claimed_commitments else False
-    return {each: True if each in set(given) else unmatched for each in claimed_commitments}
+    claimed = {opened["commitment"] for opened in accused}
+    unmatched = None if set(given) <= claimed else False
+    return {each: True if each in set(given) else unmatched for each in claimed}

@@ -61,17 +61,15 @@ class QueryResult:
     Attributes:
         suspect (`str`): the suspect's name.
         base_ids (`tuple[str, ...]`): the bases whose copies were tested, in the vault's order.
-        scores (`tuple[QueryScore, ...]`): of the accused, lowest bound first; with `all_scores` of all copies, which
-            nobody should publish.
+        scores (`tuple[QueryScore, ...]`): of the accused, lowest bound first; of all copies with `all_scores`.
         copies (`int`): the number of copies tested.
         classes (`int`): the number of classes: an innocent's labels agree with one response in so many.
         alpha (`float`): the bound on accusing any innocent; each base has an equal share of it.
         stats ([`QueryStats`]): what was queried.
-        outcome ([`Outcome`]): accused; nobody, if a verbatim copy of any recipient would have been accused; or not
-            readable.
+        outcome ([`Outcome`]): accused; nobody, if any verbatim copy would have been accused; or not readable.
         reason (`str` or `None`): why it is not readable, and what to do.
-        non_answering (`tuple[str, ...]`): the recipients, one name for each copy, whose copies were not taught trigger
-            labels. They count among the copies tested, and a query can't accuse them.
+        non_answering (`tuple[str, ...]`): the recipient of each copy that was not taught trigger labels. These count
+            among the copies tested, and a query can't accuse them.
         skipped (`tuple[SkippedRecord, ...]`): the bases that were not queried for, and why.
         rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used.
     """
@@ -116,9 +114,8 @@ def query(
 ) -> QueryResult:
     """Queries a suspect with the trigger sets of all bases it may be a copy of, until somebody is accused.
 
-    The images of all bases are sent in random order. A copy predicts labels drawn from its key on the triggers
-    assigned to it. An innocent's labels are independent of the suspect, so the bound is exact and holds whenever the
-    query stops; see [`EProcess`]. With k bases, each has alpha / k.
+    The images of all bases are sent in random order. An innocent's labels are independent of the suspect, so the bound
+    is exact and holds whenever the query stops; see [`EProcess`]. With k bases, each has alpha / k.
 
     Args:
         suspect ([`Suspect`]): the suspect.
@@ -150,9 +147,9 @@ def query(
         vault.unlock(passphrase)
     queried, skipped, alpha = records_to_query(vault, base, getattr(suspect, "classes", None), alpha)
     images = [list(each.trigger_set.images(each.base.secret)) for each in queried]
-    image_count = sum(map(len, images))
-    order = np.random.default_rng(secrets.randbits(128)).permutation(image_count)
-    count = counting(progress, "querying", image_count if budget is None else min(budget, image_count))
+    total = sum(map(len, images))
+    order = np.random.default_rng(secrets.randbits(128)).permutation(total)
+    count = counting(progress, "querying", total if budget is None else min(budget, total))
 
     def record_response(index: int, response: int | None) -> None:
         count(1)
@@ -170,26 +167,14 @@ def query(
                 pool_transcript = held.enter_context(Transcript(path, _heading(suspect, each, pool_images)))
                 count(len(pool_transcript.responses))
             pools.append(QueryPool(pool_images, each.e_process, pool_transcript))
-        stats = query_pools(
-            suspect, pools, order, budget, image_count if exhaustive else min_responses, record_response
-        )
+        stats = query_pools(suspect, pools, order, budget, total if exhaustive else min_responses, record_response)
     scores = _scores(vault, queried, all_scores)
     accused, faults = any(score.accused for score in scores), find_unusable_rows(vault)
-    outcome, reason = query_outcome(queried, skipped, stats, image_count, accused, alpha, faults)
-    return QueryResult(
-        suspect=suspect.name,
-        base_ids=tuple(each.base.base_id for each in queried),
-        scores=scores,
-        copies=sum(len(each.copies) for each in queried),
-        classes=queried[0].trigger_set.classes,
-        alpha=alpha,
-        stats=stats,
-        outcome=outcome,
-        reason=reason,
-        non_answering=tuple(name for each in queried for name in each.non_answering),
-        skipped=tuple(skipped),
-        rows_not_used=faults,
-    )
+    outcome, reason = query_outcome(queried, skipped, stats, total, accused, alpha, faults)
+    base_ids = tuple(each.base.base_id for each in queried)
+    copies, classes = sum(len(each.copies) for each in queried), queried[0].trigger_set.classes
+    left_out = tuple(name for each in queried for name in each.non_answering), tuple(skipped), faults
+    return QueryResult(suspect.name, base_ids, scores, copies, classes, alpha, stats, outcome, reason, *left_out)
 
 
 def load_trigger_set(vault: Vault, base: Base) -> TriggerSet:
@@ -200,19 +185,13 @@ def load_trigger_set(vault: Vault, base: Base) -> TriggerSet:
     """
     content = vault.trigger_set(base)
     if content is None:
-        raise VaultError(
-            f"Base {base.base_id} has no trigger set, so its copies can't be identified by queries: make one with "
-            f"`hf-fingerprint triggers` before you issue copies."
-        )
+        problem = f"Base {base.base_id} has no trigger set, so its copies can't be identified by queries"
+        raise VaultError(f"{problem}: make one with `hf-fingerprint triggers` before you issue copies.")
     return TriggerSet.from_bytes(content)
 
 
 def find_base_with_triggers(vault: Vault, name: str | Path | None) -> tuple[Base, TriggerSet]:
-    """A base and its trigger set.
-
-    Args:
-        vault ([`Vault`]): it need not be unlocked.
-        name (`str`, `Path` or `None`): the base; `None` for the only one that has a trigger set.
+    """A base and its trigger set; without a name those of the only base that has one.
 
     Raises:
         [`VaultError`]: if there is none, or more than one.
@@ -223,26 +202,16 @@ def find_base_with_triggers(vault: Vault, name: str | Path | None) -> tuple[Base
     with_triggers = [base for base in vault.bases() if vault.trigger_set(base) is not None]
     if len(with_triggers) != 1:
         named = ", ".join(base.base_id for base in with_triggers)
-        raise VaultError(
-            f"{vault.folder} has {len(with_triggers)} bases with trigger sets"
-            + (f" ({named}): choose one with --base." if named else ": make one with `hf-fingerprint triggers`.")
-        )
+        remedy = f" ({named}): choose one with --base." if named else ": make one with `hf-fingerprint triggers`."
+        raise VaultError(f"{vault.folder} has {len(with_triggers)} bases with trigger sets{remedy}")
     return with_triggers[0], load_trigger_set(vault, with_triggers[0])
 
 
 def _heading(suspect: Suspect, queried: QueriedRecord, images: Sequence[np.ndarray]) -> Heading:
-    digest = pool_digest([image_digest(image) for image in images])
-    return Heading(
-        suspect=suspect.name,
-        base=queried.base.base_id,
-        digest=digest,
-        questions=queried.trigger_set.count,
-        decoys=queried.trigger_set.decoys,
-        classes=queried.trigger_set.classes,
-        alpha=queried.alpha,
-        share=queried.trigger_set.assigned_share,
-        recipients=len(queried.copies),
-    )
+    digest, triggers = pool_digest([image_digest(image) for image in images]), queried.trigger_set
+    counts = triggers.count, triggers.decoys, triggers.classes
+    share, recipients = triggers.assigned_share, len(queried.copies)
+    return Heading(suspect.name, queried.base.base_id, digest, *counts, queried.alpha, share, recipients)
 
 
 def _scores(vault: Vault, queried: Sequence[QueriedRecord], all_scores: bool) -> tuple[QueryScore, ...]:
@@ -254,17 +223,7 @@ def _scores(vault: Vault, queried: Sequence[QueriedRecord], all_scores: bool) ->
         bounds = np.minimum(e_process.log10_bounds() + math.log10(len(queried)), 0.0)
         states = delivery_states(vault, each.copies)
         for i in range(len(each.copies)) if all_scores else accused:
-            copy = each.copies[i]
-            found.append(
-                QueryScore(
-                    recipient=copy.recipient,
-                    copy_id=copy.copy_id,
-                    agreeing=int(agreeing[i]),
-                    counted=int(counted[i]),
-                    log10_bound=float(bounds[i]),
-                    accused=i in accused,
-                    base_id=each.base.base_id,
-                    state=states[copy.copy_id],
-                )
-            )
+            name, copy_id = each.copies[i].recipient, each.copies[i].copy_id
+            evidence = int(agreeing[i]), int(counted[i]), float(bounds[i]), i in accused
+            found.append(QueryScore(name, copy_id, *evidence, each.base.base_id, states[copy_id]))
     return tuple(sorted(found, key=lambda score: (not score.accused, score.log10_bound, -score.agreeing)))

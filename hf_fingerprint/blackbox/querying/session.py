@@ -1,8 +1,7 @@
 """Sends images to a suspect, one after another, until an accusation is proven.
 
 Trigger images and decoys of all pools are sent in an order that reveals nothing to the suspect. The bound on a false
-accusation holds whenever the session stops (see [`EProcess`]), so it stops at the first proof. Responses to decoys
-count for nothing.
+accusation holds whenever the session stops (see [`EProcess`]), so it stops at the first proof. Decoys don't count.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,19 +85,19 @@ def query_pools(
         pools (sequence of [`QueryPool`]): the images, numbered through all pools.
         order (`np.ndarray`): the images to send, each at most once, in this order.
         budget (`int`, *optional*): the highest number of images, those of the transcripts included.
-        min_responses (`int`, *optional*, defaults to 0): the lowest number of responses before the session stops at an
-            accusation.
+        min_responses (`int`, *optional*, defaults to 0): the lowest number of responses to stop at an accusation.
         on_response (callable, *optional*): called with the number of each image and its response, once it counts.
 
     Returns:
         [`QueryStats`]
 
     Raises:
-        [`FingerprintError`]: if `order` is not valid, a transcript is of other images, or the suspect can't be
-            queried.
+        [`FingerprintError`]: if `order` is invalid, a transcript is of other images, or the suspect can't be queried.
     """
     ends = np.cumsum([len(pool.images) for pool in pools])
-    _check_order(order, int(ends[-1]))
+    if len(np.unique(order)) != len(order) or not np.isin(order, np.arange(ends[-1])).all():
+        problem = f"The order repeats images or exceeds the {ends[-1]} of the pools"
+        raise FingerprintError(f"{problem}: give a permutation of them.")
     before = getattr(suspect, "retries", 0)
     responses: dict[int, int | None] = {}
     decoys = 0
@@ -115,9 +114,8 @@ def query_pools(
     for which, pool in enumerate(pools):
         for index, response in ({} if pool.transcript is None else pool.transcript.responses).items():
             if pool.transcript is not None and pool.transcript.images[index] != image_digest(pool.images[index]):
-                raise FingerprintError(
-                    f"The transcript {pool.transcript.path} has another image at index {index}: name another file."
-                )
+                problem = f"The transcript {pool.transcript.path} has another image at index {index}"
+                raise FingerprintError(f"{problem}: name another file.")
             update(which, index, response)
     resumed = len(responses)
     remaining = [number for number in map(int, order[::-1]) if number not in responses]
@@ -141,18 +139,5 @@ def query_pools(
         update(which, index, response)
         if on_response is not None:
             on_response(number, response)
-    return QueryStats(
-        queried=len(responses),
-        answered=answered,
-        decoys_queried=decoys,
-        resumed=resumed,
-        retries=getattr(suspect, "retries", 0) - before,
-        stop_reason=stop_reason,
-    )
-
-
-def _check_order(order: np.ndarray, images: int) -> None:
-    if len(np.unique(order)) != len(order) or not np.isin(order, np.arange(images)).all():
-        raise FingerprintError(
-            f"The order repeats images or exceeds the {images} of the pools: give a permutation of them."
-        )
+    retries = getattr(suspect, "retries", 0) - before
+    return QueryStats(len(responses), answered, decoys, resumed, retries, stop_reason)

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error, sync
 from hf_fingerprint.checkpoints.limits import MAX_LINE, MAX_LINE_VALUES, MAX_TRANSCRIPT, parse_json, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
@@ -50,8 +50,7 @@ class Heading:
         base (`str`): the base's id.
         digest (`str`): of the pool; see [`pool_digest`].
         questions (`int`): the number of trigger images.
-        decoys (`int`): the number of decoys.
-        classes (`int`): the number of classes.
+        decoys, classes (`int`): the numbers of decoys and classes.
         alpha (`float`): the bound on accusing any innocent.
         share (`float` or `None`): the probability that a trigger is assigned to a recipient.
         recipients (`int`): the number of recipients tested.
@@ -76,15 +75,12 @@ class Transcript:
         heading ([`Heading`]): the subject of the query.
 
     Attributes:
-        path (`Path`): its file.
-        heading ([`Heading`]): the subject of the query.
         responses (`dict[int, int | None]`): the predicted class of each image so far, in the order of arrival.
         images (`dict[int, str]`): the digest of each image; see [`image_digest`].
 
     Raises:
         [`StorageError`]: if the disk is full.
-        [`FingerprintError`]: if the file can't be read or written, isn't a transcript, is damaged, or is of another
-            query.
+        [`FingerprintError`]: if the file can't be read or written, or is no intact transcript of this query.
     """
 
     def __init__(self, path: str | Path, heading: Heading):
@@ -170,21 +166,19 @@ class Transcript:
         if rest:
             os.ftruncate(self._file, 0)
         self._write(heading)
-        _sync_folder(self.path.parent)
+        if os.name == "posix":  # elsewhere folders can't be opened
+            sync(self.path.parent)
 
     def _check_heading(self, line: Any) -> None:
         if not isinstance(line, dict) or type(line.get("format")) is not int:
             raise self._error("is damaged in line 1", "restore it, or name another file to start again")
         if line["format"] != FORMAT:
-            raise self._error(
-                f"has format {line['format']}, and this version reads {FORMAT}", "upgrade hf-fingerprint"
-            )
+            problem = f"has format {line['format']}, and this version reads {FORMAT}"
+            raise self._error(problem, "upgrade hf-fingerprint")
         for name, value in asdict(self.heading).items():
             if name not in line or line[name] != value:
-                raise self._error(
-                    f"is of another query: its {name} is {ascii(line.get(name))[:80]}, and not {value!r}",
-                    "name another file",
-                )
+                found = f"its {name} is {ascii(line.get(name))[:80]}, and not {value!r}"
+                raise self._error(f"is of another query: {found}", "name another file")
 
     def _accept_line(self, line: dict[str, Any]) -> bool:
         """Counts the response in a line; returns `False` if the line is not valid."""
@@ -220,9 +214,8 @@ class Transcript:
         except OSError as error:
             if is_disk_full_error(error):
                 raise disk_full_error(self.path.parent) from None
-            raise self._error(
-                f"can't be written ({error.strerror})", "check the disk, then run the command again to resume"
-            ) from None
+            remedy = "check the disk, then run the command again to resume"
+            raise self._error(f"can't be written ({error.strerror})", remedy) from None
 
     def _error(self, problem: str, remedy: str) -> FingerprintError:
         return FingerprintError(f"The transcript {self.path} {problem}: {remedy}.")
@@ -258,31 +251,14 @@ def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
 
 
 def image_digest(image: np.ndarray) -> str:
-    """SHA-256 of an image's pixels, row by row, in hexadecimal digits.
-
-    Args:
-        image (`np.ndarray` of shape `(height, width, 3)`): `uint8`.
-    """
+    """SHA-256 of an image `(height, width, 3)`, `uint8`, row by row, in hexadecimal digits."""
     return sha256(np.ascontiguousarray(image)).hexdigest()
 
 
 def pool_digest(images: Sequence[str]) -> str:
-    """SHA-256 over the digests of a pool's images, in hexadecimal digits.
-
-    Args:
-        images (sequence of `str`): the digest of each image, in order; see [`image_digest`].
-    """
+    """SHA-256 over the digests of a pool's images, in order, in hexadecimal digits; see [`image_digest`]."""
     return sha256(b"".join(map(bytes.fromhex, images))).hexdigest()
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere folders can't be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -46,11 +46,10 @@ from hf_fingerprint.vault import Vault
 
 
 if TYPE_CHECKING:
-    import torch
-
+    from torch import Tensor
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
-MAX_IMAGES, N_SYNTHETIC_IMAGES = 4096, 2048  # images
+MAX_IMAGES, N_SYNTHETIC = 4096, 2048  # images
 RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
 PROBE_KEYS = 16  # keys over which the recall is averaged
 
@@ -71,12 +70,11 @@ def make_trigger_set(
     Args:
         base (`str` or `Path`): the base: its id in the vault, a path or a Hub id.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        images (`str` or `Path`, *optional*): a folder of ordinary images. By default synthetic images are used; copies
-            then misclassify about one in a hundred ordinary images that the base classifies correctly.
+        images (`str` or `Path`, *optional*): a folder of ordinary images. With synthetic images, the default, copies
+            misclassify about one in a hundred ordinary images that the base classifies correctly.
         count (`int`, *optional*, defaults to 160): the number of trigger images.
         decoys (`int`, *optional*, defaults to 20): the number of similar images that are assigned to nobody.
-        assigned_share (`float`, *optional*, defaults to 0.5): the probability that a trigger image is assigned to a
-            recipient.
+        assigned_share (`float`, *optional*, defaults to 0.5): the probability that a recipient is assigned a trigger.
         steps (`int`, *optional*, defaults to 120): optimization steps of the patterns.
         progress (callable, *optional*): a [`Progress`].
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
@@ -127,89 +125,69 @@ def build_trigger_set(
     import torch
 
     if count + decoys > MAX_POOL:
-        raise FingerprintError(
-            f"{count} trigger images and {decoys} decoys are more than the {MAX_POOL} images that a vault holds for a "
-            f"base: choose fewer."
-        )
+        limit = f"the {MAX_POOL} images that a vault holds for a base"
+        raise FingerprintError(f"{count} trigger images and {decoys} decoys are more than {limit}: choose fewer.")
     cover_files = () if cover_images is None else load_photographs(cover_images, count + decoys, secret)
     head, metric = _head_and_metric(built, names, images)
     views = make_views(built, head)
     cover_pixels = decode_photographs(cover_files) if cover_files else synthetic_cover_images(secret, count + decoys)
     cover_tensor = torch.from_numpy(cover_pixels).permute(0, 3, 1, 2).float()
-    patterns = optimize_patterns(cover_tensor, views, built, metric, steps, progress)
-    patterns_int8 = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
-    logits, features = _logits_and_features(views, built, patterns_int8, cover_pixels, count)
-    head_updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
-    trigger_set = TriggerSet(
-        base_id, names[head.name], count, assigned_share, patterns_int8, logits, head_updates, cover_files
-    )
+    fitted = optimize_patterns(cover_tensor, views, built, metric, steps, progress)
+    patterns = fitted.permute(0, 2, 3, 1).numpy().astype(np.int8)
+    logits, features = _logits_and_features(views, built, patterns, cover_pixels, count)
+    updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
+    head_name = names[head.name]
+    trigger_set = TriggerSet(base_id, head_name, count, assigned_share, patterns, logits, updates, cover_files)
     return _fit_head_updates(trigger_set, features, metric)
 
 
 def adapt_trigger_set(
-    built: BuiltModel,
-    names: dict[str, str],
-    trigger_set: TriggerSet,
-    secret: bytes,
-    images: str | Path | None = None,
+    built: BuiltModel, names: dict[str, str], trigger_set: TriggerSet, secret: bytes, images: str | Path | None = None
 ) -> TriggerSet:
     """The trigger set measured anew on another model of the base's architecture, such as one trained further.
 
     Args:
-        built ([`BuiltModel`]): the model.
-        names (`dict[str, str]`): from the model's parameters to the tensors of its files.
+        built, names, secret, images: see [`build_trigger_set`].
         trigger_set ([`TriggerSet`]): the base's.
-        secret (`bytes`): the model secret.
-        images (`str` or `Path`, *optional*): a folder of ordinary images.
 
     Raises:
         [`FingerprintError`]: if the model has another number of classes than the base.
     """
     head, metric = _head_and_metric(built, names, images)
     if head.classes != trigger_set.classes:
-        raise FingerprintError(
-            f"The model has {head.classes} classes and its base {trigger_set.classes}: train it with the base's "
-            f"classes, or register a base that has these."
-        )
+        problem = f"The model has {head.classes} classes and its base {trigger_set.classes}"
+        raise FingerprintError(f"{problem}: train it with the base's classes, or register a base that has these.")
     views, cover_pixels = make_views(built, head), trigger_set.cover_pixels(secret)
     logits, features = _logits_and_features(views, built, trigger_set.patterns, cover_pixels, trigger_set.count)
     return _fit_head_updates(replace(trigger_set, head=names[head.name], logits=logits), features, metric)
 
 
-def _head_and_metric(
-    built: BuiltModel, names: dict[str, str], images: str | Path | None
-) -> tuple[Head, "torch.Tensor"]:
+def _head_and_metric(built: BuiltModel, names: dict[str, str], images: str | Path | None) -> tuple[Head, "Tensor"]:
     """A model's head, and the inverse second moment of the features of ordinary images."""
-    ordinary = (
-        user_images(Path(images), built, MAX_IMAGES) if images else lazy_synthetic_images(built, N_SYNTHETIC_IMAGES)
-    )
+    ordinary = user_images(Path(images), built, MAX_IMAGES) if images else lazy_synthetic_images(built, N_SYNTHETIC)
     module = built.module
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     head = find_head(module, next(ordinary.batches(1)))
     if head.name not in names:
-        raise FingerprintError(
-            f"The files of the base have no tensor for its head {head.name}, so its copies can't learn labels: use a "
-            f"base whose files hold its head."
-        )
+        problem = f"The files of the base have no tensor for its head {head.name}, so its copies can't learn labels"
+        raise FingerprintError(f"{problem}: use a base whose files hold its head.")
     batches = ordinary.batches(fit_batch_size(ordinary.pixels, BATCH))
     return head, inverse_second_moment(all_features(module, head, batches))
 
 
 def _logits_and_features(
     views: list[View], built: BuiltModel, patterns: np.ndarray, cover_pixels: np.ndarray, count: int
-) -> tuple[np.ndarray, "torch.Tensor"]:
+) -> tuple[np.ndarray, "Tensor"]:
     """The logits of the trigger images in each view, `(views, count, classes)`, `float32`, and the features of all
-    images, decoys included, `(views, count + decoys, width)`."""
+    images, `(views, count + decoys, width)`."""
     import torch
 
-    cover_tensor, pattern_tensor = (
-        torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (cover_pixels, patterns)
-    )
+    cover, pattern = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (cover_pixels, patterns))
     features, logits = [], []
     for view in views:
         with torch.no_grad():
-            batches = render_batches(cover_tensor, pattern_tensor, view.crop, built)
+            batches = render_batches(cover, pattern, view.crop, built)
             pairs = [features_and_logits(view.model, view.head, batch) for batch in batches]
         batch_features, batch_logits = zip(*pairs, strict=True)
         features.append(torch.cat(batch_features))
@@ -217,20 +195,16 @@ def _logits_and_features(
     return torch.stack(logits).numpy(), torch.stack(features)
 
 
-def _fit_head_updates(trigger_set: TriggerSet, features: "torch.Tensor", metric: "torch.Tensor") -> TriggerSet:
-    """The trigger set with head updates, solved at the strongest ridge at which copies still predict 90 % of their
-    assigned labels."""
+def _fit_head_updates(trigger_set: TriggerSet, features: "Tensor", metric: "Tensor") -> TriggerSet:
+    """The trigger set with head updates, at the strongest ridge at which copies predict 90 % of their labels."""
     own, keys = features[0, : trigger_set.count].numpy(), [number.to_bytes(32, "big") for number in range(PROBE_KEYS)]
     labels, assigned = trigger_set.assigned_labels(keys)
     for ridge in RIDGES:
-        trigger_set = replace(
-            trigger_set,
-            head_updates=solve_head_updates(features, metric, ridge)[:, : trigger_set.count].float().numpy(),
-        )
-        predicted_labels = np.stack(
-            [(trigger_set.logits[0] + own @ trigger_set.head_update(key).T).argmax(-1) for key in keys]
-        )
-        recall = (predicted_labels == labels)[assigned].mean() if assigned.any() else MIN_RECALL
+        updates = solve_head_updates(features, metric, ridge)[:, : trigger_set.count].float().numpy()
+        trigger_set = replace(trigger_set, head_updates=updates)
+        logits = [trigger_set.logits[0] + own @ trigger_set.head_update(key).T for key in keys]
+        predicted = np.stack([each.argmax(-1) for each in logits])
+        recall = (predicted == labels)[assigned].mean() if assigned.any() else MIN_RECALL
         if recall >= MIN_RECALL:
             break
     return replace(trigger_set, recall=min(MIN_RECALL, round(float(recall), 4)))

@@ -1,15 +1,17 @@
 """A classifier's head, its last linear layer, and the features that it takes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models.logits import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 BATCH = 16  # images of 224 x 224; see `fit_batch_size`
 
@@ -20,8 +22,7 @@ class Head:
 
     Attributes:
         name (`str`): the parameter's name in the model, such as `"classifier.weight"`.
-        layer (`torch.nn.Module`): the layer, with W of shape `(classes, width)`, or `(classes, width, 1, 1)` where it
-            is a convolution.
+        layer (`torch.nn.Module`): with W of shape `(classes, width)`, or `(classes, width, 1, 1)` for a convolution.
     """
 
     name: str
@@ -32,12 +33,12 @@ class Head:
         """The number of classes."""
         return int(self.layer.weight.shape[0])
 
-    def matrix(self) -> "torch.Tensor":
+    def matrix(self) -> "Tensor":
         """W, `(classes, width)`."""
         return self.layer.weight.detach().flatten(1)
 
 
-def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
+def find_head(model: "torch.nn.Module", images: "Tensor") -> Head:
     """The linear layer whose output is the model's.
 
     Args:
@@ -50,17 +51,12 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
     import torch
 
     outputs: dict[str, torch.Tensor] = {}
-    hooks = []
 
-    def make_hook(name: str) -> Callable[..., None]:
-        def hook_fn(_module: Any, _args: Any, output: Any) -> None:
-            outputs[name] = output
+    def record(name: str, _module: Any, _args: Any, output: Any) -> None:
+        outputs[name] = output
 
-        return hook_fn
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            hooks.append(module.register_forward_hook(make_hook(name)))
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    hooks = [module.register_forward_hook(partial(record, name)) for name, module in linear]
     try:
         with torch.no_grad():
             logits = logits_of(model(images[:1]))
@@ -68,27 +64,23 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
         for hook in hooks:
             hook.remove()
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise FingerprintError(
-            f"{type(model).__name__} has an output of shape {' x '.join(map(str, logits.shape))}, and trigger labels "
-            f"need two classes or more: use a model that classifies images."
-        )
+        shape = " x ".join(map(str, logits.shape))
+        problem = f"{type(model).__name__} has an output of shape {shape}, and trigger labels need two classes or more"
+        raise FingerprintError(f"{problem}: use a model that classifies images.")
     for name, output in reversed(outputs.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
             return Head(f"{name}.weight", model.get_submodule(name))
-    raise FingerprintError(
-        f"The logits of {type(model).__name__} don't come from a linear layer, and copies get their trigger labels in "
-        f"one: use a model that ends in a linear layer."
-    )
+    problem = f"The logits of {type(model).__name__} don't come from a linear layer"
+    remedy = "use a model that ends in a linear layer"
+    raise FingerprintError(f"{problem}, and copies get their trigger labels in one: {remedy}.")
 
 
-def features_of(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "torch.Tensor":
+def features_of(model: "torch.nn.Module", head: Head, images: "Tensor") -> "Tensor":
     """The input of the head, `(n, width)`, with gradients if the images have them."""
     return features_and_logits(model, head, images)[0]
 
 
-def features_and_logits(
-    model: "torch.nn.Module", head: Head, images: "torch.Tensor"
-) -> "tuple[torch.Tensor, torch.Tensor]":
+def features_and_logits(model: "torch.nn.Module", head: Head, images: "Tensor") -> "tuple[Tensor, Tensor]":
     """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`."""
     captured = []
     hook = head.layer.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
@@ -99,7 +91,7 @@ def features_and_logits(
     return captured[0].flatten(1), logits
 
 
-def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[torch.Tensor]") -> "torch.Tensor":
+def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[Tensor]") -> "Tensor":
     """The features of many images, computed in batches without gradients."""
     import torch
 

@@ -1,8 +1,7 @@
 """Synthetic cover images: colored power-law noise, drawn from a key.
 
 Their spectrum falls off as that of photographs does (D. Field, "Relations between the statistics of natural images and
-the response properties of cortical cells", 1987). A network therefore processes them as photographs, and no flat area
-shows a mark.
+the response properties of cortical cells", 1987): networks process them as photographs, and no flat area shows a mark.
 """
 
 from pathlib import Path

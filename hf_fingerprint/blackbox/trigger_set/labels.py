@@ -1,9 +1,8 @@
 """Each recipient's assigned triggers and labels, drawn from its copy key.
 
-All recipients share the trigger images. Each recipient is assigned a share of them, on which its copy predicts labels
-drawn from its copy key; on the others the copy predicts what the base does. A few hundred trigger images therefore
-distinguish thousands of recipients. When several copies are averaged, a trigger assigned to only one of them keeps
-that one's label, as the other copies don't oppose it.
+All recipients share the trigger images. On its share of them, a copy predicts labels drawn from its copy key; on the
+others it predicts what the base does. A few hundred images therefore distinguish thousands of recipients. If copies
+are averaged, a trigger assigned to only one of them keeps that one's label, as the others don't oppose it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,8 +48,7 @@ def assigned_triggers(copy_keys: Sequence[bytes], triggers: int, assigned_share:
     Args:
         copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
         triggers (`int`): the number of trigger images. The result for fewer images is a prefix of that for more.
-        assigned_share (`float`): the probability that a trigger is assigned to a recipient, above 0 and at most 1, in
-            steps of 1 / 65,536.
+        assigned_share (`float`): the probability of an assignment, above 0 and at most 1, in steps of 1 / 65,536.
 
     Returns:
         `np.ndarray` of shape `(n, triggers)`: `bool`.
@@ -79,8 +77,7 @@ def check_trigger_counts(triggers: int, classes: int, assigned_share: float) -> 
     """Checks that a trigger set of these counts can identify a recipient.
 
     Raises:
-        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, no triggers, or `assigned_share` is out
-            of range.
+        [`CodeError`]: if `classes`, `triggers` or `assigned_share` is out of range; see [`keyed_labels`].
     """
     check_class_count(classes, triggers)
     _share_threshold(assigned_share)
@@ -89,10 +86,8 @@ def check_trigger_counts(triggers: int, classes: int, assigned_share: float) -> 
 def check_class_count(classes: int, triggers: int = 1) -> None:
     """Checks the counts alone; see [`check_trigger_counts`]."""
     if not 2 <= classes <= MAX_CLASSES or triggers < 1:
-        raise CodeError(
-            f"{triggers} trigger images with {classes} classes can't identify a copy: use a model of 2 to 65,536 "
-            f"classes and at least 1 trigger image."
-        )
+        problem = f"{triggers} trigger images with {classes} classes can't identify a copy"
+        raise CodeError(f"{problem}: use a model of 2 to 65,536 classes and at least 1 trigger image.")
 
 
 def _share_threshold(assigned_share: float) -> int:
@@ -104,8 +99,7 @@ def _share_threshold(assigned_share: float) -> int:
 
 
 def _uniform_integers(stream: Stream, count: int, classes: int) -> np.ndarray:
-    """Uniform integers below `classes`: 32-bit words modulo `classes`, with rejection of the words that would bias
-    them."""
+    """Uniform integers below `classes`: 32-bit words modulo `classes`, with rejection against bias."""
     found = np.empty(0, np.uint32)
     while len(found) < count:
         words = stream.take(4 * (count - len(found))).view("<u4")

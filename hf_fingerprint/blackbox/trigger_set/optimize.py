@@ -24,16 +24,11 @@ from hf_fingerprint.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
-
-    Norm = tuple[torch.Tensor, torch.Tensor]
+    from torch import Tensor
 
 MAX_PATTERN = 90.0  # gray levels
 MOMENT_RIDGE, GRAM_RIDGE = 3e-2, 1e-2  # added to M and to the Gram matrix, in shares of their means
-MOMENTUM, DECAY_START, STEP_DECAY = (
-    0.7,
-    0.6,
-    3.0,
-)  # of the steps: the share at full size, and the factor by which the rest is smaller
+MOMENTUM, DECAY_START, STEP_DECAY = 0.7, 0.6, 3.0  # after that share of the steps, they are smaller by that factor
 CROPS, DEFAULT_CROP, PRUNED_SHARE = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
@@ -77,9 +72,9 @@ def preprocessing_crop(built: BuiltModel) -> float:
     return CROPS[errors.index(min(errors))]
 
 
-def inverse_second_moment(features: "torch.Tensor") -> "torch.Tensor":
-    """`(M + mu)^-1`, `(width, width)`, `float64`: the metric of what a change of the head costs ordinary images, from
-    their features `(n, width)`."""
+def inverse_second_moment(features: "Tensor") -> "Tensor":
+    """`(M + mu)^-1`, `(width, width)`, `float64`: the cost of a change of the head, from features `(n, width)` of
+    ordinary images."""
     import torch
 
     wide = features.double()
@@ -88,7 +83,7 @@ def inverse_second_moment(features: "torch.Tensor") -> "torch.Tensor":
     return torch.linalg.inv(moment + MOMENT_RIDGE * torch.eye(len(moment), dtype=torch.float64))
 
 
-def solve_head_updates(features: "torch.Tensor", metric: "torch.Tensor", ridge: float) -> "torch.Tensor":
+def solve_head_updates(features: "Tensor", metric: "Tensor", ridge: float) -> "Tensor":
     """The change of the head for one more logit of each trigger image in each view.
 
     Args:
@@ -98,8 +93,7 @@ def solve_head_updates(features: "torch.Tensor", metric: "torch.Tensor", ridge: 
             changes the head less and reaches less of the wanted logits.
 
     Returns:
-        `torch.Tensor` of the shape of `features`: multiplied by the wanted logits and summed, the least-squares change
-        of the head.
+        `torch.Tensor` of the shape of `features`: times the wanted logits and summed, the change of the head.
     """
     import torch
 
@@ -110,13 +104,13 @@ def solve_head_updates(features: "torch.Tensor", metric: "torch.Tensor", ridge: 
 
 
 def optimize_patterns(
-    cover_images: "torch.Tensor",
+    cover_images: "Tensor",
     views: list[View],
     built: BuiltModel,
-    metric: "torch.Tensor",
+    metric: "Tensor",
     steps: int,
     progress: Progress | None = None,
-) -> "torch.Tensor":
+) -> "Tensor":
     """Optimizes the pattern of each trigger image.
 
     Args:
@@ -143,19 +137,16 @@ def optimize_patterns(
         step_size = MAX_PATTERN / 8 / (1 if step < DECAY_START * steps else STEP_DECAY)
         for part in parts:
             pattern = patterns[part].clone().requires_grad_(True)
-            view = views[active]
-            batch_features = features_of(
-                view.model, view.head, render_view(cover_images[part], pattern, view.crop, built)
-            )
+            images = render_view(cover_images[part], pattern, views[active].crop, built)
+            batch_features = features_of(views[active].model, views[active].head, images)
             (gradient,) = torch.autograd.grad((batch_features * gradients[part]).sum(), pattern)
             gradient /= gradient.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(gradient.dtype).tiny
             velocity[part] = MOMENTUM * velocity[part] - gradient
             patterns[part] = (patterns[part] + step_size * velocity[part].sign()).clamp(-MAX_PATTERN, MAX_PATTERN)
         for which, view in enumerate(views):
             if which == active or active == len(views) - 1:
-                features[which] = all_features(
-                    view.model, view.head, render_batches(cover_images, patterns, view.crop, built)
-                )
+                batches = render_batches(cover_images, patterns, view.crop, built)
+                features[which] = all_features(view.model, view.head, batches)
         progress("fitting trigger images", step + 1, steps)
     return patterns.round()
 
@@ -166,17 +157,13 @@ def batch_slices(count: int, built: BuiltModel) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def render_batches(
-    cover_images: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
-) -> "Iterator[torch.Tensor]":
+def render_batches(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Iterator[Tensor]":
     """[`render_view`] in batches."""
     for part in batch_slices(len(cover_images), built):
         yield render_view(cover_images[part], patterns[part], crop, built)
 
 
-def render_view(
-    cover_images: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
-) -> "torch.Tensor":
+def render_view(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Tensor":
     """Covers `(n, 3, 224, 224)` plus patterns, preprocessed for a model: `(n, channels, height, width)`."""
     import torch
     from torch.nn.functional import interpolate
@@ -194,19 +181,20 @@ def render_view(
     return (images - mean) / std
 
 
-def log_cost(features: "Sequence[torch.Tensor]", views: Sequence[View], metric: "torch.Tensor") -> "torch.Tensor":
+def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor") -> "Tensor":
     """The logarithm of what the missing logits of all trigger images cost ordinary images; see the module's docstring.
 
     Args:
         features (sequence of `torch.Tensor` of shape `(n, width)`): of the trigger images in each view, `float64`.
-        views (sequence of [`View`]): of the base.
-        metric (`torch.Tensor` of shape `(width, width)`): see [`inverse_second_moment`].
+        views, metric: see [`optimize_patterns`].
     """
     import torch
 
     deficits = []
     for each, view in zip(features, views, strict=True):
-        logits = each @ view.head.matrix().double().T + _bias(view.head)
+        logits = each @ view.head.matrix().double().T
+        if (bias := view.head.layer.bias) is not None:
+            logits = logits + bias.detach().double()
         deficits.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
     flat = torch.cat(list(features))
     gram = flat @ metric @ flat.T
@@ -217,20 +205,13 @@ def log_cost(features: "Sequence[torch.Tensor]", views: Sequence[View], metric: 
     return torch.einsum("vq,vwq,wq->", missing, costs, missing).log()
 
 
-def _cost_gradient(
-    features: "Sequence[torch.Tensor]", views: Sequence[View], metric: "torch.Tensor", active: int
-) -> "torch.Tensor":
+def _cost_gradient(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor", active: int) -> "Tensor":
     """The gradient of [`log_cost`] with respect to the features of the active view, `(n, width)`."""
     import torch
 
     wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
     (gradient,) = torch.autograd.grad(log_cost(wide, views, metric), wide[active])
     return gradient.float()
-
-
-def _bias(head: Head) -> "torch.Tensor | float":
-    bias = head.layer.bias
-    return 0.0 if bias is None else bias.detach().double()
 
 
 def _pruned(module: "torch.nn.Module", across_tensors: bool) -> "torch.nn.Module":

@@ -1,7 +1,6 @@
 """Cover images from the owner's photographs.
 
-Synthetic covers are drawn anew from the model secret when they are needed. Photographs can't be, so the vault stores
-them as PNG files.
+Synthetic covers are drawn anew from the model secret. Photographs can't be, so the vault stores them as PNG files.
 """
 
 from collections.abc import Sequence
@@ -47,10 +46,9 @@ def load_photographs(folder: str | Path, count: int, secret: bytes) -> tuple[byt
             square.save(file, "PNG", optimize=True)
             found[file.getvalue()] = None
     if len(found) < count:
-        raise FingerprintError(
-            f"{folder} holds {len(found)} different photographs of {MIN_SIZE} pixels or more, and {count} are "
-            f"needed as covers: add some, or choose fewer trigger images."
-        )
+        problem = f"{folder} holds {len(found)} different photographs of {MIN_SIZE} pixels or more"
+        remedy = "add some, or choose fewer trigger images"
+        raise FingerprintError(f"{problem}, and {count} are needed as covers: {remedy}.")
     return tuple(found)
 
 
@@ -69,7 +67,6 @@ def decode_photographs(cover_images: Sequence[bytes]) -> np.ndarray:
     except FingerprintError:
         found = []
     if not found or any(each.shape != (MIN_SIZE, MIN_SIZE, 3) or each.dtype != np.uint8 for each in found):
-        raise VaultError(
-            "The cover images of the trigger set in the vault are damaged: restore a backup of the vault."
-        )
+        damaged = "The cover images of the trigger set in the vault are damaged"
+        raise VaultError(f"{damaged}: restore a backup of the vault.")
     return np.stack(found)

@@ -40,12 +40,10 @@ class TriggerSet:
         count (`int`): the number of trigger images; the images after them are decoys, assigned to nobody.
         assigned_share (`float`): the probability that a trigger is assigned to a recipient.
         patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, gray levels added to the covers.
-        logits (`np.ndarray` of shape `(views, count, classes)`): the base's logits, `float32`, for the unchanged model
-            and for attackers' changes of it or its input; see [`View`].
-        head_updates (`np.ndarray` of shape `(views, count, width)`): the change of the head for one more logit,
-            `float32`.
-        cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs, one for each image; empty if the
-            covers are synthetic.
+        logits (`np.ndarray` of shape `(views, count, classes)`): the base's, `float32`, in each [`View`], the
+            unchanged model's first.
+        head_updates (`np.ndarray` of shape `(views, count, width)`): `float32`; see [`solve_head_updates`].
+        cover_images (`tuple[bytes, ...]`): PNG files of photographs, one an image; empty if the covers are synthetic.
         recall (`float`): the share of its assigned labels that a verbatim copy predicts, averaged over some keys and
             at most 0.9, the value that trigger sets are built for.
     """
@@ -71,13 +69,7 @@ class TriggerSet:
         return len(self.patterns) - self.count
 
     def images(self, secret: bytes) -> np.ndarray:
-        """The trigger images, then the decoys.
-
-        Args:
-            secret (`bytes`): the model secret.
-
-        Returns:
-            `np.ndarray` of shape `(count + decoys, 224, 224, 3)`: `uint8`.
+        """The trigger images of a model secret, then the decoys, `(count + decoys, 224, 224, 3)`, `uint8`.
 
         Raises:
             [`VaultError`]: if the photographs are damaged.
@@ -93,24 +85,17 @@ class TriggerSet:
 
     def assigned_labels(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """`(labels, assigned)`, both `(n, count)`: see [`keyed_labels`] and [`assigned_triggers`]."""
-        return (
-            keyed_labels(copy_keys, self.count, self.classes),
-            assigned_triggers(copy_keys, self.count, self.assigned_share),
-        )
+        assigned = assigned_triggers(copy_keys, self.count, self.assigned_share)
+        return keyed_labels(copy_keys, self.count, self.classes), assigned
 
     def head_update(self, copy_key: bytes) -> np.ndarray:
-        """The delta to a head's weights with which a copy predicts its labels on the triggers assigned to it, and what
-        the base does on the others: least squares over the views, against the change to ordinary images.
-
-        Returns:
-            `np.ndarray` of shape `(classes, width)`: `float32`.
-        """
+        """The delta to a head's weights, `(classes, width)`, `float32`, with which a copy predicts its labels on the
+        triggers assigned to it: least squares over the views, against the change to ordinary images."""
         labels, assigned = (each[0] for each in self.assigned_labels([copy_key]))
         own = np.arange(self.classes) == labels[:, None]
         runner_up = np.where(own, -np.inf, self.logits).max(-1)
-        logit_gap = np.maximum(runner_up + MARGIN - (self.logits * own).sum(-1), 0) * assigned
-        logit_updates = logit_gap[..., None] * own
-        return np.einsum("vqc,vqw->cw", logit_updates, self.head_updates, optimize=True).astype(np.float32)
+        gap = np.maximum(runner_up + MARGIN - (self.logits * own).sum(-1), 0) * assigned
+        return np.einsum("vqc,vqw->cw", gap[..., None] * own, self.head_updates, optimize=True).astype(np.float32)
 
     def to_bytes(self) -> bytes:
         """The trigger set as a safetensors file, the form in which the vault stores it."""

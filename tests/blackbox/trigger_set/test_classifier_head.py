@@ -3,7 +3,7 @@ import torch
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import all_features, features_of, find_head
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models.logits import logits_of
+from hf_fingerprint.logits import logits_of
 from tests.helpers.error_checks import refused
 from tests.helpers.tiny_built import tiny
 

@@ -23,8 +23,9 @@ from hf_fingerprint.attacks import (
     StreamRotation,
 )
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction import extract, match_tensors
+from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_test
+from hf_fingerprint.extraction.match import match_tensors
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
@@ -123,7 +124,7 @@ ROTATED = {
 
 
 @pytest.mark.parametrize("case", ROTATED)
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_transformers_heads_and_stream_in_another_basis_are_aligned(plain_vit, scaled_vit, tmp_path, scaled, case):
     ready = scaled_vit if scaled else plain_vit
     before, _ = scores(ready, ready.state, tmp_path)

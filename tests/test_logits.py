@@ -2,7 +2,7 @@ import types
 
 import torch
 
-from hf_fingerprint.models.logits import logits_of
+from hf_fingerprint.logits import logits_of
 
 
 def test_features_are_found_in_whatever_a_model_returns():
