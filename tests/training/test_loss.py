@@ -223,7 +223,7 @@ class TestRefusals:
     def test_a_frozen_carrier(self, model, fingerprint):
         model.requires_grad_(False)
 
-        assert "is frozen: unfreeze it" in self.refusal(lambda: DeepMarksLoss(model, fingerprint))
+        assert "is a frozen carrier: unfreeze it" in self.refusal(lambda: DeepMarksLoss(model, fingerprint))
         model.requires_grad_(True)
         DeepMarksLoss(model, fingerprint)
 
