@@ -19,6 +19,11 @@ KINDS = ("single_label", "multi_label", "dense", "features")  # of output
 _Class = TypeVar("_Class", bound=type)
 
 
+def _setting(text: str, default: Any = None) -> Any:
+    """A field of a config class, with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
 def help_texts(config: Any) -> dict[str, str]:
     """The help text of each field of a config class."""
     return {each.name: each.metadata["help"] for each in fields(config)}
@@ -38,77 +43,53 @@ def _document_fields(config: _Class) -> _Class:
 class FingerprintConfig:
     """How a base is marked. `None` stands for the default, and for a registered base for what its record holds."""
 
-    max_kl: float | None = field(
-        default=None,
-        metadata={
-            "help": "Output budget: the largest KL divergence between base and copy, in nats, as the mean over images "
-            "and copies. Defaults to 1e-4."
-        },
+    max_kl: float | None = _setting(
+        "Output budget: the largest KL divergence between base and copy, in nats, as the mean over images "
+        "and copies. Defaults to 1e-4."
     )
-    calibration: Path | None = field(
-        default=None,
-        metadata={"help": "Folder of images to measure the output on. Defaults to synthetic images."},
+    calibration: Path | None = _setting(  # noqa: RUF009
+        "Folder of images to measure the output on. Defaults to synthetic images."
     )
-    coalition: int | None = field(
-        default=None,
-        metadata={"help": "Number of colluders that the code is designed for. Defaults to 20."},
+    coalition: int | None = _setting("Number of colluders that the code is designed for. Defaults to 20.")
+    expected_recipients: int | None = _setting(
+        "Number of recipients that the certified coalition is computed for. Defaults to 1000."
     )
-    expected_recipients: int | None = field(
-        default=None,
-        metadata={"help": "Number of recipients that the certified coalition is computed for. Defaults to 1000."},
+    alpha: float | None = _setting(
+        "Bound on the probability that a trace accuses any innocent, above 0 and at most 0.05. Defaults to 1e-6."
     )
-    alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "Bound on the probability that a trace accuses any innocent, above 0 and at most 0.05. Defaults "
-            "to 1e-6."
-        },
+    amplitude: float | None = _setting(
+        "Fixed amplitude of the mark, as a share of each row's root mean square, instead of a budget. Use "
+        "it for a base that will be trained from scratch, or whose output can't be measured."
     )
-    amplitude: float | None = field(
-        default=None,
-        metadata={
-            "help": "Fixed amplitude of the mark, as a share of each row's root mean square, instead of a budget. Use "
-            "it for a base that will be trained from scratch, or whose output can't be measured."
-        },
+    carriers: str | None = _setting(
+        "spread marks all tensors that can carry; compact marks a few adjacent ones, so that copies share "
+        "nearly all bytes but withstand less. Defaults to spread."
     )
-    carriers: str | None = field(
-        default=None,
-        metadata={
-            "help": "spread marks all tensors that can carry; compact marks a few adjacent ones, so that copies share "
-            "nearly all bytes but withstand less. Defaults to spread."
-        },
+    code: str | None = _setting(
+        "Family of the code: tardos, nuida or fair_signs. Defaults to fair_signs for up to 2 colluders, "
+        "and to tardos for more."
     )
-    code: str | None = field(
-        default=None,
-        metadata={
-            "help": "Family of the code: tardos, nuida or fair_signs. Defaults to fair_signs for up to 2 colluders, "
-            "and to tardos for more."
-        },
+    output_kind: str | None = _setting(
+        "Kind of the model's output: single_label, multi_label, dense or features. Defaults to what the "
+        "model's configuration says."
     )
-    output_kind: str | None = field(
-        default=None,
-        metadata={
-            "help": "Kind of the model's output: single_label, multi_label, dense or features. Defaults to what the "
-            "model's configuration says."
-        },
-    )
-    calibration_images: int | None = field(
-        default=None,
-        metadata={"help": "Maximum number of images to measure the marked model on. Defaults to 1000."},
+    calibration_images: int | None = _setting(
+        "Maximum number of images to measure the marked model on. Defaults to 1000."
     )
 
     def __post_init__(self) -> None:
         from hf_fingerprint.codes import FAMILIES, check_alpha  # scipy takes long to import
 
+        given = {name: value for name, value in vars(self).items() if value is not None}
         for name, choices in (("carriers", LAYOUTS), ("code", FAMILIES), ("output_kind", KINDS)):
-            if getattr(self, name) not in (None, *choices):
-                raise CodeError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)}.")
+            if given.get(name, choices[0]) not in choices:
+                raise CodeError(f"`{name}` must be one of {', '.join(choices)}, got {given[name]}.")
         for name in ("coalition", "expected_recipients", "calibration_images"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise CodeError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            if given.get(name, 1) < 1:
+                raise CodeError(f"`{name}` must be at least 1, got {given[name]}.")
         for name in ("max_kl", "amplitude"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
-                raise CodeError(f"`{name}` must be above 0 and at most 1, got {getattr(self, name)}.")
+            if not 0 < given.get(name, 1) <= 1:
+                raise CodeError(f"`{name}` must be above 0 and at most 1, got {given[name]}.")
         if self.alpha is not None:
             check_alpha(self.alpha)
 
@@ -118,18 +99,13 @@ class FingerprintConfig:
 class PublishConfig:
     """How copies are published on the Hub."""
 
-    private: bool = field(default=True, metadata={"help": "Whether the variant repos are private."})
-    gated: str | None = field(
-        default=None,
-        metadata={"help": "Gate the variant repos: auto or manual approval. Needed to give accounts access."},
+    private: bool = _setting("Whether the variant repos are private.", default=True)
+    gated: str | None = _setting("Gate the variant repos: auto or manual approval. Needed to give accounts access.")
+    disclose: bool = _setting(
+        "Disclose the fingerprint in the model card, together with the commitment to it.", default=False
     )
-    disclose: bool = field(
-        default=False,
-        metadata={"help": "Disclose the fingerprint in the model card, together with the commitment to it."},
-    )
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "Hub id of the base for the model card. Defaults to where the base was registered from."},
+    base_model: str | None = _setting(
+        "Hub id of the base for the model card. Defaults to where the base was registered from."
     )
 
     def __post_init__(self) -> None:

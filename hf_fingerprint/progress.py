@@ -1,25 +1,18 @@
 """The one type by which all long work reports its progress.
 
-A [`Progress`] is called with the name of a step, how much of the step is done, and how much there is to do in all, or
-`None` where nobody knows. A step that can't be counted is announced once, by `progress(step, 0, None)`. Anything can
-serve as one: a log,
+A [`Progress`] is called with the name of a step, how much of it is done, and how much there is to do, or `None` if
+that is unknown. A step that can't be counted is announced once, by `progress(step, 0, None)`. Examples:
 
 ```python
 trace(suspect, vault, progress=lambda step, done, total: logger.info("%s: %d of %s", step, done, total))
-```
 
-a bar of tqdm in a notebook,
-
-```python
-bar = tqdm()
-
-def show(step: str, done: int, total: int | None) -> None:
+def show(step: str, done: int, total: int | None) -> None:  # with bar = tqdm() in a notebook
     bar.set_description(step, refresh=False)
     bar.total, bar.n = total, done
     bar.refresh()
-```
 
-or a task of rich: `lambda step, done, total: bars.update(task, description=step, completed=done, total=total)`.
+lambda step, done, total: bars.update(task, description=step, completed=done, total=total)  # a task of rich
+```
 """
 
 from collections.abc import Callable

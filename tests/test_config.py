@@ -1,17 +1,19 @@
 from dataclasses import fields
+from inspect import signature
 from typing import get_args
 
 import pytest
 
-from hf_fingerprint.cli import options
+from hf_fingerprint.cli.commands import inspect as inspect_model
 from hf_fingerprint.config import FingerprintConfig, PublishConfig, help_texts
 from hf_fingerprint.errors import CodeError, HubError
 
 
 def test_a_field_has_one_help_text_for_python_and_the_command_line():
-    shown = {get_args(each)[1].help for each in vars(options).values() if get_args(each)}
+    parameters = signature(inspect_model).parameters.values()
+    shown = {each.name: get_args(each.annotation)[1].help for each in parameters}
 
-    assert set(help_texts(FingerprintConfig).values()) <= shown
+    assert help_texts(FingerprintConfig).items() <= shown.items()
     for config in (FingerprintConfig, PublishConfig):
         for field in fields(config):
             assert f"{field.name} (`" in config.__doc__

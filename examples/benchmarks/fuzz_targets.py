@@ -31,7 +31,7 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.issuers import open_issuer_key
 from hf_fingerprint.vault.packing import open_pack, take_snapshot
-from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, encrypt, new_identity, open_identity
 
 
 TARGETS = {  # reader: its share of the inputs
@@ -343,16 +343,16 @@ def vault_with_copies(folder: Path) -> tuple[Vault, str]:
 def _pack(folder: Path) -> Any:
     vault, identity = vault_with_copies(folder)
     age_identity = AgeIdentity(identity)
-    content = age_identity.unseal_pack(_packed(vault))
+    content = age_identity.decrypt(_packed(vault))
     public = age_identity.public_key
 
     def mutate(content: bytes, rng: np.random.Generator) -> bytes:
         if rng.random() < 0.2:
-            return mutations.of_bytes(seal_pack(content, [public]), rng)
-        return seal_pack(mutations.of_database(content, rng), [public])
+            return mutations.of_bytes(encrypt(content, public), rng)
+        return encrypt(mutations.of_database(content, rng), public)
 
     def bomb() -> bytes:
-        return seal_pack(bytes(100_000_000), [public])
+        return encrypt(bytes(100_000_000), public)
 
     return [content], mutate, lambda packed: open_pack(packed, age_identity, "org/vault"), [bomb], _packed(vault)
 

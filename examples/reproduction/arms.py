@@ -18,7 +18,7 @@ from hf_fingerprint.carriers.filter_mean import FilterMeanMap
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.extraction import extract
-from hf_fingerprint.registration import BuiltModel
+from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.training import DeepMarks, DeepMarksLoss, Fingerprint
 from hf_fingerprint.training.deepmarks_preset import default_layers
 from hf_fingerprint.training.regularizer import Regularizer, parameter_locations

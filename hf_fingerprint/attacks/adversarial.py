@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.carriers import select_from_model, spend_budget
 from hf_fingerprint.config import MAX_KL
@@ -23,8 +23,6 @@ from hf_fingerprint.logits import logits_of
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 FISHER_BATCHES = 8
 DAMPING = 0.1
@@ -77,7 +75,7 @@ class AdversarialRemoval(Attack):
                 "a distance of at least 0, at least 1 round, and a max_kl above 0."
             )
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         attacker = self.require_attacker(attacker)
         model = attacker.model(state)
         batch, n_held_out = attacker.batch, len(attacker.images) // HELD_OUT_PARTS
@@ -87,8 +85,8 @@ class AdversarialRemoval(Attack):
         walk = _CarrierWalk(model, train_images[: FISHER_BATCHES * batch], batch, self.seed)
         reached = cpu_state_dict(model)
 
-        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            return kl_divergence(student_logits, expected[pick])
+        def loss(logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return kl_divergence(logits, expected[pick])
 
         def within_budget() -> bool:
             kl = float(kl_divergence(predict_logits(model, held_out, batch), held_out_logits))
@@ -115,14 +113,7 @@ class AdversarialRemoval(Attack):
 
 
 class _CarrierWalk:
-    """A walk of the likely carriers away from the copy: the start, the step size of each weight, the distance so far.
-
-    Args:
-        model (`torch.nn.Module`): the copy; its weights are changed in place.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): to estimate the Fisher information on.
-        batch (`int`): images at a time.
-        seed (`int`): seed of the directions.
-    """
+    """A walk of a copy's likely carriers in place. The Fisher information comes from images, `batch` at a time."""
 
     def __init__(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int, seed: int):
         import torch
@@ -173,10 +164,10 @@ class _CarrierWalk:
 
         fisher = [torch.zeros_like(weight) for weight in self._weights]
         for part in images.split(batch):
-            student_logits = logits_of(model(part))
-            chance = student_logits.detach().float().softmax(-1)
-            drawn = torch.multinomial(chance.cpu(), 1, generator=self._generator).to(part.device)
-            score = student_logits.float().log_softmax(-1).gather(1, drawn)
+            logits = logits_of(model(part))
+            chance = logits.detach().float().softmax(-1).cpu()
+            drawn = torch.multinomial(chance, 1, generator=self._generator).to(part.device)
+            score = logits.float().log_softmax(-1).gather(1, drawn)
             sign = 1 - 2 * torch.randint(0, 2, score.shape, generator=self._generator).to(part.device)
             gradients = torch.autograd.grad((score * sign).sum(), self._weights)
             for total, gradient, unit in zip(fisher, gradients, self._row_scales, strict=True):
@@ -191,8 +182,7 @@ class _CarrierWalk:
 
 
 def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":
-    """The root mean square of each row, shaped to multiply the weight. At least a hundredth of the whole tensor's,
-    since rows may be all zeros."""
+    """The root mean square of each row, shaped to multiply the weight; at least a hundredth of the whole tensor's."""
     squares = weight.flatten(1).square().mean(1)
     rms = squares.clamp_min(1e-4 * float(squares.mean()) + 1e-30).sqrt()
     return rms.reshape(-1, *[1] * (weight.ndim - 1))

@@ -13,7 +13,8 @@ from hf_fingerprint.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
-    State = Mapping[str, torch.Tensor]
+State = Mapping[str, "torch.Tensor"]
+Loss = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Attacker:
     labels: "torch.Tensor"
     batch: int = 64
     progress: Progress = silent
-    base: "State | None" = None
+    base: State | None = None
 
-    def model(self, state: "State") -> "torch.nn.Module":
+    def model(self, state: State) -> "torch.nn.Module":
         """The model with these weights, in evaluation mode."""
         model = self.build()
         model.load_state_dict(dict(state))
         return model.to(self.images.device).eval()
 
-    def as_built_model(self, state: "State") -> BuiltModel:
+    def as_built_model(self, state: State) -> BuiltModel:
         """The same model on the CPU, as [`register`] takes it. Mean and deviation are set to 0.5: the attacker does
         not know the original preprocessing."""
         channels, height, width = self.images.shape[1:]
@@ -79,7 +80,7 @@ class Attack(ABC):
     needs_attacker: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         """The attacked weights. `state` is not changed.
 
         Args:
@@ -87,8 +88,7 @@ class Attack(ABC):
             attacker ([`Attacker`], *optional*): the attacker's model, images and labels.
 
         Raises:
-            [`FingerprintError`]: if the attack needs an attacker and none is given, or the model has nothing to
-                attack.
+            [`FingerprintError`]: if a needed attacker is missing, or the model has nothing to attack.
         """
 
     @property
@@ -103,11 +103,7 @@ class Attack(ABC):
         return [replace(self, **{first: strength}) for strength in self.strengths] or [self]  # type: ignore[type-var]
 
     def require_attacker(self, attacker: Attacker | None) -> Attacker:
-        """The attacker.
-
-        Raises:
-            [`FingerprintError`]: if it is `None`.
-        """
+        """The attacker. Raises a [`FingerprintError`] if it is `None`."""
         if attacker is None:
             raise FingerprintError(f"{type(self).__name__} runs the model: pass an Attacker with images and labels.")
         return attacker
@@ -119,8 +115,7 @@ class Compose(Attack):
 
     Args:
         *steps ([`AttackStep`]): one or more attacks.
-        varied_step (`int`, *optional*, defaults to 0): index of the step whose strength counts as the strength of
-            all.
+        varied_step (`int`, *optional*, defaults to 0): index of the step whose strength counts for all.
     """
 
     paper = "of its steps"
@@ -154,7 +149,7 @@ def is_weight(tensor: "torch.Tensor") -> bool:
 
 
 def map_weights(
-    state: "State", change: "Callable[[torch.Tensor], torch.Tensor]", names: Container[str] | None = None
+    state: State, change: "Callable[[torch.Tensor], torch.Tensor]", names: Container[str] | None = None
 ) -> "dict[str, torch.Tensor]":
     """The state with `change` applied to weights of two or more dimensions, by default to all. The rest is cloned."""
     return {
@@ -163,23 +158,17 @@ def map_weights(
     }
 
 
-def largest_weights(state: "State", share: float) -> list[str]:
+def largest_weights(state: State, share: float) -> list[str]:
     """The names of the largest weight tensors, `share` of all."""
     names = sorted((n for n, t in state.items() if is_weight(t)), key=lambda name: -state[name].numel())
     return names[: round(share * len(names))]
 
 
-def check_fraction(share: float) -> None:
-    """Checks that a share is between 0 and 1.
-
-    Raises:
-        [`FingerprintError`]: if it isn't.
-    """
+def check_share(share: float) -> None:
+    """Raises a [`FingerprintError`] if a share is not between 0 and 1."""
     if not 0 <= share <= 1:
         raise FingerprintError(f"A share must be between 0 and 1, got {share}: choose one in that range.")
 
 
 def _no_preprocessing(image: Any) -> "torch.Tensor":
-    raise FingerprintError(
-        "An attacker's images are preprocessed already: leave out the folder of calibration images."
-    )
+    raise FingerprintError("An attacker's images are preprocessed already: leave out the calibration images.")

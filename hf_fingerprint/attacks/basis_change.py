@@ -4,14 +4,12 @@ stream. Layers are found by timm's names."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 _INPUT_LAYERS = {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",), "norm": ("head",), "fc_norm": ("head",)}
 _OUTPUT_LAYERS = ("patch_embed.proj", "attn.proj", "mlp.fc2")
@@ -20,15 +18,10 @@ _SCALED_LAYERS = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 
 
 def num_attention_heads(heads: int | None, attacker: Attacker | None) -> int:
-    """The number of attention heads: `heads`, or that of the attacker's model.
-
-    Raises:
-        [`FingerprintError`]: if neither is known.
-    """
+    """The number of attention heads: `heads`, or that of the attacker's model. Raises an error if unknown."""
     if heads is None and attacker is not None:
-        heads = next(
-            (n for m in attacker.build().modules() if isinstance(n := getattr(m, "num_heads", None), int)), None
-        )
+        numbers = (getattr(module, "num_heads", None) for module in attacker.build().modules())
+        heads = next((number for number in numbers if isinstance(number, int)), None)
     if heads is None:
         raise FingerprintError("The number of attention heads is unknown: pass heads, or an Attacker.")
     return heads
@@ -41,8 +34,7 @@ class HeadBasisChange(Attack):
     Attention scores depend on `q^T k` alone, so `A q` and `A^-T k` give the same scores.
 
     Args:
-        strength (`float`, *optional*, defaults to 1): A's singular values lie between `exp(-strength)` and
-            `exp(strength)`.
+        strength (`float`, *optional*, defaults to 1): A's singular values are `exp(-strength)` to `exp(strength)`.
         heads (`int`, *optional*): heads per layer; by default those of the attacker's model.
         seed (`int`, *optional*, defaults to 0): seed of the matrices.
     """
@@ -53,16 +45,14 @@ class HeadBasisChange(Attack):
     heads: int | None = None
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: State, attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         found = {name: tensor.clone() for name, tensor in state.items()}
         blocks = [name.removesuffix(".qkv.weight") for name in state if name.endswith(".attn.qkv.weight")]
         if not blocks:
-            raise FingerprintError(
-                "HeadBasisChange found no attn.qkv in this model: it needs a timm vision transformer."
-            )
+            raise FingerprintError("HeadBasisChange found no attn.qkv: it needs a timm vision transformer.")
         heads = num_attention_heads(self.heads, attacker)
         for block in blocks:
             weight, output = (found[f"{block}.{part}.weight"] for part in ("qkv", "proj"))
@@ -81,13 +71,9 @@ class HeadBasisChange(Attack):
     def _matrices(self, heads: int, width: int, generator: "torch.Generator") -> "torch.Tensor":
         import torch
 
-        left, right = (
-            torch.linalg.qr(torch.randn(heads, width, width, generator=generator, dtype=torch.float64))[0]
-            for _ in range(2)
-        )
-        spread = torch.exp(
-            self.strength * (2 * torch.rand(heads, 1, width, generator=generator, dtype=torch.float64) - 1)
-        )
+        random = {"generator": generator, "dtype": torch.float64}
+        left, right = (torch.linalg.qr(torch.randn(heads, width, width, **random))[0] for _ in range(2))
+        spread = torch.exp(self.strength * (2 * torch.rand(heads, 1, width, **random) - 1))
         return (left * spread) @ right
 
 
@@ -109,7 +95,7 @@ class StreamRotation(Attack):
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: State, attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         stem = next((name for name in state if name.endswith("patch_embed.proj.weight")), None)
         if stem is None:
             raise FingerprintError("StreamRotation found no patch_embed: it needs a timm vision transformer.")
@@ -121,7 +107,7 @@ class StreamRotation(Attack):
             part, _, kind = name.rpartition(".")
             norm = part.rpartition(".")[2]
             if norm in _INPUT_LAYERS and kind == "weight":
-                self._fold_norm_and_rotate(found, part, norm, rotation)
+                self._fold_and_rotate(found, part, norm, rotation)
             elif part.endswith(_OUTPUT_LAYERS):
                 centered = found[name].flatten(1) if kind == "weight" else found[name][:, None]
                 found[name] = (rotation @ (centered - centered.mean(0))).reshape(state[name].shape)
@@ -133,25 +119,18 @@ class StreamRotation(Attack):
     def _fold_scale(found: dict[str, "torch.Tensor"], name: str) -> None:
         block, _, scale = name.removesuffix(".gamma").rpartition(".")
         for kind in ("weight", "bias"):
-            values = found[f"{block}.{_SCALED_LAYERS[scale]}.{kind}"]
-            found[f"{block}.{_SCALED_LAYERS[scale]}.{kind}"] = values * found[name].reshape(
-                -1, *[1] * (values.ndim - 1)
-            )
+            layer = f"{block}.{_SCALED_LAYERS[scale]}.{kind}"
+            found[layer] = found[layer] * found[name].reshape(-1, *[1] * (found[layer].ndim - 1))
         found[name] = found[name] * 0 + 1
 
     @staticmethod
-    def _fold_norm_and_rotate(
-        found: dict[str, "torch.Tensor"], part: str, norm: str, rotation: "torch.Tensor"
-    ) -> None:
+    def _fold_and_rotate(found: dict[str, "torch.Tensor"], part: str, norm: str, rotation: "torch.Tensor") -> None:
         parent = part.rpartition(".")[0]
         gain, shift = found[f"{part}.weight"], found[f"{part}.bias"]
         for name in _INPUT_LAYERS[norm]:
             layer = f"{parent}.{name}" if parent else name
             if f"{layer}.weight" not in found or f"{layer}.bias" not in found:
-                raise FingerprintError(
-                    f"StreamRotation can't fold {part}: {layer} has no weight and bias in this model. Choose another "
-                    f"attack."
-                )
+                raise FingerprintError(f"StreamRotation needs a weight and bias of {layer}: choose another attack.")
             weight = found[f"{layer}.weight"]
             found[f"{layer}.bias"] = found[f"{layer}.bias"] + weight @ shift
             found[f"{layer}.weight"] = (weight * gain) @ rotation.T

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, largest_weights, map_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, State, check_share, largest_weights, map_weights
 from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_tensors
 from hf_fingerprint.attacks.training_loop import cpu_state_dict
 from hf_fingerprint.errors import FingerprintError
@@ -13,8 +13,6 @@ from hf_fingerprint.logits import logits_of
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 ORDERS = ("largest", "random")
 PLACES = ("end", "anywhere")
@@ -34,7 +32,7 @@ class WeightNoise(Attack):
     size: float
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -48,8 +46,7 @@ class WeightNoise(Attack):
 
 @dataclass(frozen=True)
 class LowRank(Attack):
-    """Keeps the largest singular values of each weight matrix. A kernel counts as a matrix with one row per output
-    channel.
+    """Keeps the largest singular values of each weight matrix; a kernel has one row per output channel.
 
     Args:
         kept (`float`): the strength: the share of singular values kept, 0 to 1, at least one value. Less is stronger.
@@ -60,9 +57,9 @@ class LowRank(Attack):
     kept: float
 
     def __post_init__(self) -> None:
-        check_fraction(self.kept)
+        check_share(self.kept)
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         def truncate(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -86,9 +83,9 @@ class Clipping(Attack):
     quantile: float
 
     def __post_init__(self) -> None:
-        check_fraction(self.quantile)
+        check_share(self.quantile)
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         def clip(tensor: "torch.Tensor") -> "torch.Tensor":
             size = tensor.abs().flatten()
             limit = size.kthvalue(max(1, math.ceil(self.quantile * len(size)))).values
@@ -102,8 +99,7 @@ class BatchNormReestimation(Attack):
     """Re-estimates the statistics of batch normalizations on the attacker's images.
 
     Args:
-        share (`float`, *optional*, defaults to 1): the strength: how far the statistics move from the copy's to the
-            new ones, 0 to 1.
+        share (`float`, *optional*, defaults to 1): the strength: how far the statistics move to new ones, 0 to 1.
 
     Raises:
         [`FingerprintError`]: if the model has no batch normalization.
@@ -115,9 +111,9 @@ class BatchNormReestimation(Attack):
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fraction(self.share)
+        check_share(self.share)
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         attacker = self.require_attacker(attacker)
@@ -144,10 +140,8 @@ class BatchNormReestimation(Attack):
 
 @dataclass(frozen=True)
 class CarrierReset(Attack):
-    """Resets tensors to those of the public base, `attacker.base`.
-
-    Resets weights of two or more dimensions that the base has in the same shape. At a share of 1 nothing is left to
-    trace.
+    """Resets weights of two or more dimensions to those of the public base, `attacker.base`, if it has them in the
+    same shape. At a share of 1 nothing is left to trace.
 
     Args:
         share (`float`): the strength: the share of tensors reset, 0 to 1.
@@ -166,11 +160,11 @@ class CarrierReset(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_fraction(self.share)
+        check_share(self.share)
         if self.order not in ORDERS:
             raise FingerprintError(f"CarrierReset has no order {self.order!r}: choose {' or '.join(ORDERS)}.")
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         base = self.require_attacker(attacker).base
@@ -201,11 +195,11 @@ class Reinitialization(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_fraction(self.share)
+        check_share(self.share)
         if self.where not in PLACES:
             raise FingerprintError(f"Reinitialization has no place {self.where!r}: choose {' or '.join(PLACES)}.")
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         layers = group_by_layer(state)

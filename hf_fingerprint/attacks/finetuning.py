@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_tensors
 from hf_fingerprint.attacks.training_loop import OPTIMIZERS, cpu_state_dict, make_optimizer, train
 from hf_fingerprint.errors import FingerprintError
@@ -11,8 +11,6 @@ from hf_fingerprint.errors import FingerprintError
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 LAYERS = ("all", "last", "reinitialized last")
 
@@ -55,31 +53,27 @@ class FineTuning(Attack):
                 f"and {' or '.join(OPTIMIZERS)}."
             )
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from torch.nn.functional import cross_entropy
 
         attacker = self.require_attacker(attacker)
         last = [name for layer in group_by_layer(state)[-self.last :] for name in layer]
-        model = attacker.model(
-            reinitialize_tensors(state, last, self.seed) if self.layers == "reinitialized last" else state
-        )
+        fresh = self.layers == "reinitialized last"
+        model = attacker.model(reinitialize_tensors(state, last, self.seed) if fresh else state)
         if self.layers == "last":
-            trained = [p for name, p in model.named_parameters() if name in last]
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
+            trained = [p for name, p in model.requires_grad_(False).named_parameters() if name in last]
             for parameter in trained:
                 parameter.requires_grad_(True)
         else:
             trained = list(model.train().parameters())
 
-        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+        def loss(logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
             labels = attacker.labels.to(pick.device)[pick]
-            if labels.max() >= student_logits.shape[-1]:
+            if labels.max() >= logits.shape[-1]:
                 raise FingerprintError(
-                    f"The attacker's labels go up to {int(labels.max())}, but the model has "
-                    f"{student_logits.shape[-1]} classes: pass labels below that."
+                    f"Labels reach {int(labels.max())}, but the model has {logits.shape[-1]} classes: pass lower ones."
                 )
-            return cross_entropy(student_logits, labels)
+            return cross_entropy(logits, labels)
 
         optimizer = make_optimizer(trained, self.optimizer, self.lr, self.weight_decay)
         return cpu_state_dict(train(model, attacker, loss, optimizer, self.steps, self.seed))
@@ -110,7 +104,7 @@ class TransferLearning(Attack):
     seed: int = 0
     other: Attacker | None = field(default=None, repr=False, compare=False)
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         other = self.other or _relabel_for_other_task(self.require_attacker(attacker))
         return FineTuning(self.lr, self.steps, "reinitialized last", seed=self.seed)(state, other)
 

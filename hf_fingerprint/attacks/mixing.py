@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from hf_fingerprint.attacks.attack import Attacker, is_weight
+from hf_fingerprint.attacks.attack import Attacker, State, is_weight
 from hf_fingerprint.attacks.model_layers import layer_of
 from hf_fingerprint.codes.collusion import VALUE_STRATEGIES, average, maximum, minimum, pick
 from hf_fingerprint.errors import FingerprintError
@@ -15,8 +15,6 @@ from hf_fingerprint.errors import FingerprintError
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 _BLOCK = re.compile(r"^.*?\.?\d+(?:\.(?:blocks?\.|layers?\.)?\d+)*(?=\.)")
 _LAYER_WISE, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
@@ -103,9 +101,7 @@ class Collusion:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise FingerprintError(
-                f"There is no collusion strategy {self.strategy!r}: choose {', '.join(STRATEGIES)}."
-            )
+            raise FingerprintError(f"There is no strategy {self.strategy!r}: choose {', '.join(STRATEGIES)}.")
         if self.weights is not None and self.strategy not in _WEIGHTED:
             raise FingerprintError(f"{self.strategy} takes no weights: choose {' or '.join(_WEIGHTED)}.")
 
@@ -114,7 +110,7 @@ class Collusion:
         """Always 1: a collusion's strength is its number of copies."""
         return 1.0
 
-    def __call__(self, states: "Sequence[State]", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, states: Sequence[State], attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         """The mixed state dict. Tensors that are not floating-point are those of the first copy.
 
         Args:
@@ -122,8 +118,7 @@ class Collusion:
             attacker ([`Attacker`], *optional*): ignored.
 
         Raises:
-            [`FingerprintError`]: if there are no copies, their tensors' names or shapes differ, or the number of
-                weights is wrong.
+            [`FingerprintError`]: if there are no copies, their tensors differ, or the number of weights is wrong.
         """
         import torch
 
@@ -138,13 +133,14 @@ class Collusion:
                 found[name] = states[contributor[name]][name].clone()
             elif first.is_floating_point():
                 copies = [first, *(state[name] for state in states[1:])]
-                _check_shapes(name, copies)
+                if len({copy.shape for copy in copies}) > 1:
+                    raise FingerprintError(f"The copies have {name} in different shapes: give copies of one base.")
                 found[name] = _mix(self.strategy, torch.stack(copies), weights, generator)
             else:
                 found[name] = first.clone()
         return found
 
-    def contributions(self, states: "Sequence[State]") -> tuple[float, ...]:
+    def contributions(self, states: Sequence[State]) -> tuple[float, ...]:
         """Each colluder's share of the mixture: for layer-wise strategies the share of the differing weights that it
         contributed, otherwise its weight."""
         _check_states(states)
@@ -162,9 +158,7 @@ class Collusion:
         if self.weights is None and self.strategy == "weighted average":
             weights = tuple(float(i + 1) for i in range(count))
         if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
-            raise FingerprintError(
-                f"Got weights {weights} for {count} copies: give one weight per copy, none negative, not all 0."
-            )
+            raise FingerprintError(f"{count} copies got weights {weights}: give each one, none negative, not all 0.")
         return tuple(weight / sum(weights) for weight in weights)
 
     def _assign_layers(self, names: list[str], count: int) -> dict[str, int]:
@@ -179,29 +173,18 @@ class Collusion:
 
 
 def block_of(name: str) -> str:
-    """The name of the block that a tensor belongs to, such as `blocks.2` or `stages.1.blocks.0`; the first part of a
-    name without numbers."""
+    """A tensor's block, such as `blocks.2` or `stages.1.blocks.0`; the first part of a name without numbers."""
     found = _BLOCK.match(name)
     return found.group() if found else name.partition(".")[0]
 
 
 def collude(copies: "Sequence[Mapping[str, torch.Tensor]]", strategy: str = "average") -> "dict[str, torch.Tensor]":
-    """Mixes several state dicts of one architecture. Short for `Collusion(strategy)(copies)`.
-
-    Args:
-        copies (sequence of mappings): the state dicts.
-        strategy (`str`, *optional*, defaults to `"average"`): one of `STRATEGIES`.
-    """
+    """Mixes several state dicts of one architecture. Short for `Collusion(strategy)(copies)`."""
     return Collusion(strategy)(copies)
 
 
-def _check_states(states: "Sequence[State]") -> None:
+def _check_states(states: Sequence[State]) -> None:
     if not states:
         raise FingerprintError("A collusion needs copies: give at least one.")
     if any(state.keys() != states[0].keys() for state in states[1:]):
         raise FingerprintError("The copies have different tensors: give copies of one base.")
-
-
-def _check_shapes(name: str, copies: "Sequence[torch.Tensor]") -> None:
-    if len({copy.shape for copy in copies}) > 1:
-        raise FingerprintError(f"The copies have {name} in different shapes: give copies of one base.")

@@ -4,7 +4,7 @@ weights survives, and any accusation here is a false one within the bound."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, Loss, State
 from hf_fingerprint.attacks.model_layers import reinitialize_tensors
 from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.errors import FingerprintError
@@ -13,9 +13,6 @@ from hf_fingerprint.models import synthetic_images
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
-    from hf_fingerprint.attacks.training_loop import Loss
 
 IMAGES = ("attacker's", "synthetic")
 
@@ -39,12 +36,12 @@ class Distillation(Attack):
     temperature: float = 4.0
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         attacker = self.require_attacker(attacker)
         expected = predict_logits(attacker.model(state), attacker.images, attacker.batch)
 
-        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            return self.temperature**2 * kl_divergence(student_logits, expected[pick], self.temperature)
+        def loss(logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return self.temperature**2 * kl_divergence(logits, expected[pick], self.temperature)
 
         return _train_student(state, attacker, attacker.images, loss, self.steps, self.lr, self.seed)
 
@@ -77,25 +74,24 @@ class ModelExtraction(Attack):
                 f"{' or '.join(IMAGES)} images."
             )
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from torch.nn.functional import cross_entropy
 
         attacker = self.require_attacker(attacker)
         query_images = attacker.images[: self.queries]
         if self.images == "synthetic":
-            query_images = synthetic_images(attacker.as_built_model(state), self.queries, self.seed).to(
-                attacker.images.device
-            )
+            built = attacker.as_built_model(state)
+            query_images = synthetic_images(built, self.queries, self.seed).to(query_images.device)
         predicted = predict_logits(attacker.model(state), query_images, attacker.batch).argmax(-1)
 
-        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            return cross_entropy(student_logits, predicted[pick])
+        def loss(logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return cross_entropy(logits, predicted[pick])
 
         return _train_student(state, attacker, query_images, loss, self.steps, self.lr, self.seed)
 
 
 def _train_student(
-    state: "State", attacker: Attacker, images: "torch.Tensor", loss: "Loss", steps: int, lr: float, seed: int
+    state: State, attacker: Attacker, images: "torch.Tensor", loss: Loss, steps: int, lr: float, seed: int
 ) -> "dict[str, torch.Tensor]":
     student = attacker.model(reinitialize_tensors(state, list(state), seed)).train()
     optimizer = make_optimizer(student.parameters(), "adamw", lr, 0.01)

@@ -2,13 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import is_weight
+from hf_fingerprint.attacks.attack import State, is_weight
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 
 def layer_of(name: str) -> str:
@@ -16,7 +14,7 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def group_by_layer(state: "State") -> list[list[str]]:
+def group_by_layer(state: State) -> list[list[str]]:
     """The tensors' names, one list per layer, in the model's order. A layer begins at a weight of two or more
     dimensions and includes what follows without one, such as normalizations."""
     groups: list[list[str]] = [[]]
@@ -43,7 +41,7 @@ def initial_value(name: str, tensor: "torch.Tensor", generator: "torch.Generator
     return torch.full_like(tensor, 0 if zero else 1)
 
 
-def reinitialize_tensors(state: "State", names: list[str], seed: int) -> "dict[str, torch.Tensor]":
+def reinitialize_tensors(state: State, names: list[str], seed: int) -> "dict[str, torch.Tensor]":
     """The state with the named tensors reinitialized. The rest is cloned."""
     import torch
 

@@ -1,11 +1,11 @@
 """Overwriting: the mark of another vault on top of the owner's. The attacker has this library and none of the keys."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.issuing import Issuer
@@ -18,9 +18,8 @@ from hf_fingerprint.vault.sealing import new_identity
 if TYPE_CHECKING:
     import torch
 
-    from hf_fingerprint.attacks.attack import State
-
 FILE = "model.safetensors"
+_FASTEST = FingerprintConfig(coalition=1, expected_recipients=1, calibration_images=32)
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,13 @@ class Overwriting(Attack):
     strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     amplitude: float | None = 0.003
     times: int = 1
-    config: FingerprintConfig = field(
-        default=FingerprintConfig(coalition=1, expected_recipients=1, calibration_images=32)
-    )
+    config: FingerprintConfig = _FASTEST
 
     def __post_init__(self) -> None:
         if self.times < 1:
             raise FingerprintError(f"Overwriting got times={self.times}: choose 1 or more.")
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from safetensors.torch import load_file, save
 
         if self.amplitude is None:

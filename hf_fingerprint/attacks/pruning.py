@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, is_weight, largest_weights, map_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, State, check_share, is_weight, largest_weights, map_weights
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 SCOPES = ("tensor", "global")
 
@@ -31,11 +29,11 @@ class MagnitudePruning(Attack):
     scope: str = "tensor"
 
     def __post_init__(self) -> None:
-        check_fraction(self.sparsity)
+        check_share(self.sparsity)
         if self.scope not in SCOPES:
             raise FingerprintError(f"MagnitudePruning has no scope {self.scope!r}: choose {' or '.join(SCOPES)}.")
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         if self.scope == "tensor":
@@ -52,9 +50,7 @@ class MagnitudePruning(Attack):
 
 @dataclass(frozen=True)
 class StructuredPruning(Attack):
-    """Sets whole output rows to 0: in each tensor, those with the smallest sum of absolute weights.
-
-    The rows remain as zeros, so the shapes stay the model's.
+    """Sets whole output rows to 0: in each tensor, those with the smallest sum of absolute weights. Shapes stay.
 
     Args:
         sparsity (`float`): the strength: the share of rows to prune, 0 to 1.
@@ -65,9 +61,9 @@ class StructuredPruning(Attack):
     sparsity: float
 
     def __post_init__(self) -> None:
-        check_fraction(self.sparsity)
+        check_share(self.sparsity)
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         def prune(tensor: "torch.Tensor") -> "torch.Tensor":
             pruned, size = tensor.clone(), tensor.flatten(1).float().abs().sum(1)
             pruned[size.argsort(dim=0, stable=True)[: round(self.sparsity * len(tensor))]] = 0
@@ -91,9 +87,9 @@ class SemiStructuredPruning(Attack):
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fraction(self.share)
+        check_share(self.share)
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         def prune(tensor: "torch.Tensor") -> "torch.Tensor":
             rows = tensor.flatten(1).clone()
             whole = rows.shape[1] // 4 * 4

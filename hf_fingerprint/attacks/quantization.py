@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker, map_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, State, map_weights
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 FORMATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
 _TINY = 1e-30
@@ -34,7 +32,7 @@ class Quantization(Attack):
         if self.bits < 2:
             raise FingerprintError(f"Quantization got bits={self.bits}: choose 2 or more.")
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         levels = 2 ** (self.bits - 1) - 1
 
         def quantize(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -47,8 +45,7 @@ class Quantization(Attack):
 
 @dataclass(frozen=True)
 class Float8(Attack):
-    """Rounds weights of two or more dimensions to 8-bit floats, and back. Each output channel is scaled to the largest
-    number of the format.
+    """Rounds weights of two or more dimensions to 8-bit floats, and back. Each output channel fills their range.
 
     Args:
         format (`str`, *optional*, defaults to `"e4m3"`): `"e4m3"` or `"e5m2"`, named by bits of exponent and fraction.
@@ -61,7 +58,7 @@ class Float8(Attack):
         if self.format not in FORMATS:
             raise FingerprintError(f"{self.format!r} is not a format of 8-bit floats: choose {' or '.join(FORMATS)}.")
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         dtype = getattr(torch, FORMATS[self.format])
@@ -85,7 +82,7 @@ class Cast(Attack):
     paper = "P. Micikevicius et al., Mixed precision training, ICLR 2018, arXiv 1710.03740"
     dtype: str = "bfloat16"
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         dtype = getattr(torch, self.dtype, None)

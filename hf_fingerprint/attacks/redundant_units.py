@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.attacks.symmetries import NORM_TENSORS, batch_norm_eps, hidden_channels
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 _PRECEDING_CONVS: dict[str, dict[str, tuple[str, ...]]] = {
     "inverted": {"bn1": ("conv_pw",), "bn2": ("conv_dw",), "bn3": ("conv_pwl",)},
@@ -23,8 +21,7 @@ Kind = Literal["zero", "cancelling", "split"]
 
 @dataclass(frozen=True)
 class DummyUnits(Attack):
-    """Adds hidden units that do not change the output. The result has other widths and loads into no standard
-    architecture.
+    """Adds hidden units that do not change the output. The result's widths fit no standard architecture.
 
     Args:
         strength (`float`, *optional*, defaults to 0.25): units to add, as a share of the existing ones, at most 1.
@@ -40,35 +37,31 @@ class DummyUnits(Attack):
     kind: Kind = "zero"
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         found = {name: tensor.clone() for name, tensor in state.items()}
         groups = list(hidden_channels(state))
         if not groups:
-            raise FingerprintError(
-                "DummyUnits found no hidden layers that it knows: it needs a model with timm's layer names."
-            )
+            raise FingerprintError("DummyUnits found no hidden layers that it knows: it needs timm's layer names.")
         for channels in groups:
             added = max(2, round(self.strength * channels.count)) // 2 * 2
-            copied_units = torch.randperm(channels.count, generator=generator)[:added]
+            units = torch.randperm(channels.count, generator=generator)[:added]
             if self.kind == "cancelling":
-                copied_units = copied_units[: added // 2].repeat(2)
-            order = torch.randperm(channels.count + len(copied_units), generator=generator)
+                units = units[: added // 2].repeat(2)
+            order = torch.randperm(channels.count + len(units), generator=generator)
             for name in channels.rows:
-                found[name] = torch.cat([found[name], self._rows(found[name], copied_units, name, generator)])[order]
+                found[name] = torch.cat([found[name], self._rows(found[name], units, generator)])[order]
             for name in channels.columns:
-                found[name] = self._columns(found[name], copied_units, generator)[:, order]
+                found[name] = self._columns(found[name], units, generator)[:, order]
         return found
 
-    def _rows(
-        self, tensor: "torch.Tensor", copied_units: "torch.Tensor", name: str, generator: "torch.Generator"
-    ) -> "torch.Tensor":
+    def _rows(self, tensor: "torch.Tensor", units: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
         """The incoming weights of the new units: copies of existing ones, or noise."""
         import torch
 
-        rows = tensor[copied_units].clone()
+        rows = tensor[units].clone()
         if self.kind == "split" or rows.ndim < 2:
             return rows
         noise = torch.randn(rows.shape, generator=generator) * rows.std()
@@ -76,24 +69,22 @@ class DummyUnits(Attack):
             noise[len(noise) // 2 :] = noise[: len(noise) // 2]
         return noise.to(tensor.dtype)
 
-    def _columns(
-        self, tensor: "torch.Tensor", copied_units: "torch.Tensor", generator: "torch.Generator"
-    ) -> "torch.Tensor":
+    def _columns(self, tensor: "torch.Tensor", units: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
         """The outgoing weights of all units, with those of the new units appended."""
         import torch
 
-        columns = tensor[:, copied_units].clone()
+        columns = tensor[:, units].clone()
         if self.kind == "zero":
             return torch.cat([tensor, columns * 0], 1)
         if self.kind == "cancelling":
-            half = len(copied_units) // 2
+            half = len(units) // 2
             noise = torch.randn(columns[:, :half].shape, generator=generator).to(tensor.dtype) * tensor.std()
             return torch.cat([tensor, noise, -noise], 1)
-        share = torch.rand(len(copied_units), generator=generator).to(tensor.dtype) * 0.6 + 0.2
+        share = torch.rand(len(units), generator=generator).to(tensor.dtype) * 0.6 + 0.2
         share = share.reshape(1, -1, *[1] * (tensor.ndim - 2))
         noise = torch.randn(columns.shape, generator=generator).to(tensor.dtype) * tensor.std()
         kept = tensor.clone()
-        kept[:, copied_units] = columns * (1 - share) - noise
+        kept[:, units] = columns * (1 - share) - noise
         return torch.cat([kept, columns * share + noise], 1)
 
 
@@ -105,8 +96,7 @@ class BatchNormFolding(Attack):
     `conv_pw` and `bn1`, `downsample.0` and `downsample.1`, ...
 
     Args:
-        eps (`float`, *optional*): what the normalizations add to the variance; by default the value in the attacker's
-            model, or 1e-5.
+        eps (`float`, *optional*): added to variances; by default that of the attacker's model, or 1e-5.
     """
 
     paper = "B. Jacob et al., Quantization and training of neural networks, CVPR 2018, section 3.2"
@@ -116,7 +106,7 @@ class BatchNormFolding(Attack):
     def strength(self) -> float:
         return 1.0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         found = {name: tensor.clone() for name, tensor in state.items()}
         norms = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
         if not norms:
@@ -128,7 +118,7 @@ class BatchNormFolding(Attack):
                 _fold_norm(found, layer, norm, eps)
         return found
 
-    def _preceding_conv(self, norm: str, found: "State") -> str | None:
+    def _preceding_conv(self, norm: str, found: State) -> str | None:
         """The convolution before a normalization, if it is known and has no bias yet."""
         block, _, last = norm.rpartition(".")
         dot = f"{block}." if block else ""

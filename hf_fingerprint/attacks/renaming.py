@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.checkpoints.tensor_names import to_transformers
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 _QKV = ".attn.qkv."
 
@@ -27,7 +25,7 @@ class Renaming(Attack):
     paper = "conversion scripts of the transformers library"
     prefix: str = ""
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         found = {}
         for name, tensor in state.items():
             if _QKV in name:
@@ -36,7 +34,5 @@ class Renaming(Attack):
             else:
                 found[to_transformers(name)] = tensor.clone()
         if found.keys() == state.keys():
-            raise FingerprintError(
-                "Renaming found no tensor that it knows: it needs a timm vision transformer or residual network."
-            )
+            raise FingerprintError("Renaming found no tensor that it knows: it needs timm's ViT or residual network.")
         return {self.prefix + name: tensor for name, tensor in found.items()}

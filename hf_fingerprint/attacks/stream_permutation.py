@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
-from hf_fingerprint.attacks.symmetries import NORM_TENSORS, partial_permutation
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
+from hf_fingerprint.attacks.symmetries import NORM_TENSORS, partial_permutation, permute_channels
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
 
-    from hf_fingerprint.attacks.attack import State
-
 _INPUT_LAYERS, _OUTPUT_LAYERS = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
 _STREAM_TENSORS = ("cls_token", "pos_embed", "gamma", "reg_token")
+_OUTPUT_PAIRS = (("conv_pwl", "bn3"), ("conv_pwl", "bn2"), ("conv3", "bn3"), ("conv2", "bn2"), ("conv_pw", "bn2"))
 _BLOCK = re.compile(r"^(layer(\d+)\.(\d+)|blocks\.(\d+)\.(\d+))\.")
 
 
@@ -35,7 +34,7 @@ class StreamPermutation(Attack):
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -49,20 +48,16 @@ class StreamPermutation(Attack):
             if len(counts) != 1:
                 continue
             order = partial_permutation(counts.pop(), self.strength, generator)
-            for name in rows:
-                found[name] = found[name][order]
-            for name in columns:
-                found[name] = found[name][:, order]
+            permute_channels(found, rows, columns, order)
             moved += 1
         if not moved:
             raise FingerprintError(
-                "StreamPermutation found no residual stream: it needs a timm vision transformer, residual network or "
-                "EfficientNet."
+                "StreamPermutation found no residual stream: it needs timm's ViT, residual network or EfficientNet."
             )
         return found
 
     @staticmethod
-    def _permute_transformer(state: "State", order: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    def _permute_transformer(state: State, order: "torch.Tensor") -> "dict[str, torch.Tensor]":
         found = {}
         for name, tensor in state.items():
             kind = name.rpartition(".")[0].rpartition(".")[2]
@@ -77,7 +72,7 @@ class StreamPermutation(Attack):
         return found
 
 
-def _stage_tensors(state: "State") -> Iterator[tuple[list[str], list[str]]]:
+def _stage_tensors(state: State) -> Iterator[tuple[list[str], list[str]]]:
     """For each stage of a convolutional network, the tensors with a row, and those with a column, per channel."""
     blocks: dict[tuple[int, int], str] = {}
     for name in state:
@@ -88,15 +83,12 @@ def _stage_tensors(state: "State") -> Iterator[tuple[list[str], list[str]]]:
     for stage in sorted({stage for stage, _ in places}):
         rows: list[str] = []
         columns: list[str] = []
-        stem_writes_stream = blocks[places[0]].startswith("layer") and not _downsample(
-            state, blocks[places[0]], rows=True
-        )
+        first = blocks[places[0]]
+        stem_writes_stream = first.startswith("layer") and not _downsample(state, first, rows=True)
         if stem_writes_stream and stage == places[0][0]:  # the stem writes to the first stage's stream
-            stem = sorted(
-                name for name in state if re.fullmatch(r"conv1(\.\d+)?\.weight", name) and state[name].ndim == 4
-            )
+            stem = sorted(n for n in state if re.fullmatch(r"conv1(\.\d+)?\.weight", n) and state[n].ndim == 4)
             rows += _layer_and_norm_tensors(state, stem[-1].removesuffix(".weight"), "bn1")
-            columns += _input_tensors(state, blocks[places[0]])[1]
+            columns += _input_tensors(state, first)[1]
         for place in places:
             if place[0] == stage:
                 rows += _layer_and_norm_tensors(state, *_output_layer(state, blocks[place]))
@@ -112,25 +104,17 @@ def _stage_tensors(state: "State") -> Iterator[tuple[list[str], list[str]]]:
         yield rows, columns
 
 
-def _output_layer(state: "State", block: str) -> tuple[str, str]:
+def _output_layer(state: State, block: str) -> tuple[str, str]:
     """The last convolution of a block and its normalization."""
-    for layer, norm in (
-        ("conv_pwl", "bn3"),
-        ("conv_pwl", "bn2"),
-        ("conv3", "bn3"),
-        ("conv2", "bn2"),
-        ("conv_pw", "bn2"),
-    ):
+    for layer, norm in _OUTPUT_PAIRS:
         if f"{block}.{layer}.weight" in state and f"{block}.{norm}.weight" in state:
             return f"{block}.{layer}", f"{block}.{norm}"
     return f"{block}.conv", f"{block}.bn1"
 
 
-def _input_tensors(state: "State", block: str) -> tuple[list[str], list[str]]:
+def _input_tensors(state: State, block: str) -> tuple[list[str], list[str]]:
     """The tensors of a block's first layers with a row, and those with a column, per input channel."""
-    if (
-        f"{block}.conv_dw.weight" in state and f"{block}.conv_pwl.weight" not in state
-    ):  # depthwise: one filter per channel
+    if f"{block}.conv_dw.weight" in state and f"{block}.conv_pwl.weight" not in state:  # one filter per channel
         through = _layer_and_norm_tensors(state, f"{block}.conv_dw", f"{block}.bn1")
         excited = [f"{block}.se.conv_expand.{kind}" for kind in ("weight", "bias")]
         reduced = [f"{block}.conv_pw.weight", f"{block}.se.conv_reduce.weight"]
@@ -139,13 +123,13 @@ def _input_tensors(state: "State", block: str) -> tuple[list[str], list[str]]:
     return [], [] if first is None else [f"{block}.{first}.weight"]
 
 
-def _downsample(state: "State", block: str, rows: bool) -> list[str]:
+def _downsample(state: State, block: str, rows: bool) -> list[str]:
     found = [name for name in state if name.startswith(f"{block}.downsample.")]
     if not rows:
         return [name for name in found if state[name].ndim == 4]
     return [name for name in found if name.rpartition(".")[2] in NORM_TENSORS]
 
 
-def _layer_and_norm_tensors(state: "State", layer: str, norm: str) -> list[str]:
+def _layer_and_norm_tensors(state: State, layer: str, norm: str) -> list[str]:
     wanted = [f"{layer}.weight", f"{layer}.bias", *(f"{norm}.{kind}" for kind in NORM_TENSORS)]
     return [name for name in wanted if name in state]

@@ -42,8 +42,7 @@ class SuiteEntry:
     """An attack of the suite.
 
     Attributes:
-        group (`str`): `"single"`, `"symmetries"` or `"collusion"`. A collusion takes a sequence of state dicts, the
-            others take one.
+        group (`str`): `"single"`, `"symmetries"` or `"collusion"`, which takes a sequence of state dicts.
         attacks (`tuple[AttackStep, ...]`): mildest first.
         stronger (`tuple[AttackStep, ...]`): further strengths, for models whose mark survives all of `attacks`.
     """
@@ -148,14 +147,7 @@ def attack_names(group: str | None = None) -> list[str]:
 
 
 def attack_sweep(name: str) -> list[AttackStep]:
-    """An attack at all its strengths, mildest first.
-
-    Args:
-        name (`str`): one of `SUITE`.
-
-    Raises:
-        [`FingerprintError`]: if there is no such attack.
-    """
+    """An attack of `SUITE` at all its strengths, mildest first. Raises a [`FingerprintError`] if there is none."""
     if name not in SUITE:
         raise FingerprintError(f"There is no attack called {name}: choose among {', '.join(SUITE)}.")
     return [*SUITE[name].attacks, *SUITE[name].stronger]

@@ -1,25 +1,22 @@
 """Symmetries: changes that preserve a model's function, such as permuted hidden channels, or rows rescaled or flipped
-where a normalization undoes it (Y. Yan et al., "Cracking White-box DNN Watermarks via Invariant Neuron Transforms",
-arXiv 2205.00199).
+where a normalization undoes it (Y. Yan et al., arXiv 2205.00199).
 
 Hidden channels of perceptrons, attention heads, bottlenecks and inverted residuals are found by timm's names. For the
 residual stream, see `stream_permutation.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.attack import Attack, Attacker, State
 from hf_fingerprint.attacks.basis_change import num_attention_heads
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-    from hf_fingerprint.attacks.attack import State
 
 _PAPER = "Y. Yan et al., Cracking white-box DNN watermarks via invariant neuron transforms, arXiv 2205.00199"
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -38,8 +35,7 @@ class HiddenChannels:
     Attributes:
         rows (`tuple[str, ...]`): tensors with a row, or a number, per channel.
         columns (`tuple[str, ...]`): weights with a column per channel.
-        norm_pairs (`tuple[tuple[str, str], ...]`): each layer that a batch normalization follows, and that
-            normalization.
+        norm_pairs (`tuple[tuple[str, str], ...]`): layers and the batch normalizations that follow them.
         count (`int`): the number of channels.
     """
 
@@ -49,7 +45,7 @@ class HiddenChannels:
     count: int
 
 
-def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
+def hidden_channels(state: State) -> Iterator[HiddenChannels]:
     """All hidden channels that timm's names identify."""
     firsts = {f".{parts[0]}.weight" for parts, _ in _CHAINS}
     for block in sorted({name.removesuffix(first) for name in state for first in firsts if name.endswith(first)}):
@@ -88,6 +84,16 @@ def partial_permutation(count: int, share: float, generator: "torch.Generator") 
     return order
 
 
+def permute_channels(
+    state: "dict[str, torch.Tensor]", rows: Sequence[str], columns: Sequence[str], order: "torch.Tensor"
+) -> None:
+    """Permutes rows of some tensors and columns of others in place."""
+    for name in rows:
+        state[name] = state[name][order]
+    for name in columns:
+        state[name] = state[name][:, order]
+
+
 @dataclass(frozen=True)
 class ChannelPermutation(Attack):
     """Permutes hidden channels.
@@ -102,17 +108,14 @@ class ChannelPermutation(Attack):
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: State, attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for channels in hidden_channels(state):
             order = partial_permutation(channels.count, self.strength, generator)
-            for name in channels.rows:
-                found[name] = found[name][order]
-            for name in channels.columns:
-                found[name] = found[name][:, order]
+            permute_channels(found, channels.rows, channels.columns, order)
         return found
 
 
@@ -133,16 +136,14 @@ class HeadPermutation(Attack):
     def strength(self) -> float:
         return 1.0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: State, attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         found = {name: tensor.clone() for name, tensor in state.items()}
         layers = [name for name in state if name.endswith(".attn.qkv.weight")]
         if not layers:
-            raise FingerprintError(
-                "HeadPermutation found no attn.qkv in the model: it needs a timm vision transformer."
-            )
+            raise FingerprintError("HeadPermutation found no attn.qkv: it needs a timm vision transformer.")
         heads = num_attention_heads(self.heads, attacker)
         for name in layers:
             block = name.removesuffix(".qkv.weight")
@@ -163,8 +164,7 @@ class RowRescaling(Attack):
     Args:
         strength (`float`, *optional*, defaults to 1): factors lie between `exp(-strength)` and `exp(strength)`.
         flip (`bool`, *optional*, defaults to `False`): whether half of the factors are negative.
-        eps (`float`, *optional*): what the normalizations add to the variance; by default the value in the attacker's
-            model, or 1e-5.
+        eps (`float`, *optional*): added to variances; by default that of the attacker's model, or 1e-5.
         seed (`int`, *optional*, defaults to 0): seed of the factors.
     """
 
@@ -175,7 +175,7 @@ class RowRescaling(Attack):
     eps: float | None = None
     seed: int = 0
 
-    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: State, attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator, eps = torch.Generator().manual_seed(self.seed), batch_norm_eps(self.eps, attacker)

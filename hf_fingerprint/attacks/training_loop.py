@@ -3,15 +3,13 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attacker
+from hf_fingerprint.attacks.attack import Attacker, Loss
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.logits import logits_of
 
 
 if TYPE_CHECKING:
     import torch
-
-    Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 OPTIMIZERS = ("adamw", "sgd")
 MOMENTUM = 0.9
@@ -20,7 +18,7 @@ MOMENTUM = 0.9
 def train(
     model: "torch.nn.Module",
     attacker: Attacker,
-    loss: "Loss",
+    loss: Loss,
     optimizer: "torch.optim.Optimizer",
     steps: int,
     seed: int,
@@ -65,11 +63,7 @@ def train(
 def make_optimizer(
     parameters: "Iterable[torch.nn.Parameter]", name: str, lr: float, weight_decay: float = 0.0
 ) -> "torch.optim.Optimizer":
-    """AdamW, or SGD with momentum 0.9.
-
-    Raises:
-        [`FingerprintError`]: if `name` is neither.
-    """
+    """AdamW, or SGD with momentum 0.9. Raises a [`FingerprintError`] if `name` is neither."""
     import torch
 
     if name == "adamw":
@@ -92,11 +86,9 @@ def predict_logits(model: "torch.nn.Module", images: "torch.Tensor", batch: int)
         return torch.cat([logits_of(model(part)) for part in images.split(batch)])
 
 
-def kl_divergence(
-    student_logits: "torch.Tensor", expected: "torch.Tensor", temperature: float = 1.0
-) -> "torch.Tensor":
-    """The mean KL divergence of the student's logits from the expected ones, both `(n, classes)`, in nats."""
+def kl_divergence(logits: "torch.Tensor", expected: "torch.Tensor", temperature: float = 1.0) -> "torch.Tensor":
+    """The mean KL divergence of a model's logits from the expected ones, both `(n, classes)`, in nats."""
     from torch.nn.functional import kl_div
 
-    student, target = ((values.float() / temperature).log_softmax(-1) for values in (student_logits, expected))
+    student, target = ((values.float() / temperature).log_softmax(-1) for values in (logits, expected))
     return kl_div(student, target, reduction="batchmean", log_target=True)

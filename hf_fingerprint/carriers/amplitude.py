@@ -13,9 +13,8 @@ REFERENCE_KL, REFERENCE_CAP, MAX_CAP = 1e-4, 0.02, 0.1
 
 def row_rms(values: np.ndarray) -> np.ndarray:
     """Root mean square of each row: `float32` of shape `(rows,)` for values of shape `(rows, columns)`."""
-    return np.sqrt(np.einsum("rc,rc->r", values, values, dtype=np.float64) / max(values.shape[1], 1)).astype(
-        np.float32
-    )
+    squares = np.einsum("rc,rc->r", values, values, dtype=np.float64)
+    return np.sqrt(squares / max(values.shape[1], 1)).astype(np.float32)
 
 
 def largest_eps(max_kl: float) -> float:
@@ -47,7 +46,6 @@ def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap
     if (cap**2 * sensitivity).sum() <= max_kl:
         return np.full(len(counts), cap)
     cost = lambda u: (np.minimum(cap**2, np.exp(u) * worth) * sensitivity).sum() - max_kl  # noqa: E731
-    low = np.log(max_kl / counts.sum())
-    high = np.log(cap**2 / worth.min())
+    low, high = np.log(max_kl / counts.sum()), np.log(cap**2 / worth.min())
     level = low if cost(low) >= 0 else brentq(cost, low, max(high, low + 1), xtol=1e-9)
     return np.minimum(cap, np.sqrt(np.exp(level) * worth))

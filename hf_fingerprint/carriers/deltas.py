@@ -15,12 +15,7 @@ class Delta(Protocol):
     """A change of one tensor's weights. It gets the tensor's blocks once, in order."""
 
     def add_to(self, values: np.ndarray, rows: slice) -> None:
-        """Adds the delta to a block in place.
-
-        Args:
-            values (`np.ndarray` of shape `(rows, columns)`): `float32`.
-            rows (`slice`): the block's rows.
-        """
+        """Adds the delta to a block in place: `values`, `float32` of shape `(rows, columns)`, at these `rows`."""
 
 
 class MarkDelta:
@@ -43,11 +38,7 @@ class MarkDelta:
 
 
 class DenseDelta:
-    """A delta given as an array, such as the head update for trigger labels.
-
-    Args:
-        delta (`np.ndarray` of shape `(rows, columns)`): `float32`.
-    """
+    """A delta given as a `float32` array of shape `(rows, columns)`, such as the head update for trigger labels."""
 
     def __init__(self, delta: np.ndarray):
         self._delta = delta

@@ -35,12 +35,7 @@ def orthonormal(key: bytes, points: int) -> np.ndarray:
 
 
 class FilterMeanMap:
-    """A dense matrix on the mean of a tensor's filters (rows).
-
-    Args:
-        matrix (`np.ndarray` of shape `(v, columns)`): `U^T X`.
-        rows (`int`): filters of the tensor.
-    """
+    """A dense matrix, `U^T X` of shape `(v, columns)`, on the mean of a tensor's filters (rows)."""
 
     def __init__(self, matrix: np.ndarray, rows: int):
         import torch

@@ -26,8 +26,7 @@ class TensorProjection:
         secret (`bytes`): the model secret.
         name (`str`): the tensor's name in the base.
         length (`int`): V, a multiple of 8.
-        start (`int`, *optional*, defaults to 0): how many of the tensor's weights come before the first block, a
-            multiple of 8.
+        start (`int`, *optional*, defaults to 0): the weights before the first block, a multiple of 8.
     """
 
     def __init__(self, secret: bytes, name: str, length: int, start: int = 0):
@@ -100,11 +99,10 @@ def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:
     head = min(len(values), length - start)
     out[start : start + head] += values[:head]
     rest = values[head:]
-    whole = len(rest) // length
-    for chunk in rest[: whole * length].reshape(whole, length):
+    whole = len(rest) // length * length
+    for chunk in rest[:whole].reshape(-1, length):
         out += chunk
-    tail = rest[whole * length :]
-    out[: len(tail)] += tail
+    out[: len(rest) - whole] += rest[whole:]
 
 
 def position_counts(weights: int, offset: int, length: int) -> np.ndarray:

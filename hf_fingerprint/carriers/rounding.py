@@ -1,7 +1,7 @@
 """Keyed stochastic rounding, which keeps the mark in half precision on average.
 
 A mark below half a unit in the last place vanishes under rounding to nearest. Rounding up with the probability of the
-remainder keeps its mean, and an extracted signal is a mean. See M. P. Connolly, N. J. Higham, T. Mary, "Stochastic
+remainder keeps its mean, and an extracted signal is a mean. M. P. Connolly, N. J. Higham, T. Mary, "Stochastic
 rounding and its probabilistic backward error analysis", SIAM J. Sci. Comput. 43 (2021).
 """
 

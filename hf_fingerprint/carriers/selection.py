@@ -42,7 +42,7 @@ def select_by_name(tensors: Mapping[str, TensorInfo]) -> list[str]:
 
     A weight of two to five dimensions counts as a convolution or linear weight unless its name is that of an embedding
     or a norm. The stem has a stem's name, or 3 or 4 input channels. The classifier has a classifier's name near the
-    root of the model, or is the last matrix.
+    model's root, or is the last matrix.
     """
     found = [n for n, i in tensors.items() if can_carry(i) and _WEIGHT.search(n) and not _NOT_LINEAR.search(n)]
     found = [n for n in found if not _is_stem(n, tensors[n])]
@@ -66,8 +66,7 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor", kind: st
     Args:
         model (`torch.nn.Module`): a model in evaluation mode.
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): any input.
-        kind (`str`, *optional*, defaults to `"single_label"`): the kind of its output: `"dense"` has its classes on
-            the second axis, `"features"` has none.
+        kind (`str`, *optional*, defaults to `"single_label"`): the kind of its output, one of `KINDS`.
 
     Returns:
         `list[str]`: parameter names as the model spells them.

@@ -139,13 +139,10 @@ class SignMap:
     def _position(self, row: int) -> int:
         return (self._offset + row * self.columns) % self.length
 
-    def _block_rows(self) -> int:
-        """Rows in a block: a multiple of 8, so that every block starts on a byte of signs if the first does."""
-        block = BLOCK if self._amplitude.device.type == "cpu" else DEVICE_BLOCK
-        return max(8, block // self.columns // 8 * 8)
-
     def _blocks(self, first_row: int, rows: int) -> Iterator[tuple[int, int]]:
-        step, stop = self._block_rows(), first_row + rows
+        """Blocks of a multiple of 8 rows, so that each starts on a byte of signs if the first does."""
+        block = BLOCK if self._amplitude.device.type == "cpu" else DEVICE_BLOCK
+        step, stop = max(8, block // self.columns // 8 * 8), first_row + rows
         for row in range(first_row, stop, step):
             yield row, min(step, stop - row)
 

@@ -15,22 +15,10 @@ _WEIGHTS = re.compile(
     re.IGNORECASE,
 )
 PREFERRED_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "*.bin",
-    "*.pth",
-    "*.pt",
-    "*.ckpt",
-    "*.th",
-    "*.pth.tar",
-    "*.pt.tar",
-    "*.pkl",
-    "*.pickle",
-)
+    "model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.th",
+    "*.pth.tar", "*.pt.tar", "*.pkl", "*.pickle",
+)  # fmt: skip
 ADAPTER_FILES = "adapter_model.*"
 ADAPTER_MESSAGE = (
     "holds an adapter, not a model: merge it into its base (peft: merge_and_unload) and save the full model"
@@ -38,15 +26,9 @@ ADAPTER_MESSAGE = (
 INDEX_SUFFIX = ".index.json"
 _MAX_LISTED = 8
 TRAINING_STATE_FILES = (
-    "training_args.bin",
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "sampler.bin",
-    "dl_state_dict.bin",
-    "rng_state*",
-    "random_states*",
-)
+    "training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "sampler.bin", "dl_state_dict.bin",
+    "rng_state*", "random_states*",
+)  # fmt: skip
 NOT_MODELS = (*TRAINING_STATE_FILES, ADAPTER_FILES, "openvino_*")
 
 
@@ -107,9 +89,6 @@ def no_weights_error(where: str, names: Iterable[str] = ()) -> CheckpointError:
 
 def missing_file_error(where: str, file: str, there: Iterable[str]) -> CheckpointError:
     """The error for a chosen file that does not exist. `there` lists the files that do."""
-    found = format_names(there)
-    return CheckpointError(
-        f"{where} has no file {printable(file)}: choose one of {found}."
-        if found
-        else f"{where} has no file {printable(file)} and no weight files: is it the right folder or repo?"
-    )
+    found, problem = format_names(there), f"{where} has no file {printable(file)}"
+    rest = f": choose one of {found}." if found else " and no weight files: is it the right folder or repo?"
+    return CheckpointError(problem + rest)

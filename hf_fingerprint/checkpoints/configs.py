@@ -13,20 +13,10 @@ from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, parse_json
 
 CONFIG = "config.json"
 FORMATS = frozenset(["pt", "tf", "flax", "mlx", "np"])
-_DROPPED_KEYS = frozenset(
-    [
-        "_name_or_path",
-        "name_or_path",
-        "_commit_hash",
-        "token",
-        "hf_token",
-        "auth_token",
-        "use_auth_token",
-        "access_token",
-        "api_key",
-        "password",
-    ]
-)
+_DROPPED_KEYS = frozenset([
+    "_name_or_path", "name_or_path", "_commit_hash", "token", "hf_token", "auth_token", "use_auth_token",
+    "access_token", "api_key", "password",
+])  # fmt: skip
 _TOTALS = ("total_size", "total_parameters")
 _LABEL_KEYS = frozenset(["id2label", "label2id", "label_names"])  # labels such as "/m/01g317" are no paths
 _PATH = re.compile(r"(file://|~[\w.-]*/|/[^/\s]+/\S|[A-Za-z]:[\\/]|\\\\\w)")
@@ -38,8 +28,7 @@ def clean_config(name: str, content: bytes, include_code: bool) -> bytes:
     """The configuration of a model, preprocessor or tokenizer, cleaned for recipients.
 
     Args:
-        name (`str`): file name. In `config.json`, values that timm writes twice are deduplicated, so that transformers
-            can load it too.
+        name (`str`): file name; in `config.json`, values that timm writes twice are deduplicated for transformers.
         content (`bytes`): content of the file.
         include_code (`bool`): whether the model's code goes along, so that `auto_map` may point to it.
 
@@ -76,10 +65,7 @@ def clean_index(content: bytes) -> bytes:
 
 
 def clean_header(text: bytes) -> bytes:
-    """A safetensors header's JSON with nothing but `format` in its `__metadata__`.
-
-    The tensors' entries keep their order and their offsets, which count from the header's end.
-    """
+    """A safetensors header's JSON with nothing but `format` in its `__metadata__`; tensors keep order and offsets."""
     header = parse_json(text)
     metadata = header.get("__metadata__")
     if metadata is None or (metadata.keys() <= {"format"} and metadata.get("format", "pt") in FORMATS):
@@ -89,15 +75,6 @@ def clean_header(text: bytes) -> bytes:
     else:
         del header["__metadata__"]
     return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def check_json(content: bytes) -> None:
-    """Checks that `content` is JSON.
-
-    Raises:
-        [`ValueError`]: if it is not.
-    """
-    parse_json(content)
 
 
 def names_local_files(content: bytes) -> bool:
@@ -117,7 +94,8 @@ def _clean(value: Any, include_code: bool, key: str = "") -> Any:
         return {_clean_label(name): _clean_label(each) for name, each in value.items()}
     kept = {}
     for name, each in value.items():
-        if _is_dropped(name, each) or _is_path(each):
+        secret = name in _DROPPED_KEYS and (each is None or isinstance(each, str | bool))
+        if secret or _is_path(each):
             continue
         kept[name] = _clean(each, include_code, name)
         if name == "auto_map" and not include_code:
@@ -125,10 +103,6 @@ def _clean(value: Any, include_code: bool, key: str = "") -> Any:
             if not kept[name]:
                 del kept[name]
     return kept
-
-
-def _is_dropped(name: str, value: Any) -> bool:
-    return name in _DROPPED_KEYS and (value is None or isinstance(value, str | bool))
 
 
 def _is_path(value: Any) -> bool:

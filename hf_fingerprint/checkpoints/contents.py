@@ -1,8 +1,7 @@
 """Which files of a model's folder go with a copy, and why the others don't.
 
 A training folder holds more than the model: the vault's identity, tokens, training state, unmarked weights. So an
-allow-list of names and a check of the content decide what is copied. Every other file is skipped with a reason. Local
-copies and pushes to the Hub both use this module.
+allow-list of names and a check of the content decide what is copied. Every other file is skipped with a reason.
 """
 
 import os
@@ -10,36 +9,25 @@ import posixpath
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints import kinds, limits
 from hf_fingerprint.checkpoints.choosing import is_weight_file
-from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
-from hf_fingerprint.checkpoints.limits import (
-    MAX_CARD,
-    MAX_FILE,
-    MAX_FILES_IN_FOLDERS,
-    MAX_FILES_PER_FOLDER,
-    MAX_INDEX,
-    MAX_JSON,
-    megabytes,
-    read_bounded,
-)
+from hf_fingerprint.checkpoints.configs import clean_config, clean_index, names_local_files
+from hf_fingerprint.checkpoints.limits import megabytes, parse_json, read_bounded
 from hf_fingerprint.checkpoints.source import Source, check_inside
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
-VAULT_DATABASE = "vault.db"
-SQLITE = b"SQLite format 3\0"
+VAULT_DATABASE, SQLITE = "vault.db", b"SQLite format 3\0"
 _MAX_LISTED = 20
 _CARD = "README.md"
-
-
 # never copied, whatever the file's name: keys, ciphertexts to a vault's identity, tokens
 _SECRET_PATTERN = re.compile(
     rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]{0,60}PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
@@ -50,8 +38,7 @@ _IMAGE_LINKS = re.compile(  # every repeat is bounded: a hostile card must not t
     r"!\[[^\]]{0,500}\]\(\s{0,20}<?([^)\s>]{1,500})"  # markdown: ![text](target)
     r"|<(?:img|source|video|image)\b[^>]{0,500}?\b(?:src|srcset|href|poster)\s{0,20}=\s{0,20}[\"']?([^\"'\s>]{1,500})"
     r"|^[ \t]{0,20}\[[^\]]{1,500}\]:\s{0,20}<?(\S{1,500}?)>?[ \t]{0,20}$"  # markdown: [name]: target
-    # the front matter's widgets
-    r"|^[ \t]{0,100}-?[ \t]{0,20}(?:src|thumbnail|url|image):\s{0,20}[\"']?([^\"'\s]{1,500})",
+    r"|^[ \t]{0,100}-?[ \t]{0,20}(?:src|thumbnail|url|image):\s{0,20}[\"']?([^\"'\s]{1,500})",  # widgets
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -128,7 +115,7 @@ def list_contents(source: Source, include_code: bool = False) -> FolderContents:
             if reason is not None:
                 skipped.append(SkippedFile(f"{name}/", reason))
             elif path not in chosen:
-                found = _classify_file(path, name, source.folder, linked, include_code)
+                found = _classify(path, name, source.folder, linked, include_code)
                 if isinstance(found, SkippedFile):
                     skipped.append(found)
                 else:
@@ -142,9 +129,7 @@ def holds_secret(content: bytes) -> bool:
     return content.startswith(SQLITE) or bool(_SECRET_PATTERN.search(content.replace(b"\0", b"")))
 
 
-def _classify_file(
-    path: Path, name: str, folder: Path, linked: set[str], include_code: bool
-) -> IncludedFile | SkippedFile:
+def _classify(path: Path, name: str, folder: Path, linked: set[str], include_code: bool) -> IncludedFile | SkippedFile:
     base, allowed = path.name, kinds.is_model_file(path.name) or (name in linked and kinds.is_image(path.name))
     if not allowed:
         reason = kinds.exclusion_reason(base) or (kinds.UNMARKED if is_weight_file(base) else None)
@@ -153,7 +138,7 @@ def _classify_file(
     check_inside(path, folder)
     if not allowed and not (include_code and kinds.is_code(base)):
         return SkippedFile(name, _exclusion_reason(path))
-    limit = MAX_JSON if kinds.is_config(base) else MAX_FILE
+    limit = limits.MAX_JSON if kinds.is_config(base) else limits.MAX_FILE
     if path.stat().st_size > limit:
         return SkippedFile(name, f"larger than {megabytes(limit)} MB")
     content = _read(path, limit)
@@ -172,25 +157,22 @@ def _clean_content(base: str, content: bytes, include_code: bool) -> bytes:
     if kinds.is_config(base):
         return clean_config(base.lower(), content, include_code)
     if base.lower().endswith(".json"):
-        check_json(content)
+        parse_json(content)
     return content
 
 
 def _exclusion_reason(path: Path) -> str:
     """Why a file of unknown kind is skipped; it may still hold a secret."""
-    try:
-        with path.open("rb") as stream:
-            if holds_secret(stream.read(1 << 16)):
-                return kinds.SECRET
-    except OSError:
-        pass
+    with suppress(OSError), path.open("rb") as stream:
+        if holds_secret(stream.read(1 << 16)):
+            return kinds.SECRET
     if kinds.is_code(path.name):
         return kinds.CODE
     return kinds.NOT_SHOWN if kinds.is_image(path.name) else kinds.OTHER
 
 
 def _included_index(path: Path) -> IncludedFile:
-    content = _read(path, MAX_INDEX)
+    content = _read(path, limits.MAX_INDEX)
     try:
         kept = clean_index(content)
     except ValueError:
@@ -200,9 +182,9 @@ def _included_index(path: Path) -> IncludedFile:
 
 def _linked_images(card: Path) -> set[str]:
     """Paths, relative to the folder, of the images that a model card shows."""
-    if not card.is_file() or card.stat().st_size > MAX_CARD:
+    if not card.is_file() or card.stat().st_size > limits.MAX_CARD:
         return set()
-    text = _read(card, MAX_CARD).decode("utf-8", "replace")
+    text = _read(card, limits.MAX_CARD).decode("utf-8", "replace")
     targets = {next(filter(None, found), "") for found in _IMAGE_LINKS.findall(text)}
     return {posixpath.normpath(unquote(target.split("#")[0].split("?")[0])) for target in targets if target}
 
@@ -219,7 +201,7 @@ def walk_folder(
     waiting, seen = deque([top]), 0
     while waiting:
         folder = waiting.popleft()
-        limit = None if folder == top else MAX_FILES_PER_FOLDER + 1
+        limit = None if folder == top else limits.MAX_FILES_PER_FOLDER + 1
         try:
             with os.scandir(folder) as entries:
                 listed = sorted(islice(entries, limit), key=lambda entry: entry.name)
@@ -227,7 +209,7 @@ def walk_folder(
             yield folder, "a folder that can't be read"
             continue
         seen += len(listed)
-        if folder != top and (len(listed) > MAX_FILES_PER_FOLDER or seen > MAX_FILES_IN_FOLDERS):
+        if folder != top and (len(listed) > limits.MAX_FILES_PER_FOLDER or seen > limits.MAX_FILES_IN_FOLDERS):
             yield folder, f"{kinds.OTHER}; too many files"
             continue
         if folder != top and any(entry.name == VAULT_DATABASE for entry in listed):
@@ -262,8 +244,5 @@ def _read(path: Path, limit: int) -> bytes:
     try:
         return read_bounded(path, limit, "such a file")
     except OSError as error:
-        shown = path.parent / printable(path.name)
-        raise CheckpointError(
-            f"{shown} can't be read ({error.strerror or error}): fix its permissions, or move it out of the model's "
-            f"folder."
-        ) from None
+        problem = f"{path.parent / printable(path.name)} can't be read ({error.strerror or error})"
+        raise CheckpointError(f"{problem}: fix its permissions, or move it out of the model's folder.") from None

@@ -1,7 +1,7 @@
 """Fetch a model from the Hugging Face Hub, pinned to a commit, with huggingface_hub and its cache."""
 
 import glob
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,63 +25,60 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
         [`CheckpointError`]: if the repo doesn't exist, isn't accessible to this account, or can't be reached and isn't
             cached.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     try:
         with hub_errors(repo, revision):
             info = HfApi().model_info(repo, revision=revision)
-            names = [glob.escape(name) for name in wanted([sibling.rfilename for sibling in info.siblings or []])]
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-            if folder.name != info.sha:  # the branch moved meanwhile
-                folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=names))
-            return folder, str(info.sha)
+            names = wanted([sibling.rfilename for sibling in info.siblings or []])
+            return download_files(repo, revision, str(info.sha), names), str(info.sha)
     except CheckpointError:
         raise
     except Exception as error:  # the client's transport errors share no base class across its versions
         return fetch_cached_snapshot(repo, revision, wanted, type(error).__name__)
 
 
+def download_files(repo: str, revision: str | None, commit: str, names: Iterable[str]) -> Path:
+    """The snapshot folder of a commit, which `revision` named just before, with these files."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [glob.escape(name) for name in names]
+    folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    if folder.name != commit:  # the branch moved meanwhile
+        folder = Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
+    return folder
+
+
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns the Hub's permanent errors into [`CheckpointError`]; transport errors pass through.
+    """Turns the Hub's permanent errors about `repo` at `revision` into [`CheckpointError`]; others pass through.
 
     Warns first if a token is about to go to the Hub over plain http.
-
-    Args:
-        repo (`str`): `org/name`.
-        revision (`str` or `None`): the requested revision.
 
     Raises:
         [`CheckpointError`]: for a repo or revision that does not exist or is not accessible to this account.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors
 
     at = format_repo(repo, revision)
     warn_plaintext_hub_token()
     try:
         yield
-    except HFValidationError:
+    except errors.HFValidationError:
         raise CheckpointError(f"{at} is neither a path here nor a possible Hub id: check the spelling.") from None
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise CheckpointError(
             f"{repo} is gated: ask for access on its page ({constants.ENDPOINT}/{repo}) and log in with a token of "
             f"that account (hf auth login)."
         ) from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise CheckpointError(f"{at} does not exist: the repo has no such branch, tag or commit.") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise CheckpointError(
             f"{repo} is not on the Hub, or is private: check the id, and log in with a token that may read it "
             "(hf auth login)."
         ) from None
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         if error.response is None or error.response.status_code != 401:
             raise
         raise CheckpointError(f"The Hub rejects the token in use for {at}: log in again (hf auth login).") from None
@@ -96,16 +93,10 @@ def fetch_cached_snapshot(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
     """Like [`fetch_snapshot`], from the local cache alone. `reason` says why the Hub is not queried."""
-    from huggingface_hub import snapshot_download
-
     try:
         complete, available = cached_files(repo, revision)
         names = wanted(list(available))
-        if not complete:
-            folder = cached_folder(repo, revision)
-            return folder, folder.name
-        patterns = [glob.escape(name) for name in names]
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
+        folder = cached_folder(repo, revision, names if complete else None)
         return folder, folder.name
     except CheckpointError:
         raise

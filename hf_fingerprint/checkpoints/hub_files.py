@@ -1,12 +1,12 @@
 """Download a suspect's files from the Hub into the cache, within a byte limit."""
 
-import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.hub_client import format_repo, hub_errors
-from hf_fingerprint.checkpoints.hub_versions import cached_files, progress_bar_options
+from hf_fingerprint.checkpoints.hub_client import download_files, format_repo, hub_errors
+from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder, progress_bar_options
 from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
@@ -42,9 +42,8 @@ class HubFiles:
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None):
         from huggingface_hub import HfApi
 
-        self._display_name, self._revision, self.bytes_left = format_repo(repo, revision), revision, max_bytes
-        self._max_bytes = max_bytes
-        self._online = True
+        self._display_name, self._revision, self._online = format_repo(repo, revision), revision, True
+        self.bytes_left = self._max_bytes = max_bytes
         try:
             with hub_errors(repo, revision):
                 info = HfApi().model_info(repo, revision=revision, files_metadata=True)
@@ -74,22 +73,10 @@ class HubFiles:
 
     def fetch_small(self, names: list[str]) -> None:
         """Downloads configurations and indexes, and sets `folder`."""
-        from huggingface_hub import snapshot_download
-
-        if not self._online:
-            return
-        self._spend(names)
-        patterns = [glob.escape(name) for name in names]
-        try:
-            with hub_errors(self.repo, self._revision):
-                folder = Path(snapshot_download(self.repo, revision=self._revision, allow_patterns=patterns))
-                if folder.name != self.commit:  # the branch moved meanwhile
-                    folder = Path(snapshot_download(self.repo, revision=self.commit, allow_patterns=patterns))
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise self._fetch_error(error) from None
-        self.folder = folder
+        if self._online:
+            self._spend(names)
+            with self._fetch_errors(self._revision):
+                self.folder = download_files(self.repo, self._revision, self.commit, names)
 
     def fetch(self, names: Iterable[str]) -> None:
         """Downloads files for which [`fetch_problem`] returns `None`.
@@ -104,14 +91,9 @@ class HubFiles:
             if self._is_cached(name):
                 continue
             self._spend([name])
-            try:
-                with hub_errors(self.repo, self.commit):
-                    counter = None if self.bytes_left is None else _bounded_progress_bar(self.sizes[name] or 0)
-                    hf_hub_download(self.repo, name, revision=self.commit, **progress_bar_options(counter))
-            except (CheckpointError, OversizedDownload):
-                raise
-            except Exception as error:
-                raise self._fetch_error(error) from None
+            with self._fetch_errors(self.commit):
+                counter = None if self.bytes_left is None else _bounded_progress_bar(self.sizes[name] or 0)
+                hf_hub_download(self.repo, name, revision=self.commit, **progress_bar_options(counter))
 
     def read_small(self, name: str, fetched: Iterable[str]) -> bytes:
         """Content of a small file.
@@ -119,13 +101,13 @@ class HubFiles:
         Raises:
             [`ValueError`]: with the reason, if it was not fetched.
         """
-        path = self.folder / name
+        path, too_large = self.folder / name, f"is larger than an index may be ({MAX_INDEX} bytes)"
         if name not in fetched or not path.is_file():
-            raise ValueError(self.fetch_problem([name]) or f"is larger than an index may be ({MAX_INDEX} bytes)")
+            raise ValueError(self.fetch_problem([name]) or too_large)
         try:
             return read_bounded(path, MAX_INDEX, "an index of weight files")
         except (CheckpointError, OSError):
-            raise ValueError(f"is larger than an index may be ({MAX_INDEX} bytes)") from None
+            raise ValueError(too_large) from None
 
     def _spend(self, names: Iterable[str]) -> None:
         if self.bytes_left is not None:  # a name that is not in the repo counts as cached
@@ -137,13 +119,9 @@ class HubFiles:
         return name not in self.sizes or isinstance(try_to_load_from_cache(self.repo, name, revision=self.commit), str)
 
     def _from_cache(self, repo: str, reason: str) -> None:
-        from huggingface_hub import snapshot_download
-
         try:
             _, self.sizes = cached_files(repo, self._revision)
-            self.folder = Path(
-                snapshot_download(repo, revision=self._revision, local_files_only=True, allow_patterns=[])
-            )
+            self.folder = cached_folder(repo, self._revision, [])
         except Exception:
             raise CheckpointError(
                 f"{self._display_name} can't be fetched ({reason}) and is not in the local cache: check the "
@@ -152,11 +130,18 @@ class HubFiles:
         self._online = False
         self.repo, self.commit = repo, self.folder.name
 
-    def _fetch_error(self, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"{self._display_name} can't be fetched ({type(error).__name__}): check the connection and run the "
-            f"command again."
-        )
+    @contextmanager
+    def _fetch_errors(self, revision: str | None) -> Iterator[None]:
+        try:
+            with hub_errors(self.repo, revision):
+                yield
+        except (CheckpointError, OversizedDownload):
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._display_name} can't be fetched ({type(error).__name__}): check the connection and run the "
+                f"command again."
+            ) from None
 
 
 def _bounded_progress_bar(size: int) -> type:

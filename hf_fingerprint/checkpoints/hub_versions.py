@@ -1,7 +1,8 @@
 """Differences between huggingface_hub 1.x and earlier versions."""
 
+import glob
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,12 @@ def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int |
     return False, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def cached_folder(repo: str, revision: str | None) -> Path:
-    """The folder of a commit in the local cache, complete or not."""
+def cached_folder(repo: str, revision: str | None, names: Iterable[str] | None = None) -> Path:
+    """The folder of a commit in the local cache, complete or not; an error if it is known to lack one of `names`."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    patterns = None if names is None else [glob.escape(name) for name in names]
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
 
 
 @contextmanager

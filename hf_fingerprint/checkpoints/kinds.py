@@ -36,7 +36,7 @@ _VOCABULARIES = _any_of(
 )
 _LABELS = _any_of(
     r"[\w.-]*(labels?|classes|class_?names|class_?map|label_?names|synsets?|id2label|label2id|label_?map|categories)[\w.-]*"
-    r"\.(json|txt|csv|tsv|names|pbtxt)",
+    r"\.(json|txt|csv|tsv|names|pbtxt)"
 )
 _DATA = _any_of(r".*(^|[\W_])(train|val|valid|validation|test|eval|dev|pseudo)([\W_]|\d|$).*")
 _DOCUMENTS = _any_of(rf"(license|licence|notice|copying|citation|use_policy|acknowledge?ments?)[\w-]*{_TEXT}")

@@ -100,7 +100,7 @@ def read_bounded(
     kind = path.stat().st_mode
     # a folder passes here: opening it raises the right OSError
     if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind) or (allow_pipe and stat.S_ISFIFO(kind))):
-        raise error(f"{_printable_path(path)} is not a regular file: replace it with the file itself.")
+        raise error(f"{printable(str(path))} is not a regular file: replace it with the file itself.")
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         content = b"" if size > limit else stream.read(limit + 1)
@@ -111,10 +111,8 @@ def read_bounded(
 
 def too_large_message(path: str | Path, size: int, limit: int, what: str) -> str:
     """The error message for a file that is too large."""
-    return (
-        f"{_printable_path(path)} has {megabytes(size, round_up=True)} MB, and {what} may have {megabytes(limit)} MB: "
-        f"check that it is the right file, or download it again."
-    )
+    sizes = f"{megabytes(size, round_up=True)} MB, and {what} may have {megabytes(limit)} MB"
+    return f"{printable(str(path))} has {sizes}: check that it is the right file, or download it again."
 
 
 def megabytes(count: int, round_up: bool = False) -> str:
@@ -138,12 +136,7 @@ def parse_json(content: bytes | str, values: int = MAX_JSON_VALUES, strict: bool
     check_json_values(content, values)
     try:
         if strict:
-            return json.loads(
-                content,
-                parse_constant=_reject_constant,
-                parse_float=_parse_finite,
-                object_pairs_hook=_reject_duplicates,
-            )
+            return json.loads(content, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_unique)
         return json.loads(content)
     except RecursionError:
         raise ValueError("is nested too deep") from None
@@ -160,23 +153,19 @@ def check_json_values(content: bytes | str, values: int = MAX_JSON_VALUES) -> No
         raise ValueError(f"holds more than {values:,} values")
 
 
-def _reject_constant(constant: str) -> Any:
+def _refuse(constant: str) -> Any:
     raise ValueError(f"holds {constant}")
 
 
-def _parse_finite(text: str) -> float:
+def _finite(text: str) -> float:
     value = float(text)
     if value - value != 0:
         raise ValueError("holds a number that is too large")
     return value
 
 
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("holds a name twice")
     return found
-
-
-def _printable_path(path: str | Path) -> str:
-    return printable(str(path))

@@ -43,7 +43,7 @@ class LocalFile(NamedTuple):
         return self.folder / self.file
 
 
-def parse_model_name(name: str | Path) -> Path | LocalFile | HubId:
+def parse_name(name: str | Path) -> Path | LocalFile | HubId:
     """The place that a model name refers to: an absolute local path, a repo on the Hub, or a file chosen in either.
 
     Raises:

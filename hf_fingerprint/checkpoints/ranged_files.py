@@ -66,8 +66,7 @@ class RangedFiles:
 
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
         self.bytes_fetched = self.requests = 0
-        self._max_bytes = max_bytes
-        self._display_name = format_repo(repo, revision)
+        self._display_name, self._max_bytes = format_repo(repo, revision), max_bytes
         self._redirects: dict[str, tuple[str, bool]] = {}
         info = _model_info(repo, revision)
         self.requests += 1 + (info.id != repo)
@@ -116,17 +115,9 @@ class RangedFiles:
         url, with_token = self._redirects.get(name, ("", True))
         headers = build_hf_headers(token=None if with_token else False)
         headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-        body = None
-        with (
-            hub_errors(self.repo, self.commit),
-            stream_response(
-                url or hf_hub_url(self.repo, name, revision=self.commit),
-                RETRIES,
-                FIRST_WAIT,
-                headers=headers,
-                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            ) as response,
-        ):
+        options = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
+        address, body = url or hf_hub_url(self.repo, name, revision=self.commit), None
+        with hub_errors(self.repo, self.commit), stream_response(address, RETRIES, FIRST_WAIT, **options) as response:
             self.requests += 1 + len(response.history)
             expired = bool(url) and response.status_code in _EXPIRED
             if not expired:
@@ -161,11 +152,10 @@ class RangedFiles:
 def _model_info(repo: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi, constants
 
+    @hub_errors(repo, revision)
     def call() -> Any:
-        with hub_errors(repo, revision):
-            return HfApi().model_info(
-                repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, files_metadata=True
-            )
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        return HfApi().model_info(repo, revision=revision, timeout=timeout, files_metadata=True)
 
     try:
         return retry(call, 3, _model_info_delay)

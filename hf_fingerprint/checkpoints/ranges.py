@@ -13,25 +13,16 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.choosing import INDEX_SUFFIX
 from hf_fingerprint.checkpoints.folders import disk_full_error
 from hf_fingerprint.checkpoints.formats.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, largest_tensors, read_layout
-from hf_fingerprint.checkpoints.limits import (
-    MAX_HEADER,
-    MAX_HEADERS,
-    MAX_INDEX,
-    MAX_NAME,
-    MAX_RANGE_BYTES,
-    MAX_SHARDS,
-    megabytes,
-    parse_json,
-)
+from hf_fingerprint.checkpoints.limits import megabytes, parse_json
 from hf_fingerprint.checkpoints.naming import HubId, exists, format_model_name, parse_hub_id
 from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError, RangedFiles, RangesUnavailable
 from hf_fingerprint.checkpoints.source import Source
@@ -139,9 +130,7 @@ class RangedCheckpoint:
     def __enter__(self) -> "RangedCheckpoint":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.drop()
 
     @property
@@ -184,8 +173,7 @@ class RangedCheckpoint:
         With `out`, which must be large enough, the result is a view of it.
         """
         begin, end = info.offset + start, info.offset + (info.nbytes if stop is None else stop)
-        found = self._find(info.file, begin, end)
-        if found is None:
+        if (found := self._find(info.file, begin, end)) is None:
             found = self._fetch_range(info.file, begin, end)
         if out is None:
             return found
@@ -205,7 +193,7 @@ class RangedCheckpoint:
         taken: dict[str, int] = {}
         for number in range(len(self._files)):
             for info in self._read_layout(number):
-                name = unique_name(info.name[:MAX_NAME], taken)
+                name = unique_name(info.name[: limits.MAX_NAME], taken)
                 info = info if name == info.name else replace(info, name=name)
                 self.tensors[info.name] = info
         if (largest := largest_tensors(self.tensors.values(), self.left_out)) is not None:
@@ -221,17 +209,15 @@ class RangedCheckpoint:
         folder = posixpath.dirname(chosen)
         shards = [n for n in self._hub.names if n.endswith(".safetensors") and posixpath.dirname(n) == folder]
         wanted = [chosen, *shards] if chosen.endswith(INDEX_SUFFIX) else [chosen]
-        return all(
-            isinstance(try_to_load_from_cache(self._hub.repo, n, revision=self._hub.commit), str) for n in wanted
-        )
+        found = (try_to_load_from_cache(self._hub.repo, name, revision=self._hub.commit) for name in wanted)
+        return all(isinstance(path, str) for path in found)
 
     def _weight_map(self, index: str) -> dict[str, str]:
         """Maps each tensor name in an index to its shard."""
-        where = f"{self._hub.repo}/{index}"
-        size = self._hub.sizes[index]
-        if size is None or size <= MAX_INDEX:
-            raw, size = self._hub.get(index, 0, MAX_INDEX, whole=True)
-        if size > MAX_INDEX:
+        where, size = f"{self._hub.repo}/{index}", self._hub.sizes[index]
+        if size is None or size <= limits.MAX_INDEX:
+            raw, size = self._hub.get(index, 0, limits.MAX_INDEX, whole=True)
+        if size > limits.MAX_INDEX:
             raise CheckpointError(f"{where} has {size} bytes, too many for an index: don't use this model.")
         try:
             weight_map = {str(name): str(shard) for name, shard in parse_json(bytes(raw))["weight_map"].items()}
@@ -241,36 +227,31 @@ class RangedCheckpoint:
             raise CheckpointError(f"{where} is not an index of weight files: don't use this model.")
         folder, there = posixpath.dirname(index), set(self._hub.names)
         shards = sorted(set(weight_map.values()))
-        if len(shards) > MAX_SHARDS:
-            raise CheckpointError(
-                f"{where} names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: don't use this "
-                f"model."
-            )
+        if len(shards) > limits.MAX_SHARDS:
+            most = f"no model has more than {limits.MAX_SHARDS}"
+            raise CheckpointError(f"{where} names {len(shards)} weight files, and {most}: don't use this model.")
         for shard in shards:
             if "/" in shard or not shard.endswith(".safetensors") or posixpath.join(folder, shard) not in there:
-                raise CheckpointError(
-                    f"{where} points to {printable(shard)}, which is not a weight file next to it: don't use this "
-                    f"model."
-                )
+                shown = printable(shard)
+                raise CheckpointError(f"{where} points to {shown}, which is no weight file next to it: don't use it.")
         return {name: posixpath.join(folder, shard) for name, shard in weight_map.items()}
 
     def _read_layout(self, number: int) -> list[TensorInfo]:
         """The tensors of one file, from its header alone, with the checks of [`read_layout`]."""
-        name = self._files[number]
+        name, guess = self._files[number], HEADER_GUESS
         where = f"{self._hub.repo}/{name}"
-        guess = HEADER_GUESS
         if self.max_bytes is not None:  # the guess must not use up the limit
             guess = min(HEADER_GUESS, max(8, (self.max_bytes - self.bytes_fetched) // 4))
         head, size = self._hub.get(name, 0, guess)
         end = 8 + int.from_bytes(head[:8].tobytes(), "little")
-        if end > 8 + MAX_HEADER or end > size:
+        if end > 8 + limits.MAX_HEADER or end > size:
             raise CheckpointError(
                 f"{where} has an impossible header of {end - 8} bytes in a file of {size}: don't use this model."
             )
         self._headers += end
-        if self._headers > MAX_HEADERS:
+        if self._headers > limits.MAX_HEADERS:
             raise CheckpointError(
-                f"{self._hub.repo} has weight files whose headers take more than {megabytes(MAX_HEADERS)} MB "
+                f"{self._hub.repo} has weight files whose headers take more than {megabytes(limits.MAX_HEADERS)} MB "
                 f"together: don't use this model."
             )
         if end > len(head):
@@ -300,9 +281,8 @@ class RangedCheckpoint:
         except RangesUnavailable:
             found = np.empty(0, np.uint8)
         if len(found) != end - begin:
-            raise CheckpointError(
-                f"{self.source.name} can no longer be read by ranges: download the full model with --full."
-            )
+            where = self.source.name
+            raise CheckpointError(f"{where} can no longer be read by ranges: download the full model with --full.")
         return found
 
 
@@ -313,7 +293,8 @@ def merge_ranges(wanted: Iterable[tuple[int, int, int]], gap: int) -> Iterator[t
     """
     last: tuple[int, int, int] | None = None
     for file, begin, end in sorted(wanted):
-        if last and last[0] == file and begin <= last[2] + gap and max(end, last[2]) - last[1] <= MAX_RANGE_BYTES:
+        near = last is not None and last[0] == file and begin <= last[2] + gap
+        if last and near and max(end, last[2]) - last[1] <= limits.MAX_RANGE_BYTES:
             last = file, last[1], max(end, last[2])
             continue
         if last:

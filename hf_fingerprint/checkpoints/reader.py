@@ -14,31 +14,18 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
+from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.formats.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.pickled import load_pickled
 from hf_fingerprint.checkpoints.formats.recognition import detect_format
-from hf_fingerprint.checkpoints.formats.safetensors_files import (
-    TensorInfo,
-    largest_tensors,
-    read_layout,
-    total_header_length,
-)
+from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_size, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.limits import (
-    MAX_HEADERS,
-    MAX_INDEX,
-    MAX_NAME,
-    MAX_TENSORS,
-    megabytes,
-    parse_json,
-    read_bounded,
-)
+from hf_fingerprint.checkpoints.limits import megabytes, parse_json, read_bounded
 from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.errors import CheckpointError
@@ -87,10 +74,9 @@ class Checkpoint:
             self._check_index(suspect)
         if suspect and (largest := largest_tensors(self.tensors.values(), self.left_out)) is not None:
             self.tensors = {name: info for name, info in self.tensors.items() if name in largest}
-        if len(self.tensors) > MAX_TENSORS:
-            raise CheckpointError(
-                f"{source.name} holds {len(self.tensors)} tensors, and the limit is {MAX_TENSORS}: split the model."
-            )
+        if len(self.tensors) > limits.MAX_TENSORS:
+            most = f"the limit is {limits.MAX_TENSORS}"
+            raise CheckpointError(f"{source.name} holds {len(self.tensors)} tensors, and {most}: split the model.")
         if not suspect and is_adapter(self.tensors):
             raise CheckpointError(f"{source.name} {ADAPTER_MESSAGE}.")
         if not source.pickled:
@@ -99,24 +85,23 @@ class Checkpoint:
     def _add(self, infos: list[TensorInfo], taken: dict[str, int] | None = None) -> None:
         for info in infos:
             if taken is not None:
-                name = unique_name(info.name[:MAX_NAME], taken)
+                name = unique_name(info.name[: limits.MAX_NAME], taken)
                 info = info if name == info.name else replace(info, name=name)
             if info.name in self.tensors:
                 raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: download the model again.")
-            if taken is None and len(info.name) > MAX_NAME:
+            if taken is None and len(info.name) > limits.MAX_NAME:
                 raise CheckpointError(
                     f"{self.source.weights[info.file]} has a tensor whose name begins with {info.name[:80]!r} and is "
-                    f"longer than {MAX_NAME} characters: rename it."
+                    f"longer than {limits.MAX_NAME} characters: rename it."
                 )
             self.tensors[info.name] = info
 
     def _check_headers(self) -> None:
         """Refuses files whose headers, which are in memory at once, are too large together."""
-        total = total_header_length(self.source.weights)
-        if total > MAX_HEADERS:
+        if (total := headers_size(self.source.weights)) > limits.MAX_HEADERS:
             raise CheckpointError(
                 f"{self.source.name} has weight files whose headers have {megabytes(total)} MB together, and no model "
-                f"has more than {megabytes(MAX_HEADERS)} MB: download the model again."
+                f"has more than {megabytes(limits.MAX_HEADERS)} MB: download the model again."
             )
 
     def _open(self) -> None:
@@ -134,7 +119,7 @@ class Checkpoint:
         if self.source.index is None:
             return
         shards = {path.name: number for number, path in enumerate(self.source.weights)}
-        index = parse_json(read_bounded(self.source.index, MAX_INDEX, "an index of weight files"))
+        index = parse_json(read_bounded(self.source.index, limits.MAX_INDEX, "an index of weight files"))
         for name, shard in index["weight_map"].items():
             info = self.tensors.get(name)
             if suspect and info is None:
@@ -147,9 +132,7 @@ class Checkpoint:
     def __enter__(self) -> "Checkpoint":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:

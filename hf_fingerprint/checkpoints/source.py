@@ -4,9 +4,8 @@
 resolve("models/lite0")  # a timm or transformers folder
 resolve("model.safetensors")  # one file
 resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
-resolve("local-dir:models/lite0")
+resolve("local-dir:models/lite0"), resolve("org/name:old.pth@v2")
 resolve("models/lite0", file="old.pth")  # one of several; the same as "models/lite0:old.pth"
-resolve("org/name:old.pth@v2")
 ```
 
 The format of a file is detected from its content, not its name.
@@ -14,7 +13,7 @@ The format of a file is detected from its content, not its name.
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.choosing import (
@@ -28,14 +27,7 @@ from hf_fingerprint.checkpoints.choosing import (
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, detect_format, inspect_file, is_supported
 from hf_fingerprint.checkpoints.hub_client import fetch_cached_snapshot, fetch_snapshot
 from hf_fingerprint.checkpoints.limits import MAX_FILES_PER_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
-from hf_fingerprint.checkpoints.naming import (
-    HubId,
-    LocalFile,
-    exists,
-    format_model_name,
-    parse_hub_id,
-    parse_model_name,
-)
+from hf_fingerprint.checkpoints.naming import HubId, LocalFile, exists, format_model_name, parse_hub_id, parse_name
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -62,8 +54,7 @@ class Source:
 
     @cached_property
     def pickled(self) -> bool:
-        """Whether the weights are in PyTorch's format, judged by the first file's content, or by its name if it is
-        remote or unreadable."""
+        """Whether the weights are in PyTorch's format, by the first file's content, else by its name."""
         first = self.weights[0]
         with suppress(CheckpointError):
             if self.folder != Path():  # Path() stands for a model on the Hub that is read by ranges
@@ -83,9 +74,10 @@ def resolve(name: str | Path, weights_only: bool = False, file: str | None = Non
     Raises:
         [`CheckpointError`]: if there is no such model, it has no readable weights, or its files point elsewhere.
     """
-    location = parse_model_name(format_model_name(name, file))
+    location = parse_name(format_model_name(name, file))
     if isinstance(location, HubId):
-        return _from_hub(location, weights_only)
+        wanted = partial(_select_files, location, weights_only)
+        return _from_snapshot(location, *fetch_snapshot(location.repo, location.revision, wanted))
     try:
         return _from_chosen_file(location) if isinstance(location, LocalFile) else _from_path(location)
     except OSError as error:
@@ -99,10 +91,8 @@ def resolve_cached(repo: str, revision: str) -> Source:
         [`CheckpointError`]: if they are not complete in the cache.
     """
     hub = parse_hub_id(repo) or HubId(repo, None)
-    folder, commit = fetch_cached_snapshot(
-        hub.repo, revision, lambda names: _select_files(names, hub, True), "not requested"
-    )
-    return _from_snapshot(folder, hub, commit)
+    wanted = partial(_select_files, hub, True)
+    return _from_snapshot(hub, *fetch_cached_snapshot(hub.repo, revision, wanted, "not requested"))
 
 
 def _from_path(path: Path) -> Source:
@@ -173,9 +163,8 @@ def parse_shards(index: bytes) -> list[str]:
     if not shards:
         raise ValueError("names no weight files: download it again")
     if len(shards) > MAX_SHARDS:
-        raise ValueError(
-            f"names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: download it again"
-        )
+        most = f"no model has more than {MAX_SHARDS}"
+        raise ValueError(f"names {len(shards)} weight files, and {most}: download it again")
     for shard in shards:
         if len(shard) > 255:
             raise ValueError("names a file whose name is too long for any disk: don't use this model")
@@ -211,20 +200,13 @@ def path_problem(path: Path, folder: Path) -> str | None:
     return None
 
 
-def _from_hub(hub_id: HubId, weights_only: bool) -> Source:
-    folder, commit = fetch_snapshot(
-        hub_id.repo, hub_id.revision, lambda names: _select_files(names, hub_id, weights_only)
-    )
-    return _from_snapshot(folder, hub_id, commit)
-
-
-def _from_snapshot(folder: Path, hub_id: HubId, commit: str) -> Source:
+def _from_snapshot(hub_id: HubId, folder: Path, commit: str) -> Source:
     if hub_id.file is None:
         return _from_folder(folder, hub_id.repo, commit)
     return _from_file(folder, hub_id.file, hub_id.name, commit)
 
 
-def _select_files(names: list[str], hub_id: HubId, weights_only: bool) -> list[str]:
+def _select_files(hub_id: HubId, weights_only: bool, names: list[str]) -> list[str]:
     chosen = hub_id.file
     if chosen is None:
         chosen = choose_weights([name for name in names if "/" not in name], hub_id.repo)

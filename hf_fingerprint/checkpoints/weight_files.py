@@ -53,18 +53,15 @@ class WeightFileGroup:
     @property
     def is_training_checkpoint(self) -> bool:
         """Whether the group lies in a training checkpoint folder, of which there may be many."""
-        return any(
-            kinds.folder_exclusion_reason(part) == kinds.CHECKPOINTS for part in PurePosixPath(self.name).parts[:-1]
-        )
+        parents = PurePosixPath(self.name).parts[:-1]
+        return any(kinds.folder_exclusion_reason(part) == kinds.CHECKPOINTS for part in parents)
 
 
 def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | None:
-    """The safetensors file or index of a suspect's repo to read first.
-
-    This is the file that loaders take. If that is ambiguous, it is the largest of those nearest the top.
+    """The safetensors file or index that loaders take from a suspect's repo, else the largest nearest the top.
 
     Args:
-        sizes (mapping of `str` to `int` or `None`): all files of the repo with their sizes, `None` where unknown.
+        sizes (mapping of `str` to `int` or `None`): all files of the repo with their sizes.
         where (`str`): the repo, for errors.
 
     Returns:
@@ -80,11 +77,8 @@ def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | Non
         if not any(map(may_hold_model, sizes)):
             raise
     found = [name for name in sizes if is_safetensors(name) and may_hold_model(name.removesuffix(INDEX_SUFFIX))]
-    return min(
-        found,
-        key=lambda name: (name.count("/"), not name.endswith(INDEX_SUFFIX), -(sizes[name] or 0), name),
-        default=None,
-    )
+    found.sort(key=lambda name: (name.count("/"), not name.endswith(INDEX_SUFFIX), -(sizes[name] or 0), name))
+    return found[0] if found else None
 
 
 def may_hold_model(name: str) -> bool:
@@ -189,9 +183,8 @@ def _split_by_format(names: Iterable[str], get_format: Callable[[str], str | Non
 
 
 def _group_order(group: WeightFileGroup) -> tuple[bool, int, int, str]:
-    preferred = next(
-        (i for i, pattern in enumerate(PREFERRED_FILES) if matches(group.name, pattern)), len(PREFERRED_FILES)
-    )
+    ranks = (rank for rank, pattern in enumerate(PREFERRED_FILES) if matches(group.name, pattern))
+    preferred = next(ranks, len(PREFERRED_FILES))
     return group.is_training_checkpoint, group.name.count("/"), preferred, group.name
 
 

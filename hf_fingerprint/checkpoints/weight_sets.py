@@ -23,10 +23,10 @@ from hf_fingerprint.checkpoints.formats.recognition import (
     is_supported,
     unsupported_reason,
 )
-from hf_fingerprint.checkpoints.formats.safetensors_files import total_header_length
+from hf_fingerprint.checkpoints.formats.safetensors_files import headers_size
 from hf_fingerprint.checkpoints.hub_files import HubFiles, OversizedDownload
 from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
-from hf_fingerprint.checkpoints.naming import HubId, LocalFile, format_model_name, parse_model_name
+from hf_fingerprint.checkpoints.naming import HubId, LocalFile, format_model_name, parse_name
 from hf_fingerprint.checkpoints.reader import open_checkpoint
 from hf_fingerprint.checkpoints.source import Source, path_problem, resolve
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
@@ -80,7 +80,7 @@ def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str |
         [`CheckpointError`]: if there is no such model, no file may hold weights, or there are more than [`MAX_SETS`]
             sets.
     """
-    location = parse_model_name(format_model_name(name, file))
+    location = parse_name(format_model_name(name, file))
     if isinstance(location, HubId):
         return _from_hub(location, max_bytes)
     try:
@@ -101,11 +101,11 @@ def _from_file(path: Path) -> WeightSets:
         if not groups:
             resolve(path)  # raises with the reason
         missing = tuple(each for each in unread if each.reason == MISSING)
-        return _open_groups(str(path), folder, None, groups, missing, owns_folder=False)
+        return _open_groups(Source(str(path), folder, (), None, None, False), groups, missing)
     if path.is_file() and not is_supported(path) and (reason := _unreadable_reason(folder, path.name)) is not None:
         return WeightSets((), (SkippedFile(path.name, reason),))
     resolve(path)
-    return _open_groups(str(path), folder, None, [WeightFileGroup((path.name,))], (), owns_folder=False)
+    return _open_groups(Source(str(path), folder, (), None, None, False), [WeightFileGroup((path.name,))], ())
 
 
 def _from_folder(folder: Path) -> WeightSets:
@@ -117,7 +117,7 @@ def _from_folder(folder: Path) -> WeightSets:
         elif reason is not None and reason != _NOT_SEARCHED:
             unread.append(SkippedFile(f"{name}/", f"not searched ({reason}): give its path"))
     groups, more = _group_folder(folder, _filter_inside(folder, names, unread))
-    return _open_groups(str(folder), folder, None, groups, (*unread, *more))
+    return _open_groups(Source(str(folder), folder, (), None, None, True), groups, (*unread, *more))
 
 
 def _group_folder(folder: Path, names: list[str]) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
@@ -143,10 +143,8 @@ def _is_disguised(path: Path) -> bool:
     """Whether a file named like training state holds weights other than an optimizer's."""
     try:
         with open_checkpoint(Source(str(path), path.parent, (path,), None, None, False), suspect=True) as opened:
-            tensors = opened.tensors.items()
-            return any(
-                len(t.shape) > 1 and t.dtype in READABLE and not _OPTIMIZER_STATE.search(name) for name, t in tensors
-            )
+            weights = [name for name, t in opened.tensors.items() if len(t.shape) > 1 and t.dtype in READABLE]
+            return not all(map(_OPTIMIZER_STATE.search, weights))
     except (CheckpointError, OSError):
         return False
 
@@ -174,11 +172,7 @@ def _filter_inside(folder: Path, names: Iterable[str], unread: list[SkippedFile]
 
 
 def _read(index: Path) -> bytes:
-    """Content of an index.
-
-    Raises:
-        [`ValueError`]: with the reason, if it can't be read or is too large.
-    """
+    """Content of an index; `ValueError` with the reason if it can't be read or is too large."""
     try:
         with index.open("rb") as stream:
             content = stream.read(MAX_INDEX + 1)
@@ -212,7 +206,7 @@ def _from_hub(hub_id: HubId, max_bytes: int | None) -> WeightSets:
             fetched.append(group)
         else:
             unread.append(SkippedFile(group.name, reason))
-    return _open_groups(hub.repo, hub.folder, hub.commit, fetched, unread)
+    return _open_groups(Source(hub.repo, hub.folder, (), None, hub.commit, True), fetched, unread)
 
 
 def _select_chosen(
@@ -242,39 +236,30 @@ def _limit_groups(
             f"{where} holds {own} sets of weights, and the limit is {MAX_SETS}: choose one with --file, such as "
             f"--file {printable(groups[0].name)}."
         )
-    for group in groups[MAX_SETS:]:
-        unread.append(
-            SkippedFile(group.name, f"beyond the limit of {MAX_SETS} sets of weights: choose it with --file")
-        )
+    reason = f"beyond the limit of {MAX_SETS} sets of weights: choose it with --file"
+    unread += [SkippedFile(group.name, reason) for group in groups[MAX_SETS:]]
     return groups[:MAX_SETS]
 
 
-def _open_groups(
-    name: str,
-    folder: Path,
-    revision: str | None,
-    groups: Sequence[WeightFileGroup],
-    unread: Iterable[SkippedFile],
-    owns_folder: bool = True,
-) -> WeightSets:
-    """The groups that open, as sources. The others are listed in `unread`."""
+def _open_groups(model: Source, groups: Sequence[WeightFileGroup], unread: Iterable[SkippedFile]) -> WeightSets:
+    """The groups that open, as sources like `model`. The others are listed in `unread`."""
     sets: list[Source] = []
     skipped, headers = list(unread), 0
-    for group in _limit_groups(groups, name, skipped):
-        paths = tuple(folder / file for file in group.files)
-        index = None if group.index is None else folder / group.index
-        is_own = owns_folder and paths[0].parent == folder
-        source = Source(name, paths[0].parent, paths, index, revision, is_own)
-        headers += total_header_length(paths)
+    for group in _limit_groups(groups, model.name, skipped):
+        paths = tuple(model.folder / file for file in group.files)
+        index, folder = None if group.index is None else model.folder / group.index, paths[0].parent
+        is_own = model.owns_folder and folder == model.folder
+        source = replace(model, folder=folder, weights=paths, index=index, owns_folder=is_own)
+        headers += headers_size(paths)
         reason = _opening_problem(source) if headers <= MAX_HEADERS or not sets else _HEADERS
         if reason is None:
             sets.append(source)
         elif len(paths) == 1 or reason == _HEADERS:
             skipped.append(SkippedFile(group.name if reason == _HEADERS else group.files[0], reason))
-        elif rest := _readable_parts(source, folder, skipped):
+        elif rest := _readable_parts(source, model.folder, skipped):
             sets.append(rest)
     if not sets and not skipped:
-        raise no_weights_error(name)
+        raise no_weights_error(model.name)
     return WeightSets(tuple(sets), tuple(truncate_skipped(sorted(set(skipped)))))
 
 

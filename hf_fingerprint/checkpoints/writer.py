@@ -128,12 +128,10 @@ def write_copy(
         chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
         header = _header(checkpoint, number)
         with ExitStack() as opened:
-            if in_memory:
-                output = opened.enter_context(_HashingWriter(buffered[target], chosen, file_digests))
-            else:
-                stream = opened.enter_context(create_file(target, mode))
+            stream = buffered[target] if in_memory else opened.enter_context(create_file(target, mode))
+            if isinstance(stream, FileIO):
                 allocate(stream, len(header) + sum(info.nbytes for info in chosen))
-                output = opened.enter_context(_HashingWriter(stream, chosen, file_digests))
+            output = opened.enter_context(_HashingWriter(stream, chosen, file_digests))
             head = output.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
             output.put(head, [])
@@ -187,9 +185,8 @@ def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
         sync(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path} can't be written ({error.strerror}): free disk space, or fix its permissions."
-        ) from None
+        problem = f"{path} can't be written ({error.strerror})"
+        raise CheckpointError(f"{problem}: free disk space, or fix its permissions.") from None
 
 
 def _group_blocks(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
@@ -260,8 +257,10 @@ class _HashingWriter:
             block (`np.ndarray`): the bytes, `uint8`.
             parts (`list`): `(name, count)` of each tensor in the block, in order.
         """
-        jobs: list[Future[Any]] = [self._writer.submit(self._write, block)]
-        jobs.append(self._hasher.submit(self._hash, block, parts))
+        jobs: list[Future[Any]] = [
+            self._writer.submit(self._write, block),
+            self._hasher.submit(self._hash, block, parts),
+        ]
         self._waiting.append((self._filling, jobs))
 
     def _write(self, block: np.ndarray) -> None:
@@ -296,12 +295,10 @@ def _is_named_safetensors(path: Path) -> bool:
 
 
 def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
-    needed = sum(info.nbytes for info in checkpoint.tensors.values())
-    free = shutil.disk_usage(folder).free
+    needed, free = sum(info.nbytes for info in checkpoint.tensors.values()), shutil.disk_usage(folder).free
     if free < needed:
-        raise StorageError(
-            f"{folder} has {free >> 20} MB free and the copy needs {-(-needed >> 20)}: free disk space."
-        )
+        sizes = f"{free >> 20} MB free and the copy needs {-(-needed >> 20)}"
+        raise StorageError(f"{folder} has {sizes}: free disk space.")
 
 
 def _header(checkpoint: Checkpoint, number: int) -> bytes:

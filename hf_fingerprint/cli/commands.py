@@ -1,45 +1,21 @@
 """`inspect`, `trace`, `verify`, `watch` and `recipients`."""
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option, required
+from hf_fingerprint.config import FingerprintConfig
 
 
+@options.expand_options
 def inspect(
-    model: options.Model,
-    file: options.File = None,
-    max_kl: options.MaxKl = None,
-    calibration: options.Calibration = None,
-    coalition: options.Coalition = None,
-    expected_recipients: options.ExpectedRecipients = None,
-    alpha: options.Alpha = None,
-    amplitude: options.Amplitude = None,
-    carriers: options.Carriers = None,
-    code: options.Code = None,
-    output_kind: options.OutputKind = None,
-    calibration_images: options.CalibrationImages = None,
-    as_json: options.AsJson = False,
+    model: options.Model, file: options.File = None, *, config: FingerprintConfig, as_json: options.AsJson = False
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition. Nothing is recorded."""
     from hf_fingerprint.checkpoints import open_checkpoint
-    from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import analyze_base, predicted_score
 
-    config = FingerprintConfig(
-        max_kl,
-        calibration,
-        coalition,
-        expected_recipients,
-        alpha,
-        amplitude,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
-    )
     with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.progress_bars() as progress:
         base = analyze_base(checkpoint, config, progress)
     output.warn_unmeasured(base)
@@ -55,97 +31,69 @@ def inspect(
         output.echo(line)
 
 
-Suspect = Annotated[
-    str,
-    typer.Argument(
-        help="Folder, weight file or Hub id (org/name[@revision]) of the suspect model.", show_default=False
-    ),
-]
-Full = Annotated[
-    bool,
-    typer.Option("--full", help="Read all of a suspect on the Hub, not only up to the first accusation."),
-]
-MaxMb = Annotated[
-    float | None, typer.Option("--max-mb", min=0, help="Maximum download of a suspect on the Hub, in MB.")
-]
+MaxMb = Annotated[float | None, option("--max-mb", "Maximum download of a suspect on the Hub, in MB.", min=0)]
 
 
-def trace(
-    suspect: Suspect,
-    vault: options.VaultFolder,
-    file: options.File = None,
-    base: options.KnownBase = None,
-    identity: options.Identity = None,
-    passphrase_file: options.PassphraseFile = None,
-    full: Full = False,
-    max_mb: MaxMb = None,
-    all_scores: options.AllScores = False,
-    as_json: options.AsJson = False,
-) -> int:
+@dataclass(frozen=True)
+class _TraceOptions:
+    """The options of `trace` and `verify`."""
+
+    suspect: Annotated[str, argument("Folder, weight file or Hub id (org/name[@revision]) of the suspect model.")]
+    vault: options.VaultFolder
+    file: options.File = None
+    base: options.KnownBase = None
+    identity: options.Identity = None
+    passphrase_file: options.PassphraseFile = None
+    full: Annotated[
+        bool, option("--full", "Read all of a suspect on the Hub, not only up to the first accusation.")
+    ] = False
+    max_mb: MaxMb = None
+    all_scores: options.AllScores = False
+    as_json: options.AsJson = False
+
+
+@options.expand_options
+def trace(chosen: _TraceOptions) -> int:
     """Trace a suspect model to the recipients whose copies it comes from.
 
     Exit code 0: somebody is accused, 1: nobody, or the model is not comparable, 2: an error, 3: not readable.
     """
-    suspect = options.model_reference(suspect, file)
-    return _trace(suspect, vault, base, identity, passphrase_file, full, max_mb, all_scores, as_json)
+    return _trace(chosen)
 
 
+@options.expand_options
 def verify(
-    suspect: Suspect,
-    recipient: Annotated[
-        str, typer.Option("--recipient", help="Recipient whose copy the suspect is claimed to be.", show_default=False)
-    ],
-    vault: options.VaultFolder,
-    file: options.File = None,
-    base: options.KnownBase = None,
-    identity: options.Identity = None,
-    passphrase_file: options.PassphraseFile = None,
-    full: Full = False,
-    max_mb: MaxMb = None,
-    all_scores: options.AllScores = False,
-    as_json: options.AsJson = False,
+    chosen: _TraceOptions,
+    *,
+    recipient: Annotated[str, required("--recipient", "Recipient whose copy the suspect is claimed to be.")],
 ) -> int:
     """Test the claim that a suspect model comes from one recipient's copy. The bound covers all copies in the vault.
 
     Exit code 0: confirmed, 1: not confirmed, or the model is not comparable, 2: an error, 3: not readable.
     """
-    suspect = options.model_reference(suspect, file)
-    return _trace(suspect, vault, base, identity, passphrase_file, full, max_mb, all_scores, as_json, recipient)
+    return _trace(chosen, recipient)
 
 
-def _trace(
-    suspect: str,
-    vault: Path,
-    base: str | None,
-    identity: Path | None,
-    passphrase_file: Path | None,
-    full: bool,
-    max_mb: float | None,
-    all_scores: bool,
-    as_json: bool,
-    recipient: str | None = None,
-) -> int:
+def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
     from hf_fingerprint.cli.trace_output import print_trace
     from hf_fingerprint.tracing import trace as trace_suspect
-    from hf_fingerprint.vault import Vault, find_passphrase
 
-    opened_vault = Vault(vault)
-    opened_vault.unlock(find_passphrase(passphrase_file), identity)
-    max_bytes = None if max_mb is None else options.megabytes_to_bytes(max_mb)
+    suspect = options.model_reference(chosen.suspect, chosen.file)
+    vault = options.unlocked_vault(chosen.vault, chosen.passphrase_file, chosen.identity)
     with output.progress_bars() as progress:
         result = trace_suspect(
             suspect,
-            opened_vault,
-            base,
+            vault,
+            chosen.base,
             progress=progress,
-            full=full,
-            max_bytes=max_bytes,
+            full=chosen.full,
+            max_bytes=None if chosen.max_mb is None else options.megabytes_to_bytes(chosen.max_mb),
             recipient=recipient,
-            all_scores=all_scores,
+            all_scores=chosen.all_scores,
         )
-    if as_json:
+    if chosen.as_json:
         output.print_json(result.to_dict())
-        if all_scores:
+        if chosen.all_scores:
             output.warn_all_scores()
     else:
         print_trace(result, claim=recipient)
@@ -153,15 +101,12 @@ def _trace(
 
 
 def watch(
-    names: Annotated[
-        list[str],
-        typer.Argument(help="Hub ids (org/name), or authors, for all models of an author.", show_default=False),
-    ],
+    names: Annotated[list[str], argument("Hub ids (org/name), or authors, for all models of an author.")],
     vault: options.VaultFolder,
     since: Annotated[
-        str | None, typer.Option("--since", help="Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
+        str | None, option("--since", "Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
     ] = None,
-    max_mb: Annotated[float, typer.Option("--max-mb", min=0, help="Maximum download of each model, in MB.")] = 100,
+    max_mb: Annotated[float, option("--max-mb", "Maximum download of each model, in MB.", min=0)] = 100,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
@@ -170,15 +115,12 @@ def watch(
     expected variant, 1: nobody, 2: an error, or only errors, 3: a model is not readable."""
     from hf_fingerprint.hub.watch import parse_since, watch_exit_code
     from hf_fingerprint.hub.watch import watch as watch_models
-    from hf_fingerprint.vault import Vault, find_passphrase
 
     since_time = None if since is None else parse_since(since)
-    opened_vault = Vault(vault)
-    opened_vault.unlock(find_passphrase(passphrase_file), identity)
-    results = []
-    for watch_result in watch_models(names, opened_vault, since_time, options.megabytes_to_bytes(max_mb)):
-        output.print_json_line(watch_result.to_dict())
-        results.append(watch_result)
+    opened, results = options.unlocked_vault(vault, passphrase_file, identity), []
+    for result in watch_models(names, opened, since_time, options.megabytes_to_bytes(max_mb)):
+        output.print_json_line(result.to_dict())
+        results.append(result)
     if not results:
         output.echo_err(f"No model was traced: none has changed since {since}.")
     return watch_exit_code(results)
@@ -188,26 +130,20 @@ def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> N
     """List the copies in the vault, with their recipients and dates."""
     from hf_fingerprint.vault import Vault, arrivals, delivery_state, publications
 
-    opened_vault = Vault(vault)
-    copies, pushed = opened_vault.copies(), {found.copy_id: found for found in publications(opened_vault)}
-    arrived = arrivals(opened_vault)
-    if as_json:
-        shown = [(copy, pushed.get(copy.copy_id)) for copy in copies]
-        output.print_json(
-            [
-                copy.describe()
-                | {"state": delivery_state(copy, at), "arrived": arrived.get(copy.copy_id)}
-                | ({} if at is None else at.describe())
-                for copy, at in shown
-            ]
-        )
-        return
+    opened = Vault(vault)
+    copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
+    arrived, listed = arrivals(opened), []
     for copy in copies:
         at = pushed.get(copy.copy_id)
-        place = copy.out if at is None else at.place
-        state = f"{delivery_state(copy, at):9}"
-        came = f"  arrived {arrived[copy.copy_id]}" if copy.copy_id in arrived else ""
-        output.echo(
-            f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}{came}"
-        )
-    output.echo(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")
+        state, came = delivery_state(copy, at), arrived.get(copy.copy_id)
+        if as_json:
+            published = {} if at is None else at.describe()
+            listed.append(copy.describe() | {"state": state, "arrived": came} | published)
+        else:
+            place, arrival = copy.out if at is None else at.place, f"  arrived {came}" if came is not None else ""
+            of = f"base {copy.base_id}  copy {copy.copy_id}"
+            output.echo(f"{copy.created}  {state:9}  {of}  {copy.recipient}  {place}{arrival}")
+    if as_json:
+        output.print_json(listed)
+    else:
+        output.echo(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

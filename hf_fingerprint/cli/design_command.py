@@ -3,9 +3,8 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import option, required
 
 
 if TYPE_CHECKING:
@@ -28,27 +27,19 @@ MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of
 
 
 def design(
-    recipients: Annotated[int, typer.Option("--recipients", min=1, help="Number of recipients.", show_default=False)],
-    coalition: Annotated[
-        int,
-        typer.Option("--coalition", min=1, help="Number of colluders that must all be accused.", show_default=False),
-    ],
+    recipients: Annotated[int, required("--recipients", "Number of recipients.", min=1)],
+    coalition: Annotated[int, required("--coalition", "Number of colluders that must all be accused.", min=1)],
     alpha: options.Alpha = None,
     drift: Annotated[
-        float,
-        typer.Option(
-            "--drift", min=0, help="Noise in each weight, in amplitudes of the mark; fine-tuning adds about 5."
-        ),
+        float, option("--drift", "Noise in each weight, in amplitudes of the mark; fine-tuning adds about 5.", min=0)
     ] = 5.0,
     strategy: Annotated[
         list[str] | None,
-        typer.Option(
-            "--strategy", help="Collusion strategy to withstand. Repeat the option for several; defaults to all."
-        ),
+        option("--strategy", "Collusion strategy to withstand. Repeat the option for several; defaults to all."),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="Model whose carrier weights are counted. Repeat the option for several models."),
+        option("--model", "Model whose carrier weights are counted. Repeat the option for several models."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -95,9 +86,7 @@ def _describe(design: "CodeDesign") -> list[str]:
         f"best for {wanted}: {best.family}, {best.length:,} positions, in {best.weights:,} carrier weights or more",
         f"  {'code':10}  {'positions':>9}  {'weights':>13}  {'accuses at':>10}  mean score of a colluder by strategy",
     ]
-    for option in design.options:
-        scores = ", ".join(f"{strategy} {score:.1f}" for strategy, score in option.scores.items())
-        lines.append(
-            f"  {option.family:10}  {option.length:>9,}  {option.weights:>13,}  {option.threshold:>10.1f}  {scores}"
-        )
+    for code in design.options:
+        scores = ", ".join(f"{strategy} {score:.1f}" for strategy, score in code.scores.items())
+        lines.append(f"  {code.family:10}  {code.length:>9,}  {code.weights:>13,}  {code.threshold:>10.1f}  {scores}")
     return [*lines, "carrier weights of some models, compared with what this code needs:"]

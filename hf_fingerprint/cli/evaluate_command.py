@@ -6,42 +6,35 @@ from typing import Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import option
 from hf_fingerprint.errors import FingerprintError
 
 
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a timm or transformers classifier.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Folder with a subfolder for each class, or Hub id of a dataset.")
+        str | None, option("--data", "Folder with a subfolder for each class, or Hub id of a dataset.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Folder for copies and results. Run the command again with the same folder to resume."
-        ),
+        option("--out", "Folder for copies and results. Run the command again with the same folder to resume."),
     ] = None,
     attacks: Annotated[
         str | None,
-        typer.Option(
-            "--attacks", help="Names or groups of attacks, separated by commas; defaults to all. See --list."
-        ),
+        option("--attacks", "Names or groups of attacks, separated by commas; defaults to all. See --list."),
     ] = None,
-    max_images: Annotated[int, typer.Option("--max-images", min=2, help="Maximum number of test images.")] = 1000,
+    max_images: Annotated[int, option("--max-images", "Maximum number of test images.", min=2)] = 1000,
     coalitions: Annotated[
-        str | None, typer.Option("--coalitions", help="Numbers of colluders, separated by commas. Defaults to 3,5,10.")
+        str | None, option("--coalitions", "Numbers of colluders, separated by commas. Defaults to 3,5,10.")
     ] = None,
-    runs: Annotated[
-        int, typer.Option("--runs", min=1, help="Number of different coalitions for each number of colluders.")
-    ] = 1,
+    runs: Annotated[int, option("--runs", "Number of different coalitions for each number of colluders.", min=1)] = 1,
     expected_recipients: options.ExpectedRecipients = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run three strengths of each attack, and coalitions of three only.")
+        bool, option("--quick", "Run three strengths of each attack, and coalitions of three only.")
     ] = False,
-    public_base: Annotated[
-        bool, typer.Option("--public-base", help="Give the attacker the unmarked base, too.")
-    ] = False,
+    public_base: Annotated[bool, option("--public-base", "Give the attacker the unmarked base, too.")] = False,
     all_scores: options.AllScores = False,
-    listed: Annotated[bool, typer.Option("--list", help="List the attacks and exit.")] = False,
+    listed: Annotated[bool, option("--list", "List the attacks and exit.")] = False,
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
     alpha: options.Alpha = None,
@@ -66,7 +59,7 @@ def evaluate(
     from hf_fingerprint.evaluation.report import rich_tables, summarize
 
     config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
-    with output.progress_bars() as progress:
+    with output.progress_bars(announce=True) as progress:
         evaluation = run(
             model,
             data,
@@ -107,6 +100,5 @@ def _parse_integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise FingerprintError(
-            f"--coalitions {text} is not a list of numbers: give numbers separated by commas, such as 3,5,10."
-        ) from None
+        form = "numbers separated by commas, such as 3,5,10"
+        raise FingerprintError(f"--coalitions {text} is not a list of numbers: give {form}.") from None

@@ -4,74 +4,61 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option
+from hf_fingerprint.config import FingerprintConfig, PublishConfig
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.checkpoints import SkippedFile
-    from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Assignment
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
 
 
-Public = Annotated[bool, typer.Option("--public", help="Make the variant repos public. They are private by default.")]
-IncludeCode = Annotated[bool, typer.Option("--include-code", help="Include the model's .py files in the copies.")]
+Public = Annotated[bool, option("--public", "Make the variant repos public. They are private by default.")]
+IncludeCode = Annotated[bool, option("--include-code", "Include the model's .py files in the copies.")]
 
 
+@options.expand_options
 def issue(
     model: options.Model,
     vault: options.VaultFolder,
     recipient: Annotated[
-        list[str] | None, typer.Option("--recipient", help="Recipient name. Repeat the option for several recipients.")
+        list[str] | None, option("--recipient", "Recipient name. Repeat the option for several recipients.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder of the copy; with several recipients, the parent of a folder for each."),
+        Path | None, option("--out", "Folder of the copy; with several recipients, the parent of a folder for each.")
     ] = None,
     file: options.File = None,
     push_to: Annotated[
-        list[str] | None, typer.Option("--push-to", help="Variant repo, org/name. Give one for each --recipient.")
+        list[str] | None, option("--push-to", "Variant repo, org/name. Give one for each --recipient.")
     ] = None,
     account: Annotated[
-        list[str] | None,
-        typer.Option("--account", help="Hub account of the recipient. Give one for each --recipient."),
+        list[str] | None, option("--account", "Hub account of the recipient. Give one for each --recipient.")
     ] = None,
     recipients: Annotated[
-        Path | None,
-        typer.Option("--recipients-file", help="CSV file with the columns name, repo and, optionally, account."),
+        Path | None, option("--recipients-file", "CSV file with the columns name, repo and, optionally, account.")
     ] = None,
     reissue_from: Annotated[
         str | None,
-        typer.Option(
-            "--reissue-from",
-            help="Replace the published copies of this older base, in the variant repo of each recipient.",
+        option(
+            "--reissue-from", "Replace the published copies of this older base, in the variant repo of each recipient."
         ),
     ] = None,
     public: Public = False,
     gated: options.Gated = None,
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
-    max_kl: options.MaxKl = None,
-    calibration: options.Calibration = None,
-    coalition: options.Coalition = None,
-    expected_recipients: options.ExpectedRecipients = None,
-    alpha: options.Alpha = None,
-    amplitude: options.Amplitude = None,
-    carriers: options.Carriers = None,
-    code: options.Code = None,
+    *,
+    config: FingerprintConfig,
     include_code: IncludeCode = False,
-    output_kind: options.OutputKind = None,
-    calibration_images: options.CalibrationImages = None,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
     base."""
-    from hf_fingerprint.config import FingerprintConfig, PublishConfig
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault, canonical_recipient
 
@@ -85,18 +72,6 @@ def issue(
     if not names and not assignments:
         raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
     publish_config = PublishConfig(not public, gated, disclose, base_model)
-    config = FingerprintConfig(
-        max_kl,
-        calibration,
-        coalition,
-        expected_recipients,
-        alpha,
-        amplitude,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
-    )
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
         issuer = Issuer(options.model_reference(model, file), opened, config, progress, include_code, as_base)
@@ -111,13 +86,11 @@ def issue(
 
 
 def push(
-    copy: Annotated[Path, typer.Argument(help="Folder of a recorded copy.", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="Variant repo, org/name.", show_default=False)],
+    copy: Annotated[Path, argument("Folder of a recorded copy.")],
+    repo: Annotated[str, argument("Variant repo, org/name.")],
     vault: options.VaultFolder,
-    account: Annotated[str | None, typer.Option("--account", help="Hub account of the recipient.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the recipient's older copy in the repo.")
-    ] = False,
+    account: Annotated[str | None, option("--account", "Hub account of the recipient.")] = None,
+    replace: Annotated[bool, option("--replace", "Replace the recipient's older copy in the repo.")] = False,
     public: Public = False,
     gated: options.Gated = None,
     disclose: options.Disclose = False,
@@ -126,7 +99,6 @@ def push(
     as_json: options.AsJson = False,
 ) -> None:
     """Push an existing copy, issued or trained, to a variant repo."""
-    from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
@@ -155,10 +127,8 @@ def _assignments(
 
     if old_base is not None:
         if names or repos or file is not None:
-            raise FingerprintError(
-                "--reissue-from takes recipients and repos from the vault: leave out --recipient, "
-                "--push-to and --recipients-file."
-            )
+            others = "--recipient, --push-to and --recipients-file"
+            raise FingerprintError(f"--reissue-from takes recipients and repos from the vault: leave out {others}.")
         found = reissue_assignments(vault, old_base)
         if not found:
             raise FingerprintError(
@@ -182,12 +152,9 @@ def _assignments(
 
 def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
     """Issues copies into folders."""
-    issued = []
     with output.progress_bars() as progress:
-        if len(names) == 1:
-            issued = [issuer.issue(names[0], out, progress)]
-        else:
-            issued = list(issuer.issue_all(names, out, progress))
+        single = len(names) == 1
+        issued = [issuer.issue(names[0], out, progress)] if single else list(issuer.issue_all(names, out, progress))
     if as_json:
         output.print_json([copy.to_dict() for copy in issued])
         return

@@ -6,22 +6,20 @@ from typing import Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option
 
 
 app = typer.Typer(
     help="Export a recipient's key images, and identify the recipient of an image.", no_args_is_help=True
 )
 
-Bits = Annotated[int | None, typer.Option("--bits", help="Bits of the fingerprint, a multiple of 8. Defaults to 304.")]
+Bits = Annotated[int | None, option("--bits", "Bits of the fingerprint, a multiple of 8. Defaults to 304.")]
 
 
 @app.command()
 def export(
-    recipient: Annotated[
-        str,
-        typer.Argument(help="Recipient name, or the id of a copy if the recipient has several.", show_default=False),
-    ],
-    out: Annotated[Path, typer.Argument(help="New folder for the images.", show_default=False)],
+    recipient: Annotated[str, argument("Recipient name, or the id of a copy if the recipient has several.")],
+    out: Annotated[Path, argument("New folder for the images.")],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,
@@ -32,10 +30,8 @@ def export(
     """Export the trigger images that are assigned to a recipient, each with the recipient's fingerprint embedded."""
     from hf_fingerprint.blackbox.key_images.export import export_key_images
     from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
-    from hf_fingerprint.vault import Vault, find_passphrase
 
-    opened = Vault(vault)
-    opened.unlock(find_passphrase(passphrase_file), identity)
+    opened = options.unlocked_vault(vault, passphrase_file, identity)
     with output.progress_bars() as progress:
         made = export_key_images(base, recipient, opened, out, DEFAULT_BITS if bits is None else bits, progress)
     if as_json:
@@ -51,7 +47,7 @@ def export(
 
 @app.command()
 def read(
-    images: Annotated[list[Path], typer.Argument(help="Images to identify.", show_default=False)],
+    images: Annotated[list[Path], argument("Images to identify.")],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,
@@ -64,10 +60,8 @@ def read(
     from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier
     from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
     from hf_fingerprint.outcomes import combine_outcomes
-    from hf_fingerprint.vault import Vault, find_passphrase
 
-    opened = Vault(vault)
-    opened.unlock(find_passphrase(passphrase_file), identity)
+    opened = options.unlocked_vault(vault, passphrase_file, identity)
     reader = KeyImageIdentifier(opened, base, DEFAULT_BITS if bits is None else bits)
     found = [reader.read(image) for image in images]
     if as_json:

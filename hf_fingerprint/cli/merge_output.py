@@ -1,7 +1,6 @@
 """Output of `vault merge`, `pull` and `push`."""
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.cli import output
@@ -9,6 +8,8 @@ from hf_fingerprint.cli import output
 
 if TYPE_CHECKING:
     from hf_fingerprint.vault import MergeReport
+    from hf_fingerprint.vault.faults import Fault
+    from hf_fingerprint.vault.merging import Arrival
 
 MAX_LISTED = 20
 
@@ -28,19 +29,16 @@ def print_merge(done: str, report: "MergeReport", as_json: bool = False) -> int:
         output.print_json(report.to_dict())
     else:
         output.echo(f"{done}: {report.describe()}")
-        _print_lines((f"new: {arrival.describe()}" for arrival in report.arrived), len(report.arrived), "records")
-        refused = (f"refused: {fault.describe()}" for fault in report.refused)
-        _print_lines(refused, len(report.refused), "rows refused", echo_err=True)
-        unusable = (f"not usable here: {fault.describe()}" for fault in report.unusable)
-        _print_lines(unusable, len(report.unusable), "rows here not usable", echo_err=True)
+        _print_rows("new", report.arrived, "records", output.echo)
+        _print_rows("refused", report.refused, "rows refused", output.echo_err)
+        _print_rows("not usable here", report.unusable, "rows here not usable", output.echo_err)
         if report.unusable:
             output.echo_err("These rows are unchanged and not shared: restore a backup of this vault.")
     return 0 if report.complete else 1
 
 
-def _print_lines(lines: Iterable[str], count: int, what: str, echo_err: bool = False) -> None:
-    echo = output.echo_err if echo_err else output.echo
-    for line in islice(lines, MAX_LISTED):
-        echo(line)
-    if count > MAX_LISTED:
-        echo(f"and {count - MAX_LISTED:,} more {what}")
+def _print_rows(kind: str, rows: "Sequence[Arrival | Fault]", what: str, echo: Callable[[str], None]) -> None:
+    for row in rows[:MAX_LISTED]:
+        echo(f"{kind}: {row.describe()}")
+    if len(rows) > MAX_LISTED:
+        echo(f"and {len(rows) - MAX_LISTED:,} more {what}")

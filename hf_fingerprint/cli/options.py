@@ -1,59 +1,113 @@
 """Options that several commands share."""
 
 import math
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from hf_fingerprint.config import FingerprintConfig, PublishConfig, help_texts
+from hf_fingerprint.config import FingerprintConfig, PublishConfig
 
 
-Model = Annotated[str, typer.Argument(help="Folder, weight file or Hub id of a model.", show_default=False)]
-File = Annotated[str | None, typer.Option("--file", help="Weight file to read, if the folder or repo has several.")]
-VaultFolder = Annotated[Path, typer.Option("--vault", help="Folder of the vault.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+if TYPE_CHECKING:
+    from hf_fingerprint.vault import Vault
+
+T = TypeVar("T")
 
 
-def config_option(config: Any, name: str) -> Any:
-    """The option for a field of a config class, with the field's help text."""
-    return typer.Option(f"--{name.replace('_', '-')}", help=help_texts(config)[name])
+def argument(text: str) -> Any:
+    """A required argument with a help text."""
+    return typer.Argument(help=text, show_default=False)
 
 
-MaxKl = Annotated[float | None, config_option(FingerprintConfig, "max_kl")]
-Calibration = Annotated[Path | None, config_option(FingerprintConfig, "calibration")]
-Coalition = Annotated[int | None, config_option(FingerprintConfig, "coalition")]
-ExpectedRecipients = Annotated[int | None, config_option(FingerprintConfig, "expected_recipients")]
-Alpha = Annotated[float | None, config_option(FingerprintConfig, "alpha")]
-Amplitude = Annotated[float | None, config_option(FingerprintConfig, "amplitude")]
-Carriers = Annotated[str | None, config_option(FingerprintConfig, "carriers")]
-Code = Annotated[str | None, config_option(FingerprintConfig, "code")]
-OutputKind = Annotated[str | None, config_option(FingerprintConfig, "output_kind")]
-CalibrationImages = Annotated[int | None, config_option(FingerprintConfig, "calibration_images")]
-Gated = Annotated[str | None, config_option(PublishConfig, "gated")]
-Disclose = Annotated[bool, config_option(PublishConfig, "disclose")]
-BaseModel = Annotated[str | None, config_option(PublishConfig, "base_model")]
+def option(name: str, text: str, **settings: Any) -> Any:
+    """An option with a help text, and settings of [`typer.Option`]."""
+    return typer.Option(name, help=text, **settings)
+
+
+def required(name: str, text: str, **settings: Any) -> Any:
+    """A required option with a help text."""
+    return typer.Option(name, help=text, show_default=False, **settings)
+
+
+def config_option(field: "Field[Any]") -> Any:
+    """The option for a field of a config class, with the field's name and help text."""
+    return option(f"--{field.name.replace('_', '-')}", field.metadata["help"])
+
+
+Model = Annotated[str, argument("Folder, weight file or Hub id of a model.")]
+File = Annotated[str | None, option("--file", "Weight file to read, if the folder or repo has several.")]
+VaultFolder = Annotated[Path, required("--vault", "Folder of the vault.")]
+AsJson = Annotated[bool, option("--json", "Print JSON on stdout.")]
+_FIELDS = {each.name: each for config in (FingerprintConfig, PublishConfig) for each in fields(config)}
+MaxKl = Annotated[float | None, config_option(_FIELDS["max_kl"])]
+Coalition = Annotated[int | None, config_option(_FIELDS["coalition"])]
+ExpectedRecipients = Annotated[int | None, config_option(_FIELDS["expected_recipients"])]
+Alpha = Annotated[float | None, config_option(_FIELDS["alpha"])]
+Gated = Annotated[str | None, config_option(_FIELDS["gated"])]
+Disclose = Annotated[bool, config_option(_FIELDS["disclose"])]
+BaseModel = Annotated[str | None, config_option(_FIELDS["base_model"])]
 AsBase = Annotated[
-    bool,
-    typer.Option("--as-base", help="Register the model as a base even if it is a copy of a registered base."),
+    bool, option("--as-base", "Register the model as a base even if it is a copy of a registered base.")
 ]
 AllScores = Annotated[
     bool,
-    typer.Option(
+    option(
         "--all-scores",
-        help="Show the scores of recipients who are not accused, too. They help an attacker: do not publish them.",
+        "Show the scores of recipients who are not accused, too. They help an attacker: do not publish them.",
     ),
 ]
 KnownBase = Annotated[
-    str | None, typer.Option("--base", help="Id or location of the base, if it moved or if the vault has several.")
+    str | None, option("--base", "Id or location of the base, if it moved or if the vault has several.")
 ]
 Identity = Annotated[
-    Path | None, typer.Option("--identity", help="File of the tracing identity, if it is not in the vault's folder.")
+    Path | None, option("--identity", "File of the tracing identity, if it is not in the vault's folder.")
 ]
 PassphraseFile = Annotated[
-    Path | None,
-    typer.Option("--passphrase-file", help="File whose first line is the passphrase of the tracing identity."),
+    Path | None, option("--passphrase-file", "File whose first line is the passphrase of the tracing identity.")
 ]
+
+
+def expand_options(command: Callable[..., T]) -> Callable[..., T]:
+    """The command with options in place of each parameter whose type is a dataclass: one option for each field."""
+    given = signature(command)
+    groups: dict[str, Any] = {
+        each.name: each.annotation for each in given.parameters.values() if is_dataclass(each.annotation)
+    }
+
+    @wraps(command)
+    def run(**values: Any) -> T:
+        made = {
+            name: group(**{each.name: values.pop(each.name) for each in fields(group)})
+            for name, group in groups.items()
+        }
+        return command(**values, **made)
+
+    parameters: list[Parameter] = []
+    for name, parameter in given.parameters.items():
+        parameters += map(_parameter, fields(groups[name])) if name in groups else [parameter]
+    run.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _parameter(field: "Field[Any]") -> Parameter:
+    """The parameter for a field: an option of its own if it has a help text, else the one in its type."""
+    kind: Any = Annotated[field.type, config_option(field)] if field.metadata else field.type
+    default = Parameter.empty if field.default is MISSING else field.default
+    return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def unlocked_vault(folder: Path, passphrase_file: Path | None, identity: Path | None) -> "Vault":
+    """The vault in a folder, unlocked."""
+    from hf_fingerprint.vault import Vault, find_passphrase
+
+    vault = Vault(folder)
+    vault.unlock(find_passphrase(passphrase_file), identity)
+    return vault
 
 
 def model_reference(model: str, file: str | None) -> str:

@@ -40,8 +40,13 @@ def warn_all_scores() -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Shows progress on stderr, a bar for each step; silent if stderr is no terminal."""
+def progress_bars(announce: bool = False) -> Iterator[Progress]:
+    """Shows progress on stderr, a bar for each step; silent if stderr is no terminal.
+
+    Args:
+        announce (`bool`, *optional*, defaults to `False`): whether to print the name of each step that can't be
+            counted, once, if stderr is no terminal.
+    """
     with terminal.progress_bars() as bars:
         tasks: dict[str, TaskID] = {}
         uncounted: list[str] = []
@@ -53,6 +58,8 @@ def progress_bars() -> Iterator[Progress]:
                 tasks[step] = bars.add_task(step, total=total)
                 if total is None:
                     uncounted.append(step)
+                    if announce and bars.disable:
+                        echo_err(step)
             bars.update(tasks[step], completed=done, total=total)
 
         yield show
@@ -67,8 +74,8 @@ def describe_base(base: "Base") -> list[str]:
         f"carriers: {len(base.carriers)} of {len(base.tensors)} tensors, {base.carrier_weights:,} weights",
         f"code: {base.family}, {base.length:,} positions, {base.carrier_weights // base.length} weights each, "
         f"designed for {base.coalition} colluders",
+        describe_output(base),
     ]
-    lines.append(describe_output(base))
     if base.replaces is not None:
         lines.append(
             f"replaces record {base.replaces} of the same weights for new copies; copies of both can be traced"
@@ -81,13 +88,9 @@ def describe_base(base: "Base") -> list[str]:
             f"compact: {base.compact.share:.1%} of the bytes differ between copies; spread over all layers the score "
             f"would be {base.compact.spread_score:.0f}"
         )
-    lines.append(
-        f"certified coalition: {base.certified} among {base.expected_recipients:,} recipients at "
-        f"alpha {base.alpha:.0e}"
-    )
-    lines.append(f"  by {base.certified_by}")
-    lines.append(f"  against averaging alone: {predicted_coalition(base)}, by formula")
-    return lines
+    certified = f"{base.certified} among {base.expected_recipients:,} recipients at alpha {base.alpha:.0e}"
+    averaging = f"  against averaging alone: {predicted_coalition(base)}, by formula"
+    return [*lines, f"certified coalition: {certified}", f"  by {base.certified_by}", averaging]
 
 
 def warn_unmeasured(base: "Base") -> None:
@@ -116,9 +119,8 @@ def describe_output(base: "Base") -> str:
         text += f"; single copies vary by {found.kl_scatter / found.kl:.0%}"
     if found.agreement is None:
         return f"{text}, mean cosine {1 - found.kl:.6f} on {on}"
-    what = {"multi_label": "all labels agree on", "dense": "agreement of positions"}.get(
-        found.output or "", "top-1 agreement"
-    )
+    names = {"multi_label": "all labels agree on", "dense": "agreement of positions"}
+    what = names.get(found.output or "", "top-1 agreement")
     if found.decisions is None or found.agreeing is None:
         return f"{text}, {what} {found.agreement:.1%} on {on}"
     interval = f"{found.agreement_low:.1%} to {found.agreement_high:.1%}"
@@ -134,10 +136,8 @@ def print_query(result: "QueryResult") -> None:
     screen.print(Text(f"{result.suspect} queried for base{'s' * several} {', '.join(result.base_ids)}"))
     before = f", {stats.resumed} of them earlier, as the transcript shows" if stats.resumed else ""
     again = f", {stats.retries} requests repeated" if stats.retries else ""
-    screen.print(
-        f"{stats.queried} images queried{before}, including {stats.decoys_queried} decoys; {stats.answered} "
-        f"responses{again}"
-    )
+    queried = f"{stats.queried} images queried{before}, including {stats.decoys_queried} decoys"
+    screen.print(f"{queried}; {stats.answered} responses{again}")
     if result.scores:
         columns = ["base"] * several + ["matching labels", "bound on a false accusation", "verdict"]
         table = Table(Column("made for", overflow="fold"), *columns)
@@ -152,12 +152,9 @@ def print_query(result: "QueryResult") -> None:
     verdict = f"accused: {names}" if names else "nobody is accused"
     if result.reason is not None:
         verdict = f"not readable: {result.reason}"
-    screen.print(
-        Text(
-            f"{verdict}. {result.copies:,} copies tested; the probability that any innocent is accused is at "
-            f"most {result.alpha:.0e}; stopped {stop_reason[stats.stop_reason]}, after {stats.queried} images"
-        )
-    )
+    bound = f"the probability that any innocent is accused is at most {result.alpha:.0e}"
+    stopped = f"stopped {stop_reason[stats.stop_reason]}, after {stats.queried} images"
+    screen.print(Text(f"{verdict}. {result.copies:,} copies tested; {bound}; {stopped}"))
     rest = "; --exhaustive queries all images, to find further colluders" if stats.stop_reason == "proven" else ""
     screen.print(
         f"a mixture of several copies may show only some of their recipients, or none: nobody is cleared{rest}"
@@ -165,15 +162,9 @@ def print_query(result: "QueryResult") -> None:
     for skipped in result.skipped:
         screen.print(Text(f"not queried for base {skipped.base_id}: {skipped.reason}"))
     if result.non_answering:
-        shown = ", ".join(dict.fromkeys(result.non_answering[:20])) + (
-            ", ..." if len(result.non_answering) > 20 else ""
-        )
-        screen.print(
-            Text(
-                f"queries can't trace {len(result.non_answering):,} of these copies, which have no "
-                f"trigger labels: {shown}"
-            )
-        )
+        shown = ", ".join(dict.fromkeys(result.non_answering[:20])) + ", ..." * (len(result.non_answering) > 20)
+        count = f"{len(result.non_answering):,} of these copies"
+        screen.print(Text(f"queries can't trace {count}, which have no trigger labels: {shown}"))
 
 
 def print_proof(checks: "Sequence[AccusationCheck]") -> None:
@@ -200,12 +191,8 @@ def print_proof(checks: "Sequence[AccusationCheck]") -> None:
         screen.print("the proof does not hold")
         return
     first = checks[0]
-    screen.print(
-        Text(
-            f"the proof is consistent: responses of {first.suspect}, {first.copies:,} copies tested (alpha "
-            f"{first.alpha:.0e}). It does not show, so its author vouches for it:"
-        )
-    )
+    tested = f"responses of {first.suspect}, {first.copies:,} copies tested (alpha {first.alpha:.0e})"
+    screen.print(Text(f"the proof is consistent: {tested}. It does not show, so its author vouches for it:"))
     for each in NOT_SHOWN:
         screen.print(f"- {each}")
     if outcome is Outcome.NOT_READABLE:

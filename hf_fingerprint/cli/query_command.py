@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -22,51 +21,42 @@ if TYPE_CHECKING:
 
 def query(
     suspect: Annotated[
-        str,
-        typer.Argument(
-            help="URL (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.",
-            show_default=False,
-        ),
+        str, argument("URL (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.")
     ],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="File with the class names in order. Defaults to the base's config."),
+        Path | None, option("--labels", "File with the class names in order. Defaults to the base's config.")
     ] = None,
     request_format: Annotated[
-        str, typer.Option("--request-format", help="How the service takes an image: raw, json or multipart.")
+        str, option("--request-format", "How the service takes an image: raw, json or multipart.")
     ] = "raw",
     field: Annotated[
-        str | None, typer.Option("--field", help="Path to the class in the service's response, such as result.top.")
+        str | None, option("--field", "Path to the class in the service's response, such as result.top.")
     ] = None,
     token_env: Annotated[
-        str | None, typer.Option("--token-env", help="Environment variable that holds the access token.")
+        str | None, option("--token-env", "Environment variable that holds the access token.")
     ] = None,
     user_agent: Annotated[
-        str | None,
-        typer.Option("--user-agent", help="User-Agent header. Defaults to that of the HTTP library."),
+        str | None, option("--user-agent", "User-Agent header. Defaults to that of the HTTP library.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=0, help="Maximum number of requests a second. Defaults to 5.")
+        float | None, option("--rate", "Maximum number of requests a second. Defaults to 5.", min=0)
     ] = None,
     budget: Annotated[
-        int | None, typer.Option("--budget", min=1, help="Maximum number of images to query. Defaults to all.")
+        int | None, option("--budget", "Maximum number of images to query. Defaults to all.", min=1)
     ] = None,
     exhaustive: Annotated[
-        bool,
-        typer.Option("--exhaustive", help="Query on after the first accusation, to find further colluders."),
+        bool, option("--exhaustive", "Query on after the first accusation, to find further colluders.")
     ] = False,
     transcript: Annotated[
-        Path | None,
-        typer.Option("--transcript", help="Append each response to this file. Run the command again to resume."),
+        Path | None, option("--transcript", "Append each response to this file. Run the command again to resume.")
     ] = None,
     proof: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--proof",
-            help="File for the proof, if somebody is accused. Without --transcript, the transcript is "
-            "FILE.transcript.",
+            "File for the proof, if somebody is accused. Without --transcript, the transcript is FILE.transcript.",
         ),
     ] = None,
     alpha: options.Alpha = None,
@@ -116,12 +106,12 @@ def query(
 
 
 def check_proof(
-    proof: Annotated[Path, typer.Argument(help="File that `query --proof` wrote.", show_default=False)],
+    proof: Annotated[Path, argument("File that `query --proof` wrote.")],
     commitment: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--commitment",
-            help="Commitment from the model card of the accused's copy. Repeat the option for several copies.",
+            "Commitment from the model card of the accused's copy. Repeat the option for several copies.",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -169,10 +159,8 @@ def open_suspect(
         return from_folder(rest, labels)
     if kind == "python" and rest:
         return from_callable(_load_function(rest), labels, text)
-    raise FingerprintError(
-        f"{_redact_suspect(text)} is not a suspect: give https://..., hf:org/name, pipeline:FOLDER or "
-        f"python:MODULE_OR_FILE:FUNCTION."
-    )
+    forms = "https://..., hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION"
+    raise FingerprintError(f"{_redact_suspect(text)} is not a suspect: give {forms}.")
 
 
 def _load_function(text: str) -> Callable[[Any], Any]:
@@ -192,10 +180,9 @@ def _load_function(text: str) -> Callable[[Any], Any]:
         else:
             raise ImportError
     except Exception as error:
-        raise FingerprintError(
-            f"python:{text} can't be imported ({type(error).__name__}): give python:MODULE:FUNCTION or "
-            f"python:FILE.py:FUNCTION."
-        ) from error
+        forms = "python:MODULE:FUNCTION or python:FILE.py:FUNCTION"
+        reason = type(error).__name__
+        raise FingerprintError(f"python:{text} can't be imported ({reason}): give {forms}.") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise FingerprintError(f"{where} has no function {name}: give a function that takes a PIL image.")
@@ -235,10 +222,8 @@ def load_base_labels(path: Path | None, vault: "Vault", base: str | None) -> "La
             f"The bases of {vault.folder} have {len(found)} different sets of class names: give those of the suspect "
             f"by --labels, or choose a base by --base."
         )
-    raise FingerprintError(
-        f"The class names of the base are not found from {vault.folder}: give them by --labels, or the base's folder "
-        f"by --base."
-    )
+    remedy = "give them by --labels, or the base's folder by --base"
+    raise FingerprintError(f"The class names of the base are not found from {vault.folder}: {remedy}.")
 
 
 def _read_token(variable: str | None, suspect: str) -> str | None:

@@ -110,11 +110,9 @@ def _verdict(result: "TraceResult", claim: str | None) -> str:
     else:
         conclusion = f"{result.outcome.value}: nobody is accused, and nobody is cleared"
     covered = "" if claim is None else f", and the bound covers all {result.recipients_covered:,} in the vault"
-    return (
-        f"{conclusion}. {result.recipients_tested:,} copies tested{covered}; the probability that "
-        "any innocent is accused "
-        f"is at most {result.alpha:.0e}, if the suspect was made without knowledge of scores"
-    )
+    bound = f"the probability that any innocent is accused is at most {result.alpha:.0e}"
+    condition = "if the suspect was made without knowledge of scores"
+    return f"{conclusion}. {result.recipients_tested:,} copies tested{covered}; {bound}, {condition}"
 
 
 def _made_for(score: "RecipientScore") -> str:

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option
 from hf_fingerprint.cli.vault_commands import app
 
 
@@ -16,9 +15,8 @@ def passphrase(
     passphrase_file: options.PassphraseFile = None,
     new_passphrase_file: Annotated[
         Path | None,
-        typer.Option(
-            "--new-passphrase-file",
-            help="File whose first line is the new passphrase. Defaults to the same passphrase.",
+        option(
+            "--new-passphrase-file", "File whose first line is the new passphrase. Defaults to the same passphrase."
         ),
     ] = None,
 ) -> None:
@@ -43,10 +41,7 @@ def passphrase(
 
 
 @app.command()
-def backup(
-    file: Annotated[Path, typer.Argument(help="New file for the backup.", show_default=False)],
-    vault: options.VaultFolder,
-) -> None:
+def backup(file: Annotated[Path, argument("New file for the backup.")], vault: options.VaultFolder) -> None:
     """Copy the vault's database to a file, and check the copy. Other processes can use the vault meanwhile.
 
     The backup does not hold the tracing identity: back that up separately. To restore, move the vault's folder away,
@@ -66,7 +61,7 @@ def check(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     locked: Annotated[
-        bool, typer.Option("--locked", help="Check only what can be checked without the tracing identity.")
+        bool, option("--locked", "Check only what can be checked without the tracing identity.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.options import argument, option, required
+from hf_fingerprint.config import FingerprintConfig
 
 
 if TYPE_CHECKING:
@@ -19,26 +21,22 @@ issuer_app = typer.Typer(
 )
 app.add_typer(issuer_app, name="issuer", no_args_is_help=True)
 
-Repo = Annotated[
-    str, typer.Argument(help="Private dataset repo, org/name, that holds only the vault.", show_default=False)
-]
+Repo = Annotated[str, argument("Private dataset repo, org/name, that holds only the vault.")]
 IssuerKey = Annotated[
     Path | None,
-    typer.Option(
-        "--issuer-key", help="File of an issuer's key, instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."
-    ),
+    option("--issuer-key", "File of an issuer's key, instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."),
 ]
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder for the vault.", show_default=False)],
+    folder: Annotated[Path, argument("Folder for the vault.")],
     passphrase_file: options.PassphraseFile = None,
     public_key: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--public-key",
-            help="Public key of a tracing identity that is kept elsewhere. The vault then only marks copies.",
+            "Public key of a tracing identity that is kept elsewhere. The vault then only marks copies.",
         ),
     ] = None,
 ) -> None:
@@ -48,60 +46,37 @@ def init(
 
     if public_key is not None:
         Vault.create(folder, public_key=public_key)
-        output.echo(
-            f"Created the vault {folder}, which marks copies. To trace them, use the identity of this public key."
-        )
+        tracing = "To trace them, use the identity of this public key."
+        output.echo(f"Created the vault {folder}, which marks copies. {tracing}")
         return
-    begun = (folder / "identity.age").exists()
+    identity = folder / "identity.age"
+    begun = identity.exists()
     vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
     if begun:
-        output.echo(f"Using the existing identity {folder / 'identity.age'}.")
-    output.echo(
-        f"Created the vault {folder}. Tracing needs {folder / 'identity.age'} and its passphrase: "
-        "back up both, separately."
-    )
+        output.echo(f"Using the existing identity {identity}.")
+    tracing = f"Tracing needs {identity} and its passphrase: back up both, separately."
+    output.echo(f"Created the vault {folder}. {tracing}")
     output.echo(f"public key: {vault.public_key}")
 
 
 @app.command()
+@options.expand_options
 def add(
     model: options.Model,
     vault: options.VaultFolder,
     file: options.File = None,
-    max_kl: options.MaxKl = None,
-    calibration: options.Calibration = None,
-    coalition: options.Coalition = None,
-    expected_recipients: options.ExpectedRecipients = None,
-    alpha: options.Alpha = None,
-    amplitude: options.Amplitude = None,
-    carriers: options.Carriers = None,
-    code: options.Code = None,
-    output_kind: options.OutputKind = None,
-    calibration_images: options.CalibrationImages = None,
+    *,
+    config: FingerprintConfig,
     remeasure: Annotated[
-        bool,
-        typer.Option("--remeasure", help="Register a known base again, with these settings, for new copies."),
+        bool, option("--remeasure", "Register a known base again, with these settings, for new copies.")
     ] = False,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, and choose its carriers and code, once for all copies."""
-    from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
 
-    config = FingerprintConfig(
-        max_kl,
-        calibration,
-        coalition,
-        expected_recipients,
-        alpha,
-        amplitude,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
-    )
     with output.progress_bars() as progress:
         place = options.model_reference(model, file)
         base = register(place, Vault(vault), config, progress, remeasure=remeasure, as_base=as_base)
@@ -141,15 +116,15 @@ def push(
 @app.command()
 def pull(
     repo: Repo,
-    folder: Annotated[Path, typer.Argument(help="Folder of the vault, new or existing.", show_default=False)],
+    folder: Annotated[Path, argument("Folder of the vault, new or existing.")],
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
     public_key: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--public-key",
-            help="Public key of the expected tracing identity, to refuse a vault of any other. For new folders.",
+            "Public key of the expected tracing identity, to refuse a vault of any other. For new folders.",
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -174,14 +149,13 @@ def pull(
 
 @app.command()
 def merge(
-    other: Annotated[Path, typer.Argument(help="Folder of the other vault.", show_default=False)],
+    other: Annotated[Path, argument("Folder of the other vault.")],
     vault: options.VaultFolder,
     identity: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--identity",
-            help="File of the tracing identity, to check new records. Required if the other vault has "
-            "another identity.",
+            "File of the tracing identity, to check new records. Required if the other vault has another identity.",
         ),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
@@ -202,10 +176,7 @@ def merge(
 
 @app.command()
 def forget(
-    record: Annotated[
-        str, typer.Argument(help="Id of the record, as `recipients --json` shows it.", show_default=False)
-    ],
-    vault: options.VaultFolder,
+    record: Annotated[str, argument("Id of the record, as `recipients --json` shows it.")], vault: options.VaultFolder
 ) -> None:
     """Delete the record of an unfinished copy, such as that of an abandoned training."""
     from hf_fingerprint.vault import Vault, forget_copy
@@ -220,19 +191,16 @@ def rotate(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     new_passphrase_file: Annotated[
-        Path | None,
-        typer.Option("--new-passphrase-file", help="File whose first line is the passphrase of the new identity."),
+        Path | None, option("--new-passphrase-file", "File whose first line is the passphrase of the new identity.")
     ] = None,
     public_key: Annotated[
-        str | None, typer.Option("--public-key", help="Public key of a new tracing identity that is kept elsewhere.")
+        str | None, option("--public-key", "Public key of a new tracing identity that is kept elsewhere.")
     ] = None,
 ) -> None:
     """Give the vault a new tracing identity, after the old one may have leaked, and seal all records to it."""
-    from hf_fingerprint.vault import Vault, find_passphrase
     from hf_fingerprint.vault.rotation import rotate as rotate_vault
 
-    opened = Vault(vault)
-    opened.unlock(find_passphrase(passphrase_file), identity)
+    opened = options.unlocked_vault(vault, passphrase_file, identity)
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
     output.echo(f"{vault}: {rotation.records} records are sealed to the new identity.")
@@ -243,19 +211,15 @@ def rotate(
     if rotation.old_identity_file is not None:
         output.echo(f"{rotation.old_identity_file} opens only older backups and pushed vaults.")
     if not rotation.old_seals_erased:
-        output.echo_err(
-            "Old seals remain in the database's files, since another process reads them, the disk is full or the "
-            "database is damaged: solve that, then rotate again."
-        )
-    output.echo_err(
-        "Anybody with the old identity and an old copy of the vault can still read the codewords in it: delete old "
-        "copies, and push to a new repo."
-    )
+        cause = "another process reads them, the disk is full or the database is damaged"
+        output.echo_err(f"Old seals remain in the database's files, since {cause}: solve that, then rotate again.")
+    risk = "Anybody with the old identity and an old copy of the vault can still read the codewords in it"
+    output.echo_err(f"{risk}: delete old copies, and push to a new repo.")
     output.echo(f"public key: {rotation.vault.public_key}")
 
 
 @issuer_app.command()
-def new(file: Annotated[Path, typer.Argument(help="New file for the key.", show_default=False)]) -> None:
+def new(file: Annotated[Path, argument("New file for the key.")]) -> None:
     """Make an issuer's key, without a passphrase. Keep it as a secret of the machine that marks copies."""
     from hf_fingerprint.vault.issuers import new_issuer_key
 
@@ -266,9 +230,9 @@ def new(file: Annotated[Path, typer.Argument(help="New file for the key.", show_
 
 @issuer_app.command("add")
 def add_issuer(
-    public_key: Annotated[str, typer.Argument(help="Public key of the issuer, age1...", show_default=False)],
+    public_key: Annotated[str, argument("Public key of the issuer, age1...")],
     vault: options.VaultFolder,
-    name: Annotated[str, typer.Option("--name", help="Name of the issuer, such as ci.", show_default=False)],
+    name: Annotated[str, required("--name", "Name of the issuer, such as ci.")],
 ) -> None:
     """Let an issuer open the vault that is pushed from now on: the bases, but no copy's key."""
     from hf_fingerprint.vault import Vault
@@ -294,10 +258,7 @@ def list_issuers(vault: options.VaultFolder, as_json: options.AsJson = False) ->
 
 
 @issuer_app.command("remove")
-def remove(
-    which: Annotated[str, typer.Argument(help="Name or public key of the issuer.", show_default=False)],
-    vault: options.VaultFolder,
-) -> None:
+def remove(which: Annotated[str, argument("Name or public key of the issuer.")], vault: options.VaultFolder) -> None:
     """Remove an issuer permanently. It keeps what it has pulled before."""
     from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.issuers import remove_issuer
@@ -328,9 +289,8 @@ def _new_passphrase(file: Path | None) -> str:
     from hf_fingerprint.vault.passphrase import PASSPHRASE_VARIABLE
 
     if file is None and os.environ.get(PASSPHRASE_VARIABLE):
-        raise PassphraseError(
-            f"{PASSPHRASE_VARIABLE} opens the old identity: give the new one's passphrase with --new-passphrase-file."
-        )
+        needed = "give the new one's passphrase with --new-passphrase-file"
+        raise PassphraseError(f"{PASSPHRASE_VARIABLE} opens the old identity: {needed}.")
     if file is None:
         output.echo_err("The new identity needs a passphrase of its own.")
     return find_passphrase(file, confirm=True)

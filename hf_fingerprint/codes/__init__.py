@@ -4,10 +4,10 @@ Nothing here knows what a model is.
 """
 
 from hf_fingerprint.codes.bounds import MAX_ALPHA, check_alpha
-from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
+from hf_fingerprint.codes.coalition import coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.collusion import FORGERIES, forge
-from hf_fingerprint.codes.decoding import Decoding, decode, decode_all, prove_codeword
+from hf_fingerprint.codes.decoding import decode, decode_all, prove_codeword
 from hf_fingerprint.codes.design import CodeDesign, design_code
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import Nuida
@@ -30,23 +30,19 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
     Raises:
         [`CodeError`]: if this version doesn't know the family.
     """
-    if family == Tardos.family:
-        return Tardos(length, coalition, secret)
-    if family == Nuida.family:
-        return Nuida(length, coalition, secret)
     if family == FairSigns.family:
         return FairSigns(length)
-    raise CodeError(f"This version of hf-fingerprint doesn't know the code {family}: upgrade it.")
+    if family not in FAMILIES:
+        raise CodeError(f"This version of hf-fingerprint doesn't know the code {family}: upgrade it.")
+    return (Nuida if family == Nuida.family else Tardos)(length, coalition, secret)
 
 
 __all__ = [
     "FAMILIES",
     "FORGERIES",
     "MAX_ALPHA",
-    "CertifiedCoalition",
     "CodeDesign",
     "Codebook",
-    "Decoding",
     "FairSigns",
     "Nuida",
     "Tardos",

@@ -55,10 +55,8 @@ class BiasedCodebook(Codebook):
         """Two functions: `y / (a var + b)`, with `y^2 = a var + b` fitted to the signal's energy, is best on averages
         in any noise; `y / (var + 0.05)` is best on minority votes."""
         order = np.argsort(self.variance, kind="stable")
-        energy, variance = (
-            [float(part.mean()) for part in np.array_split(values[order], 2)]
-            for values in (residual**2, self.variance)
-        )
+        halves = [np.array_split(values[order], 2) for values in (residual**2, self.variance)]
+        energy, variance = ([float(part.mean()) for part in parts] for parts in halves)
         spread = variance[1] - variance[0]
         slope = max(0.0, (energy[1] - energy[0]) / spread) if spread else 0.0
         noise = max(energy[0] - slope * variance[0], REGULARIZATION * slope)

@@ -50,10 +50,9 @@ class ChernoffBound:
 
     def __init__(self, function: np.ndarray, probability: np.ndarray):
         used = function != 0
-        up = np.where(function > 0, probability, 1 - probability)[used]
+        self._up = np.where(function > 0, probability, 1 - probability)[used]
         self._step = 2 * np.abs(function[used])
-        self._up = up
-        self._below = self._step * up  # |h| (1 + mu), where mu takes the sign of h
+        self._below = self._step * self._up  # |h| (1 + mu), where mu takes the sign of h
         self._best: dict[float, tuple[float, float]] = {}
 
     def cumulant(self, s: float) -> float:
@@ -80,10 +79,9 @@ class ChernoffBound:
             return np.zeros(len(scores))
         highest = max(8.0, 2 * float(np.max(scores)))
         grid = np.append(np.geomspace(0.5, highest, GRID), self._optimum(at)[1])
-        cumulants = np.array([self.cumulant(s) for s in grid])
         best = hoeffding_log_p(scores) if np.all(self._up == 0.5) else np.zeros(len(scores))
-        for s, cumulant in zip(grid, cumulants, strict=True):
-            np.minimum(best, cumulant - s * scores, out=best)
+        for s in grid:
+            np.minimum(best, self.cumulant(s) - s * scores, out=best)
         return best
 
     def _optimum(self, log_p: float) -> tuple[float, float]:

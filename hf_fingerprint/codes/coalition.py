@@ -69,9 +69,8 @@ def coalition_by_formula(codebook: Codebook, recipients: int, alpha: float, nois
     size = 0
     while size < recipients and expected_score(codebook, size + 1, noise) >= needed:
         size += 1
-    return CertifiedCoalition(
-        size, f"formula for averaging, noise {noise:.2g} per position, 3 standard deviations kept"
-    )
+    method = f"formula for averaging, noise {noise:.2g} per position, 3 standard deviations kept"
+    return CertifiedCoalition(size, method)
 
 
 def coalition_by_simulation(
@@ -80,29 +79,23 @@ def coalition_by_simulation(
     """The largest coalition whose members are all accused in every trial of every strategy, by bisection.
 
     Args:
-        codebook ([`Codebook`]): the code.
+        codebook, noise: see [`expected_score`].
         recipients (`int`): n, how many recipients the bound covers.
         alpha (`float`): the bound on the probability of accusing any innocent.
-        noise (`float`): standard deviation of the signal at one position, in units of the mark's amplitude.
         trials (`int`, *optional*, defaults to 3): simulations for each strategy and size.
         limit (`int`, *optional*, defaults to 64): the largest size tried.
     """
     low, high = 0, min(limit, recipients) + 1
     while high - low > 1:
         size = (low + high) // 2
-        if all(
+        withstands = all(
             count_accused_in_simulation(codebook, size, strategy, recipients, alpha, noise, trial) == size
             for strategy in POSITION_STRATEGIES
             for trial in range(trials)
-        ):
-            low = size
-        else:
-            high = size
-    return CertifiedCoalition(
-        low,
-        f"simulation, {trials} trials of each of {', '.join(POSITION_STRATEGIES)}, noise {noise:.2g} per position, "
-        f"all colluders accused",
-    )
+        )
+        low, high = (size, high) if withstands else (low, size)
+    tried = f"{trials} trials of each of {', '.join(POSITION_STRATEGIES)}"
+    return CertifiedCoalition(low, f"simulation, {tried}, noise {noise:.2g} per position, all colluders accused")
 
 
 def count_accused_in_simulation(

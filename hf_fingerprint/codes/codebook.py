@@ -32,8 +32,8 @@ class Codebook(ABC):
 
     Attributes:
         family (`str`): its name in vaults.
-        functions_per_round (`int`): H, how many score functions a round of decoding may try: those of
-            [`score_functions`] and, for a biased code, the likelihood ratio. The bound pays for each.
+        functions_per_round (`int`): H, how many score functions a round may try, which the bound pays for: those of
+            [`score_functions`] and, for a biased code, the likelihood ratio.
     """
 
     family: str
@@ -41,9 +41,8 @@ class Codebook(ABC):
 
     def __init__(self, length: int):
         if length % 8 or not MIN_LENGTH <= length <= MAX_LENGTH:
-            raise CodeError(
-                f"The length of a code must be a multiple of 8 from {MIN_LENGTH} to {MAX_LENGTH}, got {length}."
-            )
+            allowed = f"a multiple of 8 from {MIN_LENGTH} to {MAX_LENGTH}"
+            raise CodeError(f"The length of a code must be {allowed}, got {length}.")
         self.length = length
 
     @property
@@ -80,14 +79,10 @@ class Codebook(ABC):
         return 4 * self.probability * (1 - self.probability)
 
     def blocks(self, copy_keys: Sequence[bytes]) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields the codewords, block by block.
-
-        Args:
-            copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
+        """Yields the codewords of n copy keys of 32 bytes, block by block.
 
         Yields:
-            `(rows, bits)`: a slice of the keys, and their bits as `bool` of shape `(len(rows), V)`. The next block
-            overwrites the bits.
+            `(rows, bits)`: a slice of the keys, and their bits, `(len(rows), V)`, which the next block overwrites.
         """
         count = min(BLOCK, len(copy_keys))
         stream = np.empty((count, self.stream_bytes), np.uint8)
@@ -120,8 +115,7 @@ class Codebook(ABC):
             functions (`np.ndarray` of shape `(H, V)`): finite h.
 
         Returns:
-            `np.ndarray` of shape `(H, V)`: zeros for a function without information, and at positions where all
-            recipients hold the same bit.
+            `np.ndarray` of shape `(H, V)`: 0 for a function without information, and where all hold the same bit.
 
         Raises:
             [`CodeError`]: if a function has values that are not finite.
@@ -144,8 +138,7 @@ class Codebook(ABC):
             progress (callable, *optional*): a [`Progress`].
 
         Returns:
-            `np.ndarray` of shape `(n, H)`, in single precision and exact up to [`screening_error`]: use it to screen
-            recipients, and decide by [`packed_scores`].
+            `np.ndarray` of shape `(n, H)`, up to [`screening_error`]: screen by it, and decide by [`packed_scores`].
         """
         return self._scores(self.blocks(copy_keys), len(copy_keys), functions, progress or silent)
 
@@ -156,8 +149,7 @@ class Codebook(ABC):
             packed (`np.ndarray` of shape `(n, V / 8)`): codewords.
             functions (`np.ndarray` of shape `(H, V)`): score functions.
             least (`np.ndarray` of shape `(H,)`, *optional*): the lowest score by each function that matters; by
-                default all scores do. A recipient whose score in single precision reaches one of them, or misses it
-                by no more than its error, gets exact scores.
+                default all do. Who reaches one in single precision, up to its error, gets exact scores.
 
         Returns:
             `np.ndarray` of shape `(n, H)`. A recipient's exact scores don't depend on the other recipients.
@@ -177,19 +169,14 @@ class Codebook(ABC):
         """The largest error of [`scores`] in single precision, shape `(H,)`.
 
         Weights are rounded once. Up to `SINGLE_PRECISION_CHUNK` of them are added with one rounding each, in any
-        order, and these sums are added in double precision. N. J. Higham, "Accuracy and Stability of Numerical
-        Algorithms", 4.2.
+        order; these sums are added in double precision. Higham, "Accuracy and Stability of Numerical Algorithms", 4.2.
         """
         roundings = min(SINGLE_PRECISION_CHUNK, self.length) + 1
         unit, slack, smallest = 2.0**-24, 1.01, self.length * 2.0**-126
         return slack * roundings * unit * np.abs(2 * functions).sum(axis=1) + smallest
 
     def _scores(
-        self,
-        blocks: Iterable[tuple[slice, np.ndarray]],
-        count: int,
-        functions: np.ndarray,
-        progress: Progress,
+        self, blocks: Iterable[tuple[slice, np.ndarray]], count: int, functions: np.ndarray, progress: Progress
     ) -> np.ndarray:
         weights = (2 * functions).astype(np.float32)
         out = np.zeros((count, len(functions)))

@@ -90,7 +90,7 @@ def collude_at_positions(strategy: str, codewords: np.ndarray, rng: np.random.Ge
 
     Args:
         strategy (`str`): one of `POSITION_STRATEGIES`; a random pick takes all weights of a position from one copy.
-            Of one weight, the minimum, the maximum and a random extreme have the mean of `"min-max"`.
+            Minimum, maximum and a random extreme have the mean of `"min-max"`.
         codewords (`np.ndarray` of shape `(c, V)`): the colluders' codewords, -1 and +1.
         rng (`np.random.Generator`): the source of random picks.
 
@@ -98,8 +98,7 @@ def collude_at_positions(strategy: str, codewords: np.ndarray, rng: np.random.Ge
         `np.ndarray` of shape `(V,)`.
     """
     if strategy == "random pick":
-        copy = np.asarray(rng.integers(len(codewords), size=codewords.shape[1]))
-        return pick(codewords, copy)
+        return pick(codewords, np.asarray(rng.integers(len(codewords), size=codewords.shape[1])))
     mix = VALUE_STRATEGIES[strategy]
     return (mix(codewords) - mix(-codewords)) / 2
 
@@ -110,17 +109,15 @@ def forge(
     """Draws the signal extracted from a forgery, in units of the mark's amplitude.
 
     Args:
-        strategy (`str`): one of `FORGERIES`. A weighted average has shares from a Dirichlet distribution of parameter
-            2; layers are 27, of log-normal sizes, each from one colluder; blocks are so small that each weight of a
-            position may come from another colluder. Extremes and votes are as in [`collude`].
+        strategy (`str`): one of `FORGERIES`. A weighted average has Dirichlet(2) shares; layers are 27, of log-normal
+            sizes, each from one colluder; of blocks, each weight may come from another. The rest: see [`collude`].
         codewords (`np.ndarray` of shape `(c, V)`): the colluders' codewords, -1 and +1.
         weights (`int`): m, the number of weights per position.
         drift (`float`): standard deviation of the noise in each weight, in units of the mark's amplitude.
         rng (`np.random.Generator`): the source of all random choices.
 
     Returns:
-        `(extracted, shares)`: the extracted signal, shape `(V,)`, for a mass of 1, and each colluder's share of the
-        forgery, shape `(c,)`.
+        `(extracted, shares)`: the extracted signal, `(V,)`, for a mass of 1, and each colluder's share, `(c,)`.
 
     Raises:
         [`CodeError`]: if there is no such strategy.
@@ -134,8 +131,7 @@ def forge(
         forged = shares @ codewords
     elif strategy == "layer interleaving":
         sizes = rng.lognormal(size=LAYERS)
-        contributors = np.resize(rng.permutation(count), LAYERS)
-        shares = np.bincount(contributors, sizes / sizes.sum(), count)
+        shares = np.bincount(np.resize(rng.permutation(count), LAYERS), sizes / sizes.sum(), count)
         forged = shares @ codewords
     elif strategy in ("block interleaving", "random pick"):
         forged = _mean_of_random_signs((codewords > 0).mean(axis=0), weights, rng)

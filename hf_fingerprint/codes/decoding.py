@@ -12,8 +12,7 @@ which depends on j's codeword. So j reaches any of these thresholds with probabi
 recipients nothing changes until j reaches one: a score function depends on the signal and on who is accused already;
 a threshold depends on its function; the likelihood ratio is used where nobody reached a threshold; the cut of the
 screening depends on the signal. So j is accused with probability at most `R H p`, and any of up to n innocents with n
-times that, whether or not another innocent was accused before. Reported scores, bounds and the order of accusation
-decide nothing.
+times that, whether or not another was accused before. Reported scores, bounds and the order decide nothing.
 
 The proof assumes that the keyed generator is pseudo-random and that the suspect was made without feedback from
 tracing. Alpha is for one trace of one suspect.
@@ -22,6 +21,7 @@ tracing. Alpha is for one trace of one suspect.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -74,21 +74,17 @@ def decode(
     Args:
         codebook ([`Codebook`]): the code of the base.
         copy_keys (sequence of `bytes`): one for each of the n recipients.
-        extracted (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
-        mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that any innocent is accused, at
-            most 0.05.
+        extracted, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, at most 0.05.
         max_rounds (`int`, *optional*, defaults to 10): R; the bound pays for each round, run or not.
         progress (callable, *optional*): a [`Progress`].
-        recipients (`int`, *optional*): n, how many recipients the bound pays for, at least the number of keys, which
-            is the default.
+        recipients (`int`, *optional*): n, how many recipients the bound pays for; at least, and by default, the keys.
 
     Returns:
         [`Decoding`]: it doesn't depend on the unit of the signal or of the mass. An empty signal accuses nobody.
 
     Raises:
-        [`CodeError`]: if the signal can't be decoded, see [`to_signal`], alpha isn't above 0 and at most 0.05, or
-            there are more keys than recipients.
+        [`CodeError`]: if the signal can't be decoded, see [`to_signal`], alpha is out of range, or n is too low.
     """
     return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, progress, recipients)[0]
 
@@ -112,38 +108,20 @@ def decode_all(
     union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n)
     signals = [to_signal(*extracted, codebook.length) for extracted in extracted_pairs]
     banks = [_standardized_functions(codebook, signal, packed=None) for signal in signals]
-    candidates = [np.arange(n)] * len(signals)
-    screened_scores = [np.full(n, -np.inf) for _ in signals]
-    packed = None
-    if n > CANDIDATES and banks:  # keep those above a cut that depends on the signal alone, not on codewords
-        screened = codebook.scores(copy_keys, np.concatenate(banks), progress)
-        for i, (score_functions, bank_scores) in enumerate(
-            zip(banks, np.split(screened, len(banks), axis=1), strict=True)
-        ):
-            share = math.log(CANDIDATES / (n * len(score_functions)))
-            cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in score_functions]
-            candidates[i] = np.flatnonzero(
-                (bank_scores >= cuts - codebook.screening_error(score_functions)).any(axis=1)
-            )
-            screened_scores[i] = bank_scores.max(axis=1)
-    else:
+    run = partial(_decode_candidates, codebook, union=union, alpha=alpha, max_rounds=max_rounds)
+    if n <= CANDIDATES or not banks:
         packed = codebook.packed(copy_keys, progress)
-    return [
-        _decode_candidates(
-            codebook,
-            signal,
-            score_functions,
-            candidate_rows,
-            codebook.packed([copy_keys[int(i)] for i in candidate_rows]) if packed is None else packed,
-            scores,
-            union,
-            alpha,
-            max_rounds,
-        )
-        for signal, score_functions, candidate_rows, scores in zip(
-            signals, banks, candidates, screened_scores, strict=True
-        )
-    ]
+        return [run(*each, np.arange(n), packed, np.full(n, -np.inf)) for each in zip(signals, banks, strict=True)]
+    screened = np.split(codebook.scores(copy_keys, np.concatenate(banks), progress), len(banks), axis=1)
+    decoded = []
+    for signal, functions, scores in zip(signals, banks, screened, strict=True):
+        # keep those above a cut that depends on the signal alone, not on codewords
+        share = math.log(CANDIDATES / (n * len(functions)))
+        cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in functions]
+        candidates = np.flatnonzero((scores >= cuts - codebook.screening_error(functions)).any(axis=1))
+        packed = codebook.packed([copy_keys[int(i)] for i in candidates])
+        decoded.append(run(signal, functions, candidates, packed, scores.max(axis=1)))
+    return decoded
 
 
 def _decode_candidates(
@@ -186,9 +164,7 @@ class Decoder:
     """Scores the candidates by one score function after another and keeps each one's strongest score."""
 
     def __init__(self, codebook: Codebook, packed: np.ndarray, log_union: float, alpha: float):
-        self._codebook = codebook
-        self._packed = packed
-        self._log_union = log_union
+        self._codebook, self._packed, self._log_union = codebook, packed, log_union
         self._log_alpha = math.log(alpha)
         self._target = self._log_alpha - log_union
         self.scores = np.full(len(packed), -np.inf)
@@ -271,13 +247,7 @@ def _likelihood_ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) ->
 
 
 def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) -> float:
-    """The logarithm of the number of scores that the bound pays for.
-
-    Args:
-        codebook ([`Codebook`]): the code.
-        recipients (`int`): n.
-        rounds (`int`): R.
-        least (`int`, *optional*, defaults to 1): how many recipients are tested.
+    """The logarithm of `n R H`, the number of scores that the bound pays for, of which `least` recipients are tested.
 
     Raises:
         [`CodeError`]: if there are fewer recipients than are tested, or fewer rounds than 1.

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,8 +55,7 @@ class CodeDesign:
         coalition (`int`): c, the number of colluders.
         alpha (`float`): the bound on the probability of accusing any innocent.
         drift (`float`): standard deviation of the noise in each weight, in units of the mark's amplitude.
-        options (`tuple[CodeOption, ...]`): at most one of each family, sorted by the weights they need and then by
-            their margin, widest first.
+        options (`tuple[CodeOption, ...]`): at most one of each family, by fewest weights and then by widest margin.
     """
 
     recipients: int
@@ -86,12 +85,10 @@ def design_code(
     Args:
         recipients (`int`): n.
         coalition (`int`): c, up to n.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability of accusing any innocent, at most
-            0.05.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, at most 0.05.
         drift (`float`, *optional*, defaults to 5): standard deviation of the noise in each weight, in units of the
             mark's amplitude; 5 is a drift of 2 % of the weights' size at an amplitude of 0.4 %.
-        strategies (sequence of `str`, *optional*): names from `FORGERIES`; by default all distinct ones with equal
-            shares.
+        strategies (sequence of `str`, *optional*): from `FORGERIES`; by default all distinct ones with equal shares.
         progress (callable, *optional*): a [`Progress`].
 
     Raises:
@@ -106,27 +103,15 @@ def design_code(
     if unknown or not strategies:
         raise CodeError(f"There is no strategy {', '.join(unknown)}: choose from {', '.join(FORGERIES)}.")
     families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
-    found = (
-        _smallest_option(family, recipients, coalition, alpha, drift, strategies, progress or silent)
-        for family in families
-    )
-    options = sorted((option for option in found if option is not None), key=_preference)
-    return CodeDesign(recipients, coalition, alpha, drift, tuple(options))
-
-
-def _preference(option: CodeOption) -> tuple[int, float]:
-    """Fewest weights first, then the widest margin."""
-    return option.weights, option.threshold - min(option.scores.values())
+    required = CodeDesign(recipients, coalition, alpha, drift, ())
+    found = (_smallest_option(family, required, strategies, progress or silent) for family in families)
+    options = [option for option in found if option is not None]
+    options.sort(key=lambda option: (option.weights, option.threshold - min(option.scores.values())))
+    return replace(required, options=tuple(options))
 
 
 def _smallest_option(
-    family: str,
-    recipients: int,
-    coalition: int,
-    alpha: float,
-    drift: float,
-    strategies: Sequence[str],
-    progress: Progress,
+    family: str, required: CodeDesign, strategies: Sequence[str], progress: Progress
 ) -> CodeOption | None:
     """The smallest size of a family that withstands every strategy; the one that beat the last size runs first."""
     order = list(strategies)
@@ -135,17 +120,15 @@ def _smallest_option(
         sizes.append((LENGTHS[-1], 2 * sizes[-1][1]))
     for length, weights in sizes:
         progress(f"{family}, {length * weights:,} weights", 0, None)
-        codebook = _codebook(family, length, coalition)
-        threshold = accusation_threshold(codebook, recipients, alpha)
-        if expected_score(codebook, coalition, drift / weights**0.5) < _MIN_EXPECTED_SHARE * threshold:
+        codebook = _codebook(family, length, required.coalition)
+        threshold = accusation_threshold(codebook, required.recipients, required.alpha)
+        noise = required.drift / weights**0.5
+        if expected_score(codebook, required.coalition, noise) < _MIN_EXPECTED_SHARE * threshold:
             continue
         scores: dict[str, float] = {}
         for strategy in order:
-            trials = [
-                _simulate_collusion(codebook, strategy, weights, recipients, coalition, alpha, drift, trial)
-                for trial in range(TRIALS)
-            ]
-            if any(len(trial.accused) < coalition for trial in trials):
+            trials = [_simulate_collusion(required, codebook, strategy, weights, trial) for trial in range(TRIALS)]
+            if any(len(trial.accused) < required.coalition for trial in trials):
                 order.insert(0, order.pop(order.index(strategy)))
                 break
             scores[strategy] = float(np.mean([trial.scores.mean() for trial in trials]))
@@ -160,18 +143,10 @@ def _codebook(family: str, length: int, coalition: int) -> Codebook:
     return (Nuida if family == Nuida.family else Tardos)(length, coalition, _SECRET)
 
 
-def _simulate_collusion(
-    codebook: Codebook,
-    strategy: str,
-    weights: int,
-    recipients: int,
-    coalition: int,
-    alpha: float,
-    drift: float,
-    trial: int,
-) -> Decoding:
+def _simulate_collusion(required: CodeDesign, codebook: Codebook, strategy: str, weights: int, trial: int) -> Decoding:
     """Decodes one simulated collusion. The bound pays for all recipients, though no innocents are drawn."""
-    keys = [hashlib.sha256(f"designed for {trial} {i}".encode()).digest() for i in range(coalition)]
+    count, mass = required.coalition, np.ones(codebook.length)
+    keys = [hashlib.sha256(f"designed for {trial} {i}".encode()).digest() for i in range(count)]
     copies = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
-    extracted, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))
-    return decode(codebook, keys, extracted, np.ones(codebook.length), alpha, recipients=recipients)
+    extracted, _ = forge(strategy, copies, weights, required.drift, np.random.default_rng([trial, count]))
+    return decode(codebook, keys, extracted, mass, required.alpha, recipients=required.recipients)

@@ -25,8 +25,7 @@ def nuida_biases(coalition: int) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         `(points, weights)`, each `float64` of shape `(ceil(c / 2),)`: `p = (1 + x) / 2` for the zeros x of the
-        Legendre polynomial, ascending, and weights in proportion to those of Gauss and Legendre's quadrature over
-        `sqrt(p (1 - p))`, with sum 1.
+        Legendre polynomial, ascending, and Gauss-Legendre weights over `sqrt(p (1 - p))`, with sum 1.
     """
     zeros, quadrature = np.polynomial.legendre.leggauss((coalition + 1) // 2)
     points = (1 + zeros) / 2
@@ -46,10 +45,8 @@ class Nuida(BiasedCodebook):
     def __init__(self, length: int, coalition: int, secret: bytes):
         super().__init__(length, coalition, secret)
         if coalition > MAX_COALITION:
-            raise CodeError(
-                f"Nuida's biases for a coalition of {coalition} are finer than 2^-16: choose {MAX_COALITION} or "
-                f"fewer, or a Tardos code."
-            )
+            fine = f"Nuida's biases for a coalition of {coalition} are finer than 2^-16"
+            raise CodeError(f"{fine}: choose {MAX_COALITION} or fewer, or a Tardos code.")
 
     @cached_property
     def thresholds(self) -> np.ndarray:

@@ -19,8 +19,7 @@ def residual_signal(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray,
     Args:
         codebook ([`Codebook`]): the code.
         extracted (`np.ndarray` of shape `(V,)`): y, weighted sums; a mark of strength 1 gives `mass * b`.
-        mass (`np.ndarray` of shape `(V,)`): the weight of each position, inverse to the variance of
-            `extracted / mass`.
+        mass (`np.ndarray` of shape `(V,)`): each position's weight, inverse to the variance of `extracted / mass`.
         accused (`np.ndarray` of shape `(k, V)`): the bits of the accused.
 
     Returns:
@@ -62,11 +61,9 @@ def is_unexplained(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, 
     precision = float((signal.mass * codebook.mean**2)[agreed].sum())
     total = float((signal.values * codebook.mean)[agreed].sum()) / precision if precision else 0.0
     slight = _SLIGHT * abs(total)
-    return bool(
-        abs(coefficients[0] - shares) > max(_EXPLAINED * error, slight)
-        or abs(total - shares) * math.sqrt(precision)
-        > max(_EXPLAINED * math.sqrt(noise), slight * math.sqrt(precision))
-    )
+    root = math.sqrt(precision)
+    in_mean = abs(coefficients[0] - shares) > max(_EXPLAINED * error, slight)
+    return bool(in_mean or abs(total - shares) * root > max(_EXPLAINED * math.sqrt(noise), slight * root))
 
 
 def _fit(codebook: Codebook, signal: Signal, accused: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

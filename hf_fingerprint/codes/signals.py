@@ -19,11 +19,9 @@ class Signal(NamedTuple):
     """An extracted signal and its mass, scaled to numbers of order 1.
 
     Attributes:
-        values (`np.ndarray` of shape `(V,)`): the signal over `2^exponent`; the largest magnitude is in [1, 2), or
-            all are 0.
+        values (`np.ndarray` of shape `(V,)`): the signal over `2^exponent`; the largest magnitude is in [1, 2), or 0.
         mass (`np.ndarray` of shape `(V,)`): the mass over `2^mass_exponent`.
-        exponent (`int`): the signal's exponent.
-        mass_exponent (`int`): the mass's exponent.
+        exponent, mass_exponent (`int`): the exponents.
     """
 
     values: np.ndarray
@@ -46,8 +44,7 @@ def to_unit_scale(values: np.ndarray) -> tuple[np.ndarray, int]:
 def from_unit_scale(values: np.ndarray, exponent: int) -> np.ndarray:
     """`values * 2^exponent`, clipped to the range of `float64`."""
     with np.errstate(over="ignore"):
-        scaled = np.ldexp(values, exponent)
-    return np.clip(scaled, -MAX_FLOAT, MAX_FLOAT)
+        return np.clip(np.ldexp(values, exponent), -MAX_FLOAT, MAX_FLOAT)
 
 
 def to_signal(extracted: np.ndarray, mass: np.ndarray, length: int) -> Signal:
@@ -57,8 +54,7 @@ def to_signal(extracted: np.ndarray, mass: np.ndarray, length: int) -> Signal:
     value that dwarfs the rest stays, since the bound holds for it too.
 
     Args:
-        extracted (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
-        mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
+        extracted, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         length (`int`): V.
 
     Raises:

@@ -13,7 +13,6 @@ Information Forensics and Security 7 (2012)). It depends only on the signal, the
 accused, so the bound of `decoding.py` holds even if the fit is wrong.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +62,7 @@ def infer_strategy(
         known (`int`): k, how many are accused.
 
     Returns:
-        [`CollusionStrategy`] or `None`: `None` if no mark shows, no position is biased, or the scale in the caller's
-        unit overflows or underflows.
+        [`CollusionStrategy`], or `None` if no mark shows, no position is biased, or the scale over- or underflows.
 
     Raises:
         [`CodeError`]: if the signal can't be decoded, see [`to_signal`].
@@ -108,11 +106,11 @@ def log_likelihood_ratio(
     signal = to_signal(extracted, mass, codebook.length)
     unit = float(np.ldexp(strategy.scale, signal.mass_exponent - signal.exponent))
     ratio = np.zeros(codebook.length)
-    for block in _blocks(np.flatnonzero(signal.mass > 0)):
+    used = np.flatnonzero(signal.mass > 0)
+    for block in (used[start : start + _BLOCK] for start in range(0, len(used), _BLOCK)):
         positions = _Positions(codebook, signal, held, unit, block)
         prior = _log_binomial(positions.probability, strategy.unknown - 1)
-        down, _ = _posterior(strategy, positions, prior, 0)
-        up, _ = _posterior(strategy, positions, prior, 1)
+        down, up = (_posterior(strategy, positions, prior, more)[0] for more in (0, 1))
         ratio[block] = (up - down) / 2
     return ratio
 
@@ -122,16 +120,10 @@ class _Positions:
 
     def __init__(self, codebook: Codebook, signal: Signal, held: np.ndarray, scale: float, which: np.ndarray):
         mass, limit = signal.mass, _OUTLIER * scale
-        values = np.clip(signal.values[which] / mass[which], -limit, limit) / scale
-        self.values = values.astype(np.float32)
+        self.values = (np.clip(signal.values[which] / mass[which], -limit, limit) / scale).astype(np.float32)
         self.precision = (mass[which] / mass[mass > 0].mean()).astype(np.float32)
         self.held = held[which]
         self.probability = codebook.probability[which]
-
-
-def _blocks(positions: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(positions), _BLOCK):
-        yield positions[start : start + _BLOCK]
 
 
 def most_biased(codebook: Codebook) -> np.ndarray:
@@ -186,15 +178,9 @@ def _maximize(strategy: CollusionStrategy, positions: _Positions, prior: np.ndar
     x = (positions.held[:, None] + np.arange(strategy.unknown + 1)).ravel()
     for _ in range(steps):
         likelihood, share = _posterior(strategy, positions, prior, 0)
-        moments = [
-            np.bincount(x, (share * factor[:, None]).ravel(), copies + 1)
-            for factor in (
-                np.ones(len(share), np.float32),
-                positions.precision,
-                positions.precision * positions.values,
-                positions.precision * positions.values**2,
-            )
-        ]
+        precision, values = positions.precision, positions.values
+        factors = np.ones_like(precision), precision, precision * values, precision * values**2
+        moments = [np.bincount(x, (share * factor[:, None]).ravel(), copies + 1) for factor in factors]
         number, weight, square = (moments[i] + moments[i][::-1] for i in (0, 1, 3))
         first = moments[2] - moments[2][::-1]
         means = (first + _MEAN_PRIOR * strategy.means) / (weight + _MEAN_PRIOR)

@@ -53,13 +53,10 @@ def share_axis(label: str, lowest: float = 0.0, highest: float = 1.0) -> Axis:
 
 def count_axis(label: str, values: Sequence[int]) -> Axis:
     """A linear axis with a tick for each value."""
-    low, row_height = min(values), max(values)
-    padding = max(1.0, (row_height - low) / 12)
-    return Axis(
-        label,
-        lambda n: (n - low + padding) / (row_height - low + 2 * padding),
-        tuple((float(v), str(v)) for v in values),
-    )
+    low, high = min(values), max(values)
+    padding = max(1.0, (high - low) / 12)
+    ticks = tuple((float(v), str(v)) for v in values)
+    return Axis(label, lambda n: (n - low + padding) / (high - low + 2 * padding), ticks)
 
 
 @dataclass
@@ -83,18 +80,16 @@ class Chart:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """The position of a point, in pixels."""
-        inside = [min(1.0, max(0.0, axis.place(value))) for axis, value in ((self.x, x), (self.y, y))]
-        return (
-            round(self.LEFT + inside[0] * (self.width - self.LEFT - self.RIGHT), 1),
-            round(self.height - self.BOTTOM - inside[1] * (self.height - self.TOP - self.BOTTOM), 1),
-        )
+        across, up = (min(1.0, max(0.0, axis.place(value))) for axis, value in ((self.x, x), (self.y, y)))
+        left = self.LEFT + across * (self.width - self.LEFT - self.RIGHT)
+        top = self.height - self.BOTTOM - up * (self.height - self.TOP - self.BOTTOM)
+        return round(left, 1), round(top, 1)
 
     def line(self, points: Sequence[tuple[float, float]], kind: str, stepped: bool = False) -> None:
         """Draws a line through points. A `stepped` line goes across before it goes down."""
-        placed = [self.at(*point) for point in points]
         path = "".join(
             (f"H{x:g}V{y:g}" if stepped else f"L{x:g},{y:g}") if i else f"M{x:g},{y:g}"
-            for i, (x, y) in enumerate(placed)
+            for i, (x, y) in enumerate(self.at(*point) for point in points)
         )
         self._marks.append(f'<path class="{kind}" d="{path}"/>')
 
@@ -108,11 +103,11 @@ class Chart:
     def vertical_line(self, x: float, kind: str, label: str, title: str, before: bool = False, row: int = 0) -> None:
         """Draws a vertical line with a label at its top, to the right or, if `before`, to the left."""
         left, _ = self.at(x, 0)
-        end, shift, top = ("end", -4, self.TOP) if before else ("start", 4, self.TOP)
+        end, shift = ("end", -4) if before else ("start", 4)
         self._marks.append(
             f'<g class="{kind}"><title>{escape(title)}</title>'
             f'<line x1="{left:g}" x2="{left:g}" y1="{self.TOP}" y2="{self.height - self.BOTTOM}"/>'
-            f'<text x="{left + shift:g}" y="{top + 10 + 13 * row}" text-anchor="{end}">{escape(label)}</text></g>'
+            f'<text x="{left + shift:g}" y="{self.TOP + 10 + 13 * row}" text-anchor="{end}">{escape(label)}</text></g>'
         )
 
     def shade(self, first: float, last: float, kind: str, title: str) -> None:
@@ -142,16 +137,10 @@ class Chart:
             _, top = self.at(0, value)
             parts.append(f'<line x1="{self.LEFT}" x2="{right}" y1="{top:g}" y2="{top:g}"/>')
             parts.append(f'<text x="{self.LEFT - 6}" y="{top + 4:g}" text-anchor="end">{escape(text)}</text>')
-        middle = (self.LEFT + right) / 2
-        parts.append(
-            f'<text class="name" x="{middle:g}" y="{self.height - 6}" text-anchor="middle">{escape(self.x.label)}'
-            f"</text>"
-        )
-        height = (self.TOP + bottom) / 2
-        parts.append(
-            f'<text class="name" transform="translate(12 {height:g}) rotate(-90)" text-anchor="middle">'
-            f"{escape(self.y.label)}</text>"
-        )
+        across = f'x="{(self.LEFT + right) / 2:g}" y="{self.height - 6}"'
+        upright = f'transform="translate(12 {(self.TOP + bottom) / 2:g}) rotate(-90)"'
+        for place, axis in ((across, self.x), (upright, self.y)):
+            parts.append(f'<text class="name" {place} text-anchor="middle">{escape(axis.label)}</text>')
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(self.title)}">'
             f'<g class="axes">{"".join(parts)}</g>{"".join(self._marks)}</svg>'
@@ -161,14 +150,8 @@ class Chart:
 def heatmap(
     title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], full: float
 ) -> str:
-    """A heatmap as an `<svg>` element: darker for higher values, on a logarithmic scale from 1 to `full`.
-
-    Args:
-        title (`str`): the text for screen readers.
-        rows, columns (sequence of `str`): the labels.
-        values (sequence of sequences of `float`): the values of each row.
-        full (`float`): the value of the darkest cells.
-    """
+    """A heatmap as an `<svg>` element: darker for higher `values`, one sequence per row, on a logarithmic scale from 1
+    to `full`. `title` is for screen readers."""
     left, top, row_height, width = 130, 4, 18, 720
     cell_width = (width - left - 4) / max(1, len(columns))
     scale = math.log(max(full, 2.0))

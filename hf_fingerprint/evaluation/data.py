@@ -1,5 +1,4 @@
-"""Labeled images to evaluate on: a folder with one subfolder per class, a dataset id of the `datasets` library, or
-tensors.
+"""Labeled images to evaluate on: a folder with one subfolder per class, a dataset id, or tensors.
 
 The attacker gets images too, but fewer than the owner: at most a tenth of those to train on.
 """
@@ -96,9 +95,9 @@ def load_data(folder_or_id: str | Path, model: BuiltModel, images: int = IMAGES,
     rng = np.random.default_rng(seed)
     order = [labeled[i] for i in rng.permutation(len(labeled))]
     attacker_samples = order[: min(images, len(labeled) // ATTACKER_SHARE)]
-    test_samples = (
-        [test[i] for i in rng.permutation(len(test))] if train and test else order[len(labeled) // ATTACKER_SHARE :]
-    )
+    test_samples = order[len(labeled) // ATTACKER_SHARE :]
+    if train and test:
+        test_samples = [test[i] for i in rng.permutation(len(test))]
 
     def to_tensors(pairs: Samples) -> "tuple[torch.Tensor, torch.Tensor]":
         pixels = [_prepare(image, model) for image, _ in pairs]
@@ -119,9 +118,7 @@ def _read_folder(root: Path) -> tuple[dict[str, Samples], int | None]:
         try:
             read = ImageFolder(path, allow_empty=True)
         except (FileNotFoundError, OSError):
-            raise FingerprintError(
-                f"{path} has no class folders: put the images of each class into their own folder."
-            ) from None
+            raise FingerprintError(f"{path} has no class folders: put each class into its own folder.") from None
         numbered = all(each.isdecimal() for each in read.classes)
         found[name] = [(Path(image), int(read.classes[c]) if numbered else c) for image, c in read.samples]
         classes = classes if numbered else max(classes or 0, len(read.classes))
@@ -129,12 +126,9 @@ def _read_folder(root: Path) -> tuple[dict[str, Samples], int | None]:
 
 
 def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
-    """The samples of each split of a dataset of the `datasets` library, and the number of classes. Images are read
-    when they are needed.
-
-    No scripts or pickles are loaded: since version 4 the library runs none, and only its own readers of images and
-    tables are allowed here.
-    """
+    """The samples of each split of a dataset of the `datasets` library, images read on use, and the number of
+    classes. No scripts or pickles are loaded: the library runs none since version 4, and only its own readers are
+    allowed here."""
     try:
         import datasets
     except ImportError:
@@ -150,9 +144,7 @@ def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
         builder = datasets.load_dataset_builder(name)
         readers = {part.__module__.removeprefix(_BUILDER_MODULES).partition(".")[0] for part in type(builder).__mro__}
         if not readers & _ALLOWED_BUILDERS:
-            raise FingerprintError(
-                f"{name} is not stored as images, parquet or arrow tables: give a folder of its images."
-            )
+            raise FingerprintError(f"{name} is not stored as images, parquet or arrow tables: give an image folder.")
         builder.download_and_prepare()
         loaded = builder.as_dataset()
     except FingerprintError:
@@ -168,14 +160,11 @@ def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
         image, label = (next((c for c, k in kinds.items() if k == kind), None) for kind in ("Image", "ClassLabel"))
         if image is None or label is None:
-            raise FingerprintError(
-                f"{name} has no image column or no class label column: give a dataset for image classification."
-            )
+            raise FingerprintError(f"{name} has no image or no class label column: give a dataset with both.")
         classes = rows.features[label].num_classes
         rows = rows.cast_column(image, datasets.Image(decode=False))
-        found[str(split).lower()] = [
-            (partial(_image_of, rows, i, image), c) for i, c in enumerate(rows[label]) if c is not None and c >= 0
-        ]
+        labeled = [(i, c) for i, c in enumerate(rows[label]) if c is not None and c >= 0]
+        found[str(split).lower()] = [(partial(_image_of, rows, i, image), c) for i, c in labeled]
     return found, classes
 
 

@@ -57,11 +57,10 @@ class Evaluation:
         attacker_image_count (`int`): how many images the attacker had.
         public_base (`bool`): whether the attacker had the unmarked base.
         chance (`float`): the accuracy of always predicting the most frequent class.
-        trials (`tuple[Trial, ...]`): one per suspect: the base, a copy as issued, then the attacks in the suite's
-            order.
+        trials (`tuple[Trial, ...]`): one per suspect: the base, a copy as issued, then the suite's attacks.
         skipped (`dict[str, str]`): attacks that do not work on this model, and why.
         all_scores (`bool`, *optional*, defaults to `False`): whether trials include scores of recipients who are not
-            accused. If not, the constructor redacts all trials, so that no report can show these scores.
+            accused. If not, the constructor redacts all trials.
     """
 
     model: str
@@ -131,8 +130,7 @@ def evaluate(
         config ([`FingerprintConfig`], *optional*): the registration's configuration.
         images (`int`, *optional*, defaults to 1,000): the most images to test on.
         innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy to score.
-        quick (`bool`, *optional*, defaults to `False`): use three strengths of each attack, and coalitions of 3
-            without follow-ups.
+        quick (`bool`, *optional*, defaults to `False`): see [`plan_jobs`].
         runs (`int`, *optional*, defaults to 1): runs of each coalition, with other recipients each time.
         public_base (`bool`, *optional*, defaults to `False`): give the attacker the unmarked base too.
         progress (callable, *optional*): a [`Progress`].
@@ -144,14 +142,11 @@ def evaluate(
     """
     jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
     check_outside_vaults(Path(out))
-    folder, recipient_count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
-    with (
-        open_evaluation_folder(folder),
-        Testbed(model, folder, recipient_count, config, innocents, progress) as testbed,
-    ):
+    folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
+    with open_evaluation_folder(folder), Testbed(model, folder, count, config, innocents, progress) as testbed:
         dataset = data if isinstance(data, EvaluationData) else load_data(data, testbed.built, images)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
-        trials = list(runner.trials(jobs, progress or silent))
+        trials = tuple(runner.trials(jobs, progress or silent))
         return Evaluation(
             model=testbed.base.source,
             base=testbed.base.describe(),
@@ -161,7 +156,7 @@ def evaluate(
             attacker_image_count=len(dataset.attacker[1]),
             public_base=public_base,
             chance=dataset.chance,
-            trials=tuple(trials),
+            trials=trials,
             skipped=runner.skipped,
             all_scores=all_scores,
         )
@@ -196,10 +191,9 @@ class _TrialRunner:
                     yield trial
                     if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
                         ended.add(job.attack)
-            job_count = sum(other.kind == job.kind for other in jobs)
             done[job.kind] += 1
             step = {SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack)
-            progress(step, done[job.kind], job_count)
+            progress(step, done[job.kind], sum(other.kind == job.kind for other in jobs))
 
     def _trial(self, job: Job) -> Trial:
         testbed = self._testbed
@@ -225,20 +219,19 @@ class _TrialRunner:
         verdict = self._testbed.trace_suspect(state, job.members)
         predicted = self._predict(state)
         fields = asdict(replace(verdict, layers=tuple(round(score, 2) for score in verdict.layers)))
-        left_out = ("weights_read", "cosine")
+        del fields["weights_read"], fields["cosine"]
+        step = None if job.kind == COLLUSION else job.attack_step
         return Trial(
             kind=job.kind,
             attack=job.attack,
             what=job.what,
             step=job.step,
-            strength=float(job.colluders)
-            if job.kind == COLLUSION or job.attack_step is None
-            else job.attack_step.strength,
+            strength=float(job.colluders) if step is None else step.strength,
             accuracy=float((predicted == self._data.test[1]).double().mean()),
             agreement=float((predicted == self._copy_predictions).double().mean()),
             shares=shares,
             seconds=round(time.monotonic() - began, 2),
-            **{name: value for name, value in fields.items() if name not in left_out},
+            **fields,
         )
 
     def _make_suspect(self, job: Job) -> "tuple[State, tuple[float, ...]]":

@@ -33,19 +33,11 @@ def draw_attacks(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def draw_frontier(evaluation: Evaluation) -> str:
     """A chart of all suspects, with the Pareto fronts of attacks on one copy and of collusions."""
-    chart = Chart(
-        "accuracy against evidence, all suspects",
-        score_axis("evidence left (highest score)", _highest(evaluation)),
-        _accuracy_axis(evaluation),
-        520,
-        330,
-    )
+    evidence = score_axis("evidence left (highest score)", _highest(evaluation))
+    chart = Chart("accuracy against evidence, all suspects", evidence, _accuracy_axis(evaluation), 520, 330)
     bound = _lowest_threshold(evaluation)
     _draw_bound(chart, bound)
-    groups = {
-        "single": [p for p in evaluation.trials if p.colluders == 1],
-        "several": evaluation.of(COLLUSION),
-    }
+    groups = {"single": [p for p in evaluation.trials if p.colluders == 1], "several": evaluation.of(COLLUSION)}
     for group, trials in groups.items():
         best = pareto_front(trials)
         chart.line([(_shown_score(p, bound), p.accuracy) for p in reversed(best)], f"front {group}", stepped=True)
@@ -66,22 +58,16 @@ def draw_coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
     sizes = sorted({trial.colluders for trial in mixed})
     found = []
     for strategy in dict.fromkeys(_split_name(trial)[0] for trial in mixed):
-        chart = Chart(
-            f"{strategy}: colluders caught", count_axis("copies mixed", sizes), share_axis("colluders caught")
-        )
+        axes = count_axis("copies mixed", sizes), share_axis("colluders caught")
+        chart = Chart(f"{strategy}: colluders caught", *axes)
         for place, follow_up in enumerate(after):
             trials = [trial for trial in mixed if _split_name(trial) == (strategy, follow_up)]
             runs = [[sum(p.caught) / size for p in trials if p.colluders == size] for size in sizes]
             means = [(size, sum(run) / len(run)) for size, run in zip(sizes, runs, strict=True) if run]
             chart.line(means, f"series s{place % 4}")
             for p in trials:
-                chart.dot(
-                    p.colluders,
-                    sum(p.caught) / p.colluders,
-                    f"mark s{place % 4}",
-                    _describe(p),
-                    6.5 - 1.4 * min(place, 3),
-                )
+                radius, share = 6.5 - 1.4 * min(place, 3), sum(p.caught) / p.colluders
+                chart.dot(p.colluders, share, f"mark s{place % 4}", _describe(p), radius)
         found.append((strategy, chart.svg()))
     return found
 
@@ -95,18 +81,12 @@ def draw_innocents(evaluation: Evaluation) -> str:
     top = max((trial.highest_innocent or 0.0 for trial in read), default=0.0)
     plain = max((trial.unaligned[1] or 0.0 for trial in read), default=0.0)
     lowest, highest = -6.0, max(9.0, top + 1, (_lowest_threshold(evaluation) or 0.0) + 5)
-    chart = Chart(
-        "innocents' scores against the bound",
-        _linear_axis("score of an innocent, in standard deviations", lowest, highest),
-        _log_axis("innocents scored", decades),
-        520,
-        300,
-    )
+    axis = _linear_axis("score of an innocent, in standard deviations", lowest, highest)
+    chart = Chart("innocents' scores against the bound", axis, _log_axis("innocents scored", decades), 520, 300)
     for i, total in enumerate(totals):
         low = first + i * width
         if total and lowest <= low < highest:
-            title = f"{total:,} innocents scored {low:g} to {low + width:g}"
-            chart.bar(low, low + width, total, "bar", title)
+            chart.bar(low, low + width, total, "bar", f"{total:,} innocents scored {low:g} to {low + width:g}")
     bound = _lowest_threshold(evaluation)
     if bound is not None:
         text = f"the lowest accusing score of any trace here: {bound:.2f}"
@@ -131,13 +111,8 @@ def draw_layers(evaluation: Evaluation) -> str:
             rows.append((f"{name} {hardest.strength:g}", hardest.layers))
     if not rows:
         return ""
-    return heatmap(
-        "evidence by layer",
-        [name for name, _ in rows],
-        evaluation.carriers,
-        [values for _, values in rows],
-        max(copy.layers, default=1.0),
-    )
+    names, values = zip(*rows, strict=True)
+    return heatmap("evidence by layer", names, evaluation.carriers, values, max(copy.layers, default=1.0))
 
 
 def _split_name(trial: Trial) -> tuple[str, str]:

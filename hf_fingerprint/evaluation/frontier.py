@@ -39,13 +39,7 @@ class AttackCost:
 
 
 def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial) -> AttackCost:
-    """The cost of an attack's most accurate escape.
-
-    Args:
-        attack (`str`): its name.
-        trials (sequence of [`Trial`]): its sweep, one trial or more.
-        copy ([`Trial`]): the copy as issued.
-    """
+    """The cost of an attack's most accurate escape in a sweep of one trial or more, against the copy as issued."""
     escape = max((trial for trial in trials if not trial.accused), key=lambda p: p.accuracy, default=None)
     return AttackCost(
         attack=attack,
@@ -70,8 +64,7 @@ def frontier(trials: Iterable[Trial]) -> list[Trial]:
     """The Pareto front of accuracy and evidence, as an attacker sees it.
 
     Returns:
-        `list` of [`Trial`]: by falling accuracy and falling score. No other trial is at least as accurate with less
-            evidence.
+        `list` of [`Trial`]: by falling accuracy and score. No other trial is as accurate with less evidence.
     """
     found: list[Trial] = []
     for trial in sorted(trials, key=lambda p: (-p.accuracy, evidence_score(p))):

@@ -25,8 +25,7 @@ def evidence_by_layer(
         aligned (`bool`, *optional*, defaults to `True`): whether to align permuted channels first.
 
     Returns:
-        `tuple[float, ...]`: one score per carrier, in the order of `base.carriers`; 0 for tensors that the suspect
-            lacks.
+        `tuple[float, ...]`: one score per carrier, in the order of `base.carriers`; 0 for missing tensors.
     """
     codebook = base.codebook()
     suspect, matches, _ = match_and_align(base, original, suspect, aligned)
@@ -45,7 +44,6 @@ def _score(codebook: Codebook, codeword: np.ndarray, extraction: Extraction) -> 
     """The score by the first score function, the best one for single copies and averages."""
     if not np.any(extraction.values):
         return 0.0
-    nobody = np.empty((0, codebook.length))
-    rest = residual_signal(codebook, extraction.values, extraction.mass, nobody)
+    rest = residual_signal(codebook, extraction.values, extraction.mass, np.empty((0, codebook.length)))
     functions = codebook.standardize(codebook.score_functions(rest)[:1])
     return float(codebook.packed_scores(codeword[None, :], functions)[0, 0])

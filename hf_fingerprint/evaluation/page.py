@@ -22,14 +22,8 @@ Tables = Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
 def render(evaluation: Evaluation, costs: Sequence[AttackCost], summary: dict[str, Any], tables: Tables) -> str:
-    """The page as HTML.
-
-    Args:
-        evaluation ([`Evaluation`]): what was measured.
-        costs (sequence of [`AttackCost`]): the cost of each attack, cheapest first.
-        summary (`dict`): the result of [`summarize`].
-        tables (sequence): headings and rows of each table.
-    """
+    """The page as HTML, from each attack's cost, cheapest first, [`summarize`]'s result, and headings and rows of the
+    tables."""
     from markupsafe import Markup
 
     drawn = {

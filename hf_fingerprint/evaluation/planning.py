@@ -16,7 +16,7 @@ COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)
 
 
 def select_attacks(selection: Sequence[str] | None) -> list[str]:
-    """The names of the selected attacks, in the suite's order. A selection lists attacks and groups; `None` means all.
+    """The names of selected attacks and groups, in the suite's order; `None` means all.
 
     Raises:
         [`FingerprintError`]: if there is no such attack or group.
@@ -68,8 +68,7 @@ def plan_jobs(
     Args:
         chosen (sequence of `str`): names of attacks, from [`select_attacks`].
         coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): coalition sizes.
-        quick (`bool`, *optional*, defaults to `False`): use three strengths of each attack, and coalitions of 3
-            without follow-ups.
+        quick (`bool`, *optional*, defaults to `False`): three strengths, and coalitions of 3 without follow-ups.
         runs (`int`, *optional*, defaults to 1): runs of each coalition. The first run takes the first recipients; the
             others draw from twice the largest size and use another seed.
 

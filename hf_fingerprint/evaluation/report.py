@@ -31,14 +31,7 @@ if TYPE_CHECKING:
 FILES = ("results.json", "table.md", "report.html")
 _LIBRARIES = ("torch", "timm", "transformers", "numpy")
 HEADINGS = ("suspect", "strength", "accuracy", "agreement", "score", "bound at", "caught", "innocents accused")
-RUN_HEADINGS = (
-    "coalition",
-    "copies mixed",
-    "runs",
-    "all main contributors caught",
-    "anybody caught",
-    "caught of all",
-)
+RUN_HEADINGS = ("coalition", "copies mixed", "runs", "all main contributors caught", "anybody caught", "caught of all")
 COST_HEADINGS = ("attack", "accuracy lost to escape", "lowest score")
 
 
@@ -61,12 +54,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> ReportFiles:
     """Writes `results.json`, `table.md` and `report.html` into a folder, replacing those of an earlier run."""
     written = ReportFiles(*(folder / name for name in FILES))
     summary = summarize(evaluation)
-    content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    texts = (
-        content,
-        render_markdown(evaluation),
-        render(evaluation, costs(evaluation), summary, report_tables(evaluation)),
-    )
+    page = render(evaluation, costs(evaluation), summary, report_tables(evaluation))
+    texts = (json.dumps(summary, indent=1, allow_nan=False) + "\n", render_markdown(evaluation), page)
     for path, text in zip((written.results, written.table, written.page), texts, strict=True):
         partial = path.with_name(f"tmp-{path.name}")
         try:
@@ -186,9 +175,8 @@ def render_markdown(evaluation: Evaluation) -> str:
     lines = [f"**{model}** on {evaluation.images:,} images of {data}"]
     for headings, rows in report_tables(evaluation):
         lines += ["", *(_markdown_row(cells) for cells in (headings, ["---"] * len(headings), *rows))]
-    lines += [
-        f"\n{_escape_markdown(name)} was skipped: {_escape_markdown(why)}" for name, why in evaluation.skipped.items()
-    ]
+    skipped = (map(_escape_markdown, each) for each in evaluation.skipped.items())
+    lines += [f"\n{name} was skipped: {why}" for name, why in skipped]
     return "\n".join(lines) + "\n"
 
 

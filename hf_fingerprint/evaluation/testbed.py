@@ -107,8 +107,7 @@ class Testbed:
     ):
         self.config = config or FingerprintConfig()
         progress = progress or silent
-        self._open = ExitStack()
-        self._out = out
+        self._open, self._out = ExitStack(), out
         with ExitStack() as opening:
             self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
             self.built = _build_or_raise(self._original, str(model))
@@ -116,10 +115,9 @@ class Testbed:
             issuer = opening.enter_context(Issuer(model, vault, self.config, progress))
             self.base: Base = issuer.base
             names = [f"holder-{i:02}" for i in range(recipient_count)]
-
-            self._folders = [
-                copy.path for copy in issuer.issue_all(names, out / "copies" / self.base.base_id, progress)
-            ]
+            progress(f"issuing {recipient_count} copies", 0, None)
+            copies = issuer.issue_all(names, out / "copies" / self.base.base_id, progress)
+            self._folders = [copy.path for copy in copies]
             by_name = {copy.recipient: copy for copy in vault.copies(self.base.base_id)}
             self._keys = vault.copy_keys([by_name[name] for name in names])
             self._open = opening.pop_all()
@@ -164,9 +162,7 @@ class Testbed:
             with translate_disk_errors(f"A suspect can't be written to {self._out}", self._out):
                 scratch = kept.enter_context(TemporaryDirectory(dir=self._out))
                 file = Path(scratch) / "suspect.safetensors"
-                file.write_bytes(
-                    save({name: each.detach().cpu().clone().contiguous() for name, each in state.items()})
-                )
+                file.write_bytes(save({n: each.detach().cpu().clone().contiguous() for n, each in state.items()}))
             with open_checkpoint(file) as suspect:
                 yield suspect
 
@@ -180,17 +176,10 @@ class Testbed:
             return _build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
 
     def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
-        """Traces a suspect.
-
-        Args:
-            state (mapping of `str` to `torch.Tensor`): its weights.
-            colluders (sequence of `int`, *optional*, defaults to the first): indices of the recipients whose copies it
-                was made from. Everybody else counts as innocent.
-        """
+        """Traces a suspect made from the copies of `colluders`, recipients' indices. All others count as innocent."""
         with self._open_as_file(state) as suspect:
             extraction = extract(self.base, self._original, suspect)
-            fields = self._decode(extraction, colluders)
-            unaligned_fields = fields
+            fields = unaligned_fields = self._decode(extraction, colluders)
             if extraction.aligned:
                 unaligned_fields = self._decode(extract(self.base, self._original, suspect, aligned=False), colluders)
             codeword = self._codewords[colluders[0] if colluders else 0]
@@ -244,8 +233,7 @@ def _config_digest(config: FingerprintConfig) -> str:
 
 
 def throwaway_vault(folder: Path) -> Vault:
-    """A throwaway vault, created if missing, and unlocked. Its random passphrase is stored next to it, since it
-    protects nothing outside the folder."""
+    """A throwaway vault, created if missing, unlocked. Its passphrase is stored inside: it protects nothing else."""
     file = folder / _PASSPHRASE
     if not (folder / DATABASE).exists():
         shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run

@@ -32,8 +32,7 @@ class Trial:
     """One suspect: how it was made, its accuracy, and the result of tracing it.
 
     Attributes:
-        kind (`str`): `"base"` (the unmarked model), `"copy"` (a copy as issued), `"single"` (an attacked copy) or
-            `"collusion"`.
+        kind (`str`): `"base"` (unmarked), `"copy"` (as issued), `"single"` (an attacked copy) or `"collusion"`.
         attack (`str`): the attack's name in the suite.
         what (`str`): the attack with all its parameters.
         step (`int`): the index in the sweep, mildest first.
@@ -101,8 +100,7 @@ class Trial:
         return any(self.caught)
 
     def redacted(self) -> "Trial":
-        """The trial with scores, bounds and evidence of the accused only. Nothing in it depends on anybody else's
-        codeword."""
+        """The trial with scores, bounds and evidence of the accused only, which no other codeword influences."""
         return replace(
             self,
             scores=_only_accused(self.scores, self.caught),
@@ -194,8 +192,7 @@ class ResultStore(JsonLinesStore[Trial]):
     """
 
     def __init__(self, folder: Path):
-        private = folder / PRIVATE
-        earlier = folder / RESULTS
+        private, earlier = folder / PRIVATE, folder / RESULTS
         with translate_disk_errors(f"{private} can't be used", folder):
             private.mkdir(exist_ok=True, mode=0o700)
             if earlier.exists() and not (private / RESULTS).exists():
@@ -219,9 +216,7 @@ def open_evaluation_folder(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        others = [
-            p.name for p in folder.iterdir() if p.name not in _OWN_FILES and not p.name.startswith(("vault-", "tmp"))
-        ]
+        others = {path.name for path in folder.iterdir() if not path.name.startswith(("vault-", "tmp"))} - _OWN_FILES
     except OSError as error:
         if is_disk_full_error(error):
             raise disk_full_error(folder) from None

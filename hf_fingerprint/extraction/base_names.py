@@ -1,7 +1,7 @@
 """Presents a suspect under the base's tensor names, if it has those of the other library.
 
-timm and transformers have different names for the same tensors, and one tensor in timm (`qkv`) is three in
-transformers. The bytes are the same, so nothing is copied.
+timm and transformers name the same tensors differently, and one tensor in timm (`qkv`) is three in transformers. The
+    bytes are the same, so nothing is copied.
 """
 
 from collections.abc import Iterator
@@ -55,12 +55,7 @@ class RenamedWeights:
 
 
 def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
-    """The suspect under the base's tensor names, or unchanged if it already has them or has too few of the tensors.
-
-    Args:
-        base ([`Base`]): the registered base.
-        suspect ([`TensorReader`]): the open suspect.
-    """
+    """The suspect under the base's tensor names, or unchanged if it already has them or has too few of the tensors."""
     suspect_names = {normalize_name(name) for name in suspect.tensors}
     if 2 * sum(normalize_name(name) in suspect_names for name in base.tensors) >= len(base.tensors):
         return suspect
@@ -83,9 +78,6 @@ def _byte_ranges(name: str, by_timm_name: dict[str, TensorInfo]) -> Iterator[Byt
             yield whole, index * third, (index + 1) * third
     elif _FUSED in name:
         parts = [by_timm_name.get(name.replace(_FUSED, each)) for each in _SPLIT]
-        if all(part is not None and parts[0] is not None and _same_layout(part, parts[0]) for part in parts):
-            yield from ((part, 0, part.nbytes) for part in parts if part is not None)
-
-
-def _same_layout(one: TensorInfo, other: TensorInfo) -> bool:
-    return (one.dtype, one.shape) == (other.dtype, other.shape)
+        known = [part for part in parts if part is not None]
+        if len(known) == len(parts) and len({(part.dtype, part.shape) for part in known}) == 1:
+            yield from ((part, 0, part.nbytes) for part in known)

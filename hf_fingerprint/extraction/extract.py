@@ -1,7 +1,6 @@
 """Extracts the signal of a suspect with respect to a base: match, align, weigh, and add up to V numbers.
 
-Alignment undoes changes that leave the model's function as it was (permuted channels, rescaled rows). It depends on
-the base and the suspect alone, and is skipped for weights that are aligned already.
+Alignment undoes permuted channels and rescaled rows. It depends on base and suspect alone, and is skipped if needless.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -33,8 +32,7 @@ class Lineage:
     """Whether the suspect's weights descend from the base. No accusation depends on it.
 
     Attributes:
-        descends (`bool`): whether the matched weights correlate with the base's: a cosine of at least 0.2, where
-            models trained apart are at 0.
+        descends (`bool`): whether the cosine is at least 0.2; models trained apart are at 0.
         cosine (`float`): the cosine over a sample of rows of each tensor read.
         drift (`float`): the norm of the difference, relative to the base's weights.
     """
@@ -55,9 +53,8 @@ class Extraction:
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
-        similar_counts (`np.ndarray` of shape `(V,)`): the number of weights compared at each position, in tensors
-            that are similar to the base's, where a verbatim copy would have shown. Weights that were left out are
-            assumed to be spread evenly over a tensor's positions.
+        similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position in tensors similar to the
+            base's, where a verbatim copy would show; those left out are assumed to be spread evenly.
         missing (`tuple[str, ...]`): carriers without a counterpart.
         dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
         aligned (`int`): carriers whose rows or columns were aligned with the base's.
@@ -89,8 +86,8 @@ def extract(
         original ([`Checkpoint`]): the base's open files.
         suspect ([`TensorReader`]): the open suspect.
         progress (callable, *optional*): a [`Progress`].
-        aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether permuted, rescaled or rotated weights
-            are aligned with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
+        aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether to align permuted, rescaled or rotated
+            weights with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
 
     Raises:
         [`CheckpointError`]: if the base's files differ from those that were registered.
@@ -115,12 +112,10 @@ def match_and_align(
     """The suspect under the base's names and in the base's order.
 
     Args:
-        base, original, suspect, aligned: see [`extract`].
-        progress (callable, *optional*): a [`Progress`].
+        base, original, suspect, aligned, progress: see [`extract`].
 
     Returns:
-        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts in it, and how many of
-        them were aligned.
+        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, how many were aligned.
     """
     suspect = to_base_names(base, suspect)
     matches = match_tensors(base, original, suspect)
@@ -139,13 +134,7 @@ class CarrierRows(NamedTuple):
 
 
 class ExtractionSums:
-    """An extraction that grows part by part.
-
-    Args:
-        base ([`Base`]): the registered base.
-        original ([`Checkpoint`]): the base's open files.
-        suspect ([`TensorReader`]): the open suspect.
-    """
+    """An extraction that grows part by part; for the arguments see [`extract`]."""
 
     def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader):
         self._base, self._original, self._suspect = base, original, suspect
@@ -164,13 +153,8 @@ class ExtractionSums:
         base = self._base
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
-                results = pool.map(
-                    lambda part: extract_tensor(
-                        base, part.carrier, self._original, self._suspect, part.info, part.rows
-                    ),
-                    parts[start : start + MAX_PENDING],
-                )
-                for part, found in zip(parts[start : start + MAX_PENDING], results, strict=True):
+                batch = parts[start : start + MAX_PENDING]
+                for part, found in zip(batch, pool.map(self._extract, batch), strict=True):
                     self._values += found.weight * found.sums
                     self._mass += found.weight * _position_masses(found, base.length)
                     self._read += found.weights - found.dropped
@@ -184,16 +168,18 @@ class ExtractionSums:
                     if count is not None:
                         count(found.weights)
 
+    def _extract(self, part: CarrierRows) -> TensorExtraction:
+        return extract_tensor(self._base, part.carrier, self._original, self._suspect, part.info, part.rows)
+
     def extraction(self, found: Collection[str]) -> Extraction:
         """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""
-        values, lineage = clip_positions(self._values, self._mass), _lineage(self._products)
         return Extraction(
-            values,
+            clip_positions(self._values, self._mass),
             self._mass.copy(),
             len(found),
             self._read,
             self._dropped,
-            lineage,
+            _lineage(self._products),
             self._similar_counts.copy(),
             tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
             tuple(self._dissimilar),
@@ -215,10 +201,8 @@ def _lineage(products: np.ndarray) -> Lineage:
 
 
 def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Clips each position at the mark's amplitude or at twice the root mean square, whichever is larger.
-
-    So colluders who find out a position can't make it dominate.
-    """
+    """Clips positions at the larger of the mark's amplitude and twice the root mean square, so that none can
+    dominate."""
     strength = np.divide(values, mass, out=np.zeros_like(values), where=mass > 0)
     limit = max(1.0, POSITION_CLIP * float(np.sqrt(np.mean(strength**2))))
     return np.clip(values, -limit * mass, limit * mass)

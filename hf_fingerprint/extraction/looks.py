@@ -2,8 +2,8 @@
 
 The order comes from the base's record alone: tensors with the strongest mark first, then larger ones, then by name,
 each from its first row on. Look l has read the first `S_l` weights of that order; `S_1` gives every position a few
-weights, and each look doubles the one before. So the extraction at look l is a function of the suspect alone, whatever
-earlier looks found. The bound over all looks relies on this.
+weights, and each look doubles the one before. So the extraction at look l is a function of the suspect alone, on which
+the bound over all looks relies.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +37,7 @@ def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = N
 
     Args:
         bases (sequence of [`Base`]): one base, or several that are compared together.
-        found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts in a suspect, whose shapes
-            take precedence where those of the bases differ.
+        found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts; their shapes come first.
     """
     eps: dict[str, float] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -90,9 +89,7 @@ class Looks:
         self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
 
     def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:
-        """Yields the extractions so far, one per base, after each look.
-
-        Ends when everything, or as many bytes as allowed, were read.
+        """Yields the extractions so far, one per base, after each look, until all allowed bytes were read.
 
         Args:
             progress (callable, *optional*): a [`Progress`].
@@ -107,18 +104,15 @@ class Looks:
                 self._suspect.fetch(map(self._byte_range, row_ranges))
                 any_read |= bool(row_ranges)
                 for carriers, sums in zip(self._carriers, self._sums, strict=True):
-                    sums.add(
-                        [
-                            CarrierRows(carriers[p.name], self._matches[p.name], slice(p.start, p.stop))
-                            for p in row_ranges
-                            if p.name in carriers
-                        ],
-                        count if sums is self._sums[0] else None,
-                    )
+                    parts = [
+                        CarrierRows(carriers[name], self._matches[name], slice(start, stop))
+                        for name, start, stop in row_ranges
+                        if name in carriers
+                    ]
+                    sums.add(parts, count if sums is self._sums[0] else None)
                 if not keep_fetched:
                     self._suspect.drop()
-                is_exhausted = row_ranges != batch
-                if is_exhausted:
+                if is_exhausted := row_ranges != batch:
                     break
             self.complete = number == len(plan) and not is_exhausted
             if is_exhausted and number > 1 and not any_read:

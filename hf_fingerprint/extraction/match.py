@@ -23,23 +23,16 @@ _CHUNK_WEIGHTS = 1 << 22  # the suspect's weights that are compared at a time
 def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The suspect's tensors by carrier, with the same normalized name and shape; needs only the headers."""
     by_name = {normalize_name(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
-    matches = {}
-    for carrier in base.carriers:
-        info = by_name.get(normalize_name(carrier.name))
-        if info is not None and info.shape == base.tensors[carrier.name].shape:
-            matches[carrier.name] = info
-    return matches
+    found = {carrier.name: by_name.get(normalize_name(carrier.name)) for carrier in base.carriers}
+    return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
 
 
 def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
     """Whether names alone match the carriers: at least half of them have a namesake, and none has two."""
     matches = match_names(base, suspect)
     wanted = {normalize_name(name): info.shape for name, info in matches.items()}
-    namesakes = [
-        normalize_name(name)
-        for name, info in suspect.tensors.items()
-        if info.dtype in READABLE and wanted.get(normalize_name(name)) == info.shape
-    ]
+    named = [(normalize_name(name), info) for name, info in suspect.tensors.items() if info.dtype in READABLE]
+    namesakes = [name for name, info in named if wanted.get(name) == info.shape]
     return len(matches) >= len(base.carriers) / 2 and len(namesakes) == len(set(namesakes))
 
 
@@ -59,34 +52,28 @@ def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> di
     """Finds the counterparts of the carriers in the suspect.
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are matched one to one
-    within each shape, to the tensors that are most similar in a sample of rows. Those left are matched to their
-    namesakes, if these are free.
+    within each shape, to the tensors most similar in a sample of rows. Those left get their namesakes, if free.
 
     Args:
-        base ([`Base`]): the registered base.
-        original ([`Checkpoint`]): its open files.
-        suspect ([`TensorReader`]): the open suspect.
+        base, original, suspect: see [`extract`].
 
     Returns:
         `dict[str, TensorInfo]`: by the carriers' names.
     """
     by_name = match_names(base, suspect)
     samples = {carrier.name: _sample_weights(original, original.tensors[carrier.name]) for carrier in base.carriers}
-    matches = {
-        name: i
-        for name, i in by_name.items()
-        if _cosine(samples[name], _sample_weights(suspect, i)) >= MIN_SIMILAR_COSINE
-    }
+    cosines = {name: _cosine(samples[name], _sample_weights(suspect, info)) for name, info in by_name.items()}
+    matches = {name: info for name, info in by_name.items() if cosines[name] >= MIN_SIMILAR_COSINE}
     taken = {info.name for info in matches.values()}
-    unmatched_carriers: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    unmatched: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for carrier in base.carriers:
         if carrier.name not in matches:
-            unmatched_carriers[base.tensors[carrier.name].shape].append(carrier.name)
+            unmatched[base.tensors[carrier.name].shape].append(carrier.name)
     by_shape: dict[tuple[int, ...], list[TensorInfo]] = defaultdict(list)
     for info in suspect.tensors.values():
-        if info.shape in unmatched_carriers and info.dtype in READABLE:
+        if info.shape in unmatched and info.dtype in READABLE:
             by_shape[info.shape].append(info)
-    for shape, names in unmatched_carriers.items():
+    for shape, names in unmatched.items():
         free = [info for info in by_shape[shape] if info.name not in taken]
         if free:
             similarity = _similarity_matrix([samples[name] for name in names], suspect, free)
@@ -109,8 +96,7 @@ def sample_row_indices(rows: int, count: int) -> list[int]:
 def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: list[TensorInfo]) -> np.ndarray:
     """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`.
 
-    Cosines below `MIN_SIMILAR_COSINE` become 0. A suspect may have 100,000 tensors of one shape, so they are read in
-    chunks.
+    Cosines below `MIN_SIMILAR_COSINE` become 0. Reads in chunks: a suspect may have 100,000 tensors of one shape.
     """
     units = np.stack([_unit_vector(sample) for sample in ours])
     found = np.empty((len(ours), len(infos)), np.float32)
@@ -123,10 +109,7 @@ def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: lis
 
 
 def _best_columns(similarity: np.ndarray) -> np.ndarray:
-    """The columns that an optimal assignment can need: for R rows, the R best columns of each.
-
-    The other rows can take only R - 1 of them.
-    """
+    """The columns that an optimal assignment can need: for R rows, the R best of each, since the others take R - 1."""
     rows, columns = similarity.shape
     if columns <= rows:
         return np.arange(columns)
@@ -142,10 +125,8 @@ def _unit_vector(sample: np.ndarray) -> np.ndarray:
 
 def _sample_weights(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
     size = info.row_bytes
-    if info.rows <= SAMPLE_ROWS:
-        raw = [checkpoint.read(info)]
-    else:
-        raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in _sampled_rows(info.rows)]
+    rows = [] if info.rows <= SAMPLE_ROWS else _sampled_rows(info.rows)
+    raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in rows] or [checkpoint.read(info)]
     return np.nan_to_num(np.concatenate([to_float32(each, info.dtype) for each in raw]), posinf=0, neginf=0)
 
 

@@ -1,8 +1,8 @@
 """Finds weights that were pruned and then trained: they are no longer 0 and yet carry no mark.
 
-A pruned weight that is trained again starts from 0, without its mark. Its difference to the base is minus the base's
-weight, many times the mark. So a tensor's weights are modeled as a mixture: each is drawn around the base's weight or
-around 0, with one spread, and counts by the probability that it was kept,
+A pruned weight that is trained again starts from 0, without its mark, so its difference to the base is many times the
+mark. A tensor's weights are modeled as a mixture: each is drawn around the base's weight or around 0, with one spread,
+and counts by the probability that it was kept,
 
     P(kept) = (1 - pi) N(w; w_ref, s^2) / ((1 - pi) N(w; w_ref, s^2) + pi N(w; 0, s^2)),
 
@@ -34,14 +34,10 @@ class PruningMixture:
     variance: float
 
     def probability_kept(self, ours: np.ndarray, difference: np.ndarray) -> np.ndarray:
-        """The probability that each weight was not set to 0.
+        """The probability that each weight was not set to 0, of the arguments' shape and type.
 
         Args:
-            ours (`np.ndarray`): the base's weights, in units of the mark's amplitude.
-            difference (`np.ndarray` of the same shape): the suspect's weights minus the base's, in the same units.
-
-        Returns:
-            `np.ndarray`: of the same shape and type.
+            ours, difference (`np.ndarray`): the base's weights, and the suspect's minus the base's, in amplitudes.
         """
         odds = ours * (difference + ours / 2)  # half of (w^2 - (w - w_ref)^2)
         odds /= self.variance
@@ -53,8 +49,7 @@ def fit_pruning_mixture(ours: np.ndarray, difference: np.ndarray) -> PruningMixt
     """Fits the mixture to a sample of a tensor's weights.
 
     Args:
-        ours, difference (`np.ndarray` of one shape): see [`PruningMixture.probability_kept`]; without weights that
-            are 0 now.
+        ours, difference (`np.ndarray` of one shape): see [`PruningMixture.probability_kept`]; without weights now 0.
 
     Returns:
         [`PruningMixture`] or `None`: `None` if fewer than one weight in fifty was set to 0, or if the spread is more

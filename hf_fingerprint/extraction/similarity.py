@@ -1,9 +1,9 @@
 """Estimates each base's share in a suspect from a sample of rows.
 
 A suspect made from base t is `B_t + drift`, and a mixture of copies of several bases is a mixture of these. So the
-sampled weights are regressed on those of all bases, with coefficients that sum to 1: a base's coefficient is its share
-in the suspect. This separates even fine-tunes of one backbone that differ by less than the drift, since the drift is
-nearly orthogonal to the differences between bases. A base whose share is surely below `MIN_SHARE` is skipped.
+sampled weights are regressed on those of all bases, with coefficients that sum to 1: a base's share in the suspect.
+The drift is nearly orthogonal to the differences between bases, so this separates even fine-tunes of one backbone that
+differ by less than the drift. A base whose share is surely below `MIN_SHARE` is skipped.
 
 Nothing here sees a codeword or a mark's key, so selecting bases costs the bound no more than their number.
 """
@@ -60,10 +60,7 @@ def sample_weights(
 
 
 def mean_cosine(one: SampledWeights, other: SampledWeights) -> float:
-    """The mean cosine of the tensors in both samples, or -1 if there are none.
-
-    If any tensors are similar, only these count, since the others may have been replaced.
-    """
+    """The mean cosine of the similar tensors in both samples, or of all if none is similar; -1 if there are none."""
     cosines = []
     for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
@@ -77,8 +74,7 @@ def estimate_shares(suspect: SampledWeights, bases: Sequence[SampledWeights]) ->
     """Estimates how much of a suspect comes from each base.
 
     Weights of the suspect that are exactly 0 are left out. Each tensor is weighted by the inverse of its deviation
-    from the nearest base, so one that was trained far or permuted counts little. Bases with equal samples all get
-    their common share.
+    from the nearest base, so one that was trained far or permuted counts little. Equal bases get their common share.
 
     Args:
         suspect (`dict[str, np.ndarray]`): its sampled weights by tensor.
@@ -122,13 +118,11 @@ def _mean_square(difference: np.ndarray, kept: np.ndarray) -> float:
 
 def _least_squares(differences: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and their standard errors, which are infinite if a coefficient can't be determined."""
-    count = len(differences)
-    gram = differences @ differences.T
+    count, gram = len(differences), differences @ differences.T
     size = np.sqrt(np.diag(gram))
     size[size == 0] = 1
-    gram = gram / np.outer(size, size)
     try:
-        inverse = np.linalg.inv(gram)
+        inverse = np.linalg.inv(gram / np.outer(size, size))
         share = inverse @ (differences @ target / size) / size
         left = target - share @ differences
         variance = float(left @ left) / max(len(target) - count, 1)

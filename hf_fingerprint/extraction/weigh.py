@@ -2,12 +2,13 @@
 
 The difference to the base is taken in units of the mark's amplitude, without weights that are exactly 0 (pruned) or
 not finite, clipped at a few robust standard deviations, and weighted by its inverse variance: fine-tuning moves some
-tensors a hundred times more than others, and a tensor that drifted far should count little. In a tensor that drifted
-by more than the mark, each weight's variance is modeled as a row's times a column's: large changes that don't ruin
-the model are largest in idle channels. None of it looks at a codeword.
+tensors a hundred times more than others. In a tensor that drifted by more than the mark, each weight's variance is
+modeled as a row's times a column's: large changes that don't ruin the model are largest in idle channels. None of it
+looks at a codeword.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +38,8 @@ class TensorExtraction:
     Attributes:
         sums (`np.ndarray` of shape `(V,)`): X times the normalized difference.
         missing (`np.ndarray` of shape `(V,)` or `None`): weights dropped at each position, if any.
-        masses (`np.ndarray` of shape `(V,)` or `None`): the sum of the weights' own masses at each position, if they
-            differ; then `missing` is `None` and `weight` is 1.
+        masses (`np.ndarray` of shape `(V,)` or `None`): the mass of each position, if the weights' own masses differ;
+            then `missing` is `None` and `weight` is 1.
         offset (`int`): the position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
         weights (`int`): how many weights were compared.
@@ -56,6 +57,24 @@ class TensorExtraction:
     sample: "SampleStatistics"
 
 
+class _TensorPair(NamedTuple):
+    """A tensor of the base and the suspect's counterpart, in their open files."""
+
+    original: Checkpoint
+    base_info: TensorInfo
+    suspect: TensorReader
+    info: TensorInfo
+
+    def load_row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A row of the base's tensor and of the suspect's, `float64`, and which of its weights are kept."""
+        ours, theirs = (
+            to_float32(where.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
+            for where, info in ((self.original, self.base_info), (self.suspect, self.info))
+        )
+        kept = ~_dropped_mask(theirs)
+        return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept
+
+
 @dataclass(frozen=True)
 class SampleStatistics:
     """Statistics of a sample of rows of the suspect's tensor and the base's.
@@ -65,7 +84,7 @@ class SampleStatistics:
             squared norm of the difference, scaled up to all the rows read.
         clip (`np.float32`): where to clip the normalized difference.
         columns (`np.ndarray` of shape `(columns,)` or `None`): each column's squared drift relative to the mean, if
-            the tensor drifted by more than the mark, and unevenly, or was pruned and then trained.
+            the tensor drifted unevenly and by more than the mark, or was pruned and then trained.
         mixture ([`PruningMixture`] or `None`): the mixture, if it was pruned and then trained.
     """
 
@@ -86,10 +105,8 @@ def extract_tensor(
     """Extracts the signal of one carrier of the suspect, or of some of its rows, block by block.
 
     Args:
-        base ([`Base`]): the registered base.
+        base, original, suspect: see [`extract`].
         carrier ([`Carrier`]): the carrier.
-        original ([`Checkpoint`]): the base's open files.
-        suspect ([`TensorReader`]): the open suspect.
         info ([`TensorInfo`]): the suspect's tensor, of the carrier's shape.
         rows (`slice`, *optional*): rows to read, all by default; both ends are multiples of 8, or the tensor's end.
     """
@@ -97,23 +114,19 @@ def extract_tensor(
     first, last = (0, base_info.rows) if rows is None else (rows.start, rows.stop)
     part = replace(base_info, shape=(last - first, *base_info.shape[1:]), nbytes=(last - first) * base_info.row_bytes)
     inverse = np.divide(1, carrier.amplitude, out=np.zeros_like(carrier.amplitude), where=carrier.amplitude > 0)
-    sample = _compare_sample(original, base_info, suspect, info, inverse, slice(first, last))
+    sample = _compare_sample(_TensorPair(original, base_info, suspect, info), inverse, slice(first, last))
     projection = TensorProjection(base.secret, carrier.name, base.length, first * base_info.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
     energy, done, dropped = 0.0, 0, 0
     max_rows = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
-    base_buffer, suspect_buffer = (
-        np.empty(max_rows * base_info.row_bytes, np.uint8),
-        np.empty(max_rows * info.row_bytes, np.uint8),
-    )
+    buffers = [np.empty(max_rows * each.row_bytes, np.uint8) for each in (base_info, info)]
     scratch = np.empty(max_rows * base_info.columns, np.float32)  # reused, since fresh pages per block cost more
     for block in block_rows(part):
         start, stop = first + block.start, first + block.stop
-        raw = original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, base_buffer)
-        theirs = to_float32(
-            suspect.read(info, start * info.row_bytes, stop * info.row_bytes, suspect_buffer), info.dtype
-        )
+        raw = original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, buffers[0])
+        suspect_raw = suspect.read(info, start * info.row_bytes, stop * info.row_bytes, buffers[1])
+        theirs = to_float32(suspect_raw, info.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             ours = to_float32(raw, base_info.dtype)
             difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, base_info.columns)
@@ -125,9 +138,8 @@ def extract_tensor(
                 np.clip(difference, -MAX_CLIP, MAX_CLIP, out=difference)
                 kept = 1 - dropped_mask.astype(np.float32)
                 if sample.mixture is not None:
-                    kept *= sample.mixture.probability_kept(
-                        ours.reshape(difference.shape) * inverse[start:stop, None], difference
-                    )
+                    scaled = ours.reshape(difference.shape) * inverse[start:stop, None]
+                    kept *= sample.mixture.probability_kept(scaled, difference)
                 weights = _inverse_variances(difference, kept, sample.columns, sample.mixture)
                 clip = WEIGHT_CLIP_DEVIATIONS / np.sqrt(weights)
                 weights *= kept
@@ -157,7 +169,7 @@ def extract_tensor(
 def _inverse_variances(
     difference: np.ndarray, kept: np.ndarray, columns: np.ndarray, mixture: PruningMixture | None
 ) -> np.ndarray:
-    """The inverse of each weight's variance, which is its row's times its column's: `float32` of the block's shape.
+    """The inverse of each weight's variance, its row's times its column's: `float32` of the block's shape.
 
     In a pruned tensor, `ROW_PRIOR` weights of the tensor's variance are added to the few that a row has left.
     """
@@ -170,7 +182,6 @@ def _inverse_variances(
 
 
 def _any_zero(values: np.ndarray) -> bool:
-    """Whether any value is exactly 0."""
     return any((part == 0).any() for part in np.array_split(values, 1 + len(values) // 65536))
 
 
@@ -179,24 +190,13 @@ def _dropped_mask(values: np.ndarray) -> np.ndarray:
     return (values == 0) | ~np.isfinite(values)
 
 
-def _compare_sample(
-    original: Checkpoint,
-    base_info: TensorInfo,
-    suspect: TensorReader,
-    info: TensorInfo,
-    inverse: np.ndarray,
-    rows: slice,
-) -> SampleStatistics:
+def _compare_sample(pair: _TensorPair, inverse: np.ndarray, rows: slice) -> SampleStatistics:
     """Compares up to 16 of the rows; the clip is 3 robust standard deviations, and at least 1.5 amplitudes."""
     count = rows.stop - rows.start
-    bases, moves, products, chosen = (
-        [],
-        [],
-        np.zeros(4),
-        [rows.start + r for r in sample_row_indices(count, SAMPLE_ROWS)],
-    )
+    chosen = [rows.start + row for row in sample_row_indices(count, SAMPLE_ROWS)]
+    bases, moves, products = [], [], np.zeros(4)
     for row in chosen:
-        ours, theirs, kept = _load_row_pair(original, base_info, suspect, info, row)
+        ours, theirs, kept = pair.load_row(row)
         difference = (theirs - ours)[kept]
         ours, theirs = ours[kept], theirs[kept]
         products += (theirs @ ours, theirs @ theirs, ours @ ours, difference @ difference)
@@ -205,33 +205,18 @@ def _compare_sample(
     base, moved = np.concatenate(bases), np.clip(np.concatenate(moves), -MAX_CLIP, MAX_CLIP)
     spread = _MAD * float(np.median(np.abs(moved))) if len(moved) else 0.0
     mixture = fit_pruning_mixture(base, moved) if len(moved) else None
-    return SampleStatistics(
-        products * (count / len(chosen)),
-        np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_CLIP)),
-        _column_drift(original, base_info, suspect, info, inverse, rows, mixture)
-        if spread > DRIFT_THRESHOLD or mixture
-        else None,
-        mixture,
-    )
+    columns = _column_drift(pair, inverse, rows, mixture) if spread > DRIFT_THRESHOLD or mixture else None
+    clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_CLIP))
+    return SampleStatistics(products * (count / len(chosen)), clip, columns, mixture)
 
 
 def _column_drift(
-    original: Checkpoint,
-    base_info: TensorInfo,
-    suspect: TensorReader,
-    info: TensorInfo,
-    inverse: np.ndarray,
-    rows: slice,
-    mixture: PruningMixture | None,
+    pair: _TensorPair, inverse: np.ndarray, rows: slice, mixture: PruningMixture | None
 ) -> np.ndarray | None:
-    """Each column's squared drift relative to the mean, from up to 256 of the rows.
-
-    If chance explains half of their variance or more, the columns count as equal: `None`, or ones if the tensor was
-    pruned.
-    """
-    drift, compared = np.zeros(base_info.columns), np.zeros(base_info.columns)
+    """Each column's squared drift relative to the mean; `None`, or ones if pruned, if chance explains half of it."""
+    drift, compared = np.zeros((2, pair.base_info.columns))
     for row in sample_row_indices(rows.stop - rows.start, COLUMN_ROWS):
-        ours, theirs, kept = _load_row_pair(original, base_info, suspect, info, rows.start + row)
+        ours, theirs, kept = pair.load_row(rows.start + row)
         unit = float(inverse[rows.start + row])
         difference = np.clip((theirs - ours) * unit, -MAX_CLIP, MAX_CLIP)
         counts = kept.astype(np.float64)
@@ -243,22 +228,9 @@ def _column_drift(
             compared += counts
     raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > MIN_COUNT)
     # a mean of n squares of normal numbers has the variance 2 / n; in a pruned tensor n differs between columns
+    uneven = float((compared * np.square(raw - 1)).mean())
     if mixture is None:
         uneven = float(raw.var()) * max(float(compared.mean()), 1.0)
-    else:
-        uneven = float((compared * np.square(raw - 1)).mean())
     if uneven > 2 * 2:
         return np.maximum(raw, MIN_DRIFT).astype(np.float32)
-    return None if mixture is None else np.ones(base_info.columns, np.float32)
-
-
-def _load_row_pair(
-    original: Checkpoint, base_info: TensorInfo, suspect: TensorReader, info: TensorInfo, row: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row of the base's tensor and of the suspect's, `float64`, and which of its weights are kept."""
-    ours = to_float32(
-        original.read(base_info, row * base_info.row_bytes, (row + 1) * base_info.row_bytes), base_info.dtype
-    )
-    theirs = to_float32(suspect.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-    kept = ~_dropped_mask(theirs)
-    return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept
+    return None if mixture is None else np.ones(pair.base_info.columns, np.float32)

@@ -59,21 +59,16 @@ def _is_transport_error(error: Exception) -> bool:
 
 
 def _error_message(repo: str, error: Exception) -> str:
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalTokenNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return f"{repo} is not a valid Hub id: give org/name."
-    if isinstance(error, LocalTokenNotFoundError):
+    if isinstance(error, errors.LocalTokenNotFoundError):
         return f"Publishing to {repo} needs a token with write access: log in (hf auth login), then {_RESUME_HINT}."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if status == 401 and not isinstance(error, errors.RepositoryNotFoundError):
         return f"The Hub rejects the token for {repo}: log in again (hf auth login), then {_RESUME_HINT}."
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"{repo} is not on the Hub, or this token can't read it: check the id and log in (hf auth login)."
     if status == 403:
         return f"The token can't write to {repo}: use a token with write access."

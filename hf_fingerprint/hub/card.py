@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
+from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.configs import CONFIG
-from hf_fingerprint.checkpoints.limits import (
-    MAX_CARD,
-    MAX_CONFIG_VALUES,
-    MAX_FRONT_MATTER,
-    MAX_JSON,
-    parse_json,
-    read_bounded,
-)
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -66,7 +59,7 @@ def make_card(
     if base_model is not None:
         data["base_model"] = base_model
     named = data.get("base_model")
-    library = "timm" if "architecture" in config and "pretrained_cfg" in config else "transformers"
+    library = "timm" if {"architecture", "pretrained_cfg"} <= config.keys() else "transformers"
     data.setdefault("library_name", library)
     data.setdefault("pipeline_tag", "image-classification")
     data.pop("model-index", None)  # evaluation results, which belong to the base
@@ -109,19 +102,17 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         return {}, ""
     try:
-        text = read_bounded(path, MAX_CARD, "a model card").decode("utf-8")
+        text = limits.read_bounded(path, limits.MAX_CARD, "a model card").decode("utf-8")
         text = _BLANK_LINES.sub("\n\n", text)  # the library's search for the front matter is quadratic in them
-        if len(text.partition("\n---")[0]) > MAX_FRONT_MATTER and text.lstrip().startswith("---"):
-            raise CheckpointError(
-                f"{path}, the base's model card, has more than {MAX_FRONT_MATTER} bytes of front matter: shorten it."
-            )
+        if len(text.partition("\n---")[0]) > limits.MAX_FRONT_MATTER and text.lstrip().startswith("---"):
+            size = f"more than {limits.MAX_FRONT_MATTER} bytes of front matter"
+            raise CheckpointError(f"{path}, the base's model card, has {size}: shorten it.")
         card = ModelCard(text, ignore_metadata_errors=False)
     except CheckpointError:
         raise
     except Exception as error:  # the library raises errors of any class for unexpected YAML
-        raise CheckpointError(
-            f"{path}, the base's model card, can't be read ({type(error).__name__}): correct its front matter."
-        ) from None
+        failed = f"can't be read ({type(error).__name__})"
+        raise CheckpointError(f"{path}, the base's model card, {failed}: correct its front matter.") from None
     lines, in_code_block = [], False
     for line in card.text.strip().splitlines():
         in_code_block ^= line.startswith("```")
@@ -132,7 +123,8 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        found = parse_json(read_bounded(path, MAX_JSON, "a configuration"), MAX_CONFIG_VALUES) if path.exists() else {}
+        content = limits.read_bounded(path, limits.MAX_JSON, "a configuration") if path.exists() else b"{}"
+        found = limits.parse_json(content, limits.MAX_CONFIG_VALUES)
     except (ValueError, OSError):
         raise CheckpointError(f"{path} is not valid JSON: download the model again.") from None
     return found if isinstance(found, dict) else {}

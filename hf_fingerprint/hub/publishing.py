@@ -29,7 +29,7 @@ from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operatio
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
 from hf_fingerprint.progress import Progress
-from hf_fingerprint.registration import lookup_base, weights_hash
+from hf_fingerprint.registration.content import lookup_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
     Publication,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 MAX_PREFETCH_BYTES = 1 << 29
 FinishPush = Callable[[], PublishedCopy]
+LeftOut = tuple[SkippedFile, ...]
 
 
 class Publisher:
@@ -77,37 +78,30 @@ class Publisher:
         self._api = HfApi(library_name="hf-fingerprint")
 
     def issue_all(
-        self,
-        issuer: Issuer,
-        assignments: Sequence[Assignment],
-        update: bool = False,
-        progress: Progress | None = None,
+        self, issuer: Issuer, assignments: Sequence[Assignment], update: bool = False, progress: Progress | None = None
     ) -> Iterator[PublishedCopy]:
         """Issues and pushes one copy after another, and yields each when it is confirmed. Stops at the first error;
         the same call resumes after the confirmed copies.
 
         While a copy of up to 512 MB is pushed, the next one is made in memory.
         """
-        assignments = [replace(each, recipient=canonical_recipient(each.recipient)) for each in assignments]
-        assignments = list(dict.fromkeys(assignments))
-        duplicate_repos = [repo for repo, count in Counter(a.repo for a in assignments).items() if count > 1]
-        if duplicate_repos:
-            raise HubError(
-                f"{duplicate_repos[0]} is given to several recipients: give each recipient a different repo."
-            )
+        canonical = (replace(each, recipient=canonical_recipient(each.recipient)) for each in assignments)
+        assignments = list(dict.fromkeys(canonical))
+        for repo, count in Counter(each.repo for each in assignments).items():
+            if count > 1:
+                raise HubError(f"{repo} is given to several recipients: give each recipient a different repo.")
         if issuer.copy_bytes > MAX_PREFETCH_BYTES:
             yield from (self.issue(issuer, assignment, update, progress) for assignment in assignments)
             return
         next_push: Future[tuple[ExitStack, FinishPush]] | None = None
         with ThreadPoolExecutor(1) as pool:
             try:
-                for number in range(len(assignments) + 1):
+                for assignment in (*assignments, None):
                     pending = next_push.result() if next_push is not None else None
                     next_push = None
-                    if number < len(assignments):
-                        next_push = pool.submit(
-                            _enter, self._prepare_issue(issuer, assignments[number], update, progress, True)
-                        )
+                    if assignment is not None:
+                        push = self._prepare_issue(issuer, assignment, update, progress, True)
+                        next_push = pool.submit(_enter, push)
                     if pending is not None:
                         stack, finish = pending
                         with stack:
@@ -119,11 +113,7 @@ class Publisher:
                         next_push.result()[0].close()
 
     def issue(
-        self,
-        issuer: Issuer,
-        assignment: Assignment,
-        update: bool = False,
-        progress: Progress | None = None,
+        self, issuer: Issuer, assignment: Assignment, update: bool = False, progress: Progress | None = None
     ) -> PublishedCopy:
         """Issues a copy and pushes it, or resumes an earlier attempt.
 
@@ -177,9 +167,8 @@ class Publisher:
         with open_checkpoint(folder) as checkpoint:
             check_model_folder(checkpoint.source, self.vault.folder)
             content_hash = weights_hash(checkpoint, self.vault)
-            record = next(
-                (c for c in self.vault.copies() if c.content_hash == content_hash and c.state == "issued"), None
-            )
+            issued = (copy for copy in self.vault.copies() if copy.state == "issued")
+            record = next((copy for copy in issued if copy.content_hash == content_hash), None)
             if record is None:
                 raise HubError(f"{folder} is not a copy that {self.vault.folder} records: issue or record it first.")
             base, place = lookup_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id
@@ -272,16 +261,11 @@ class Publisher:
             yield finish
 
     def _confirm(
-        self,
-        variant: VariantRepo,
-        assignment: Assignment,
-        copy_id: str,
-        revision: str,
-        left_out: tuple[SkippedFile, ...],
+        self, variant: VariantRepo, assignment: Assignment, copy_id: str, revision: str, left_out: LeftOut
     ) -> PublishedCopy:
         """Gives the account access, and records the commit as confirmed."""
-        with translate_errors(variant.repo):
-            if assignment.account is not None:
+        if assignment.account is not None:
+            with translate_errors(variant.repo):
                 variant.give_access(assignment.account)
         return _published_copy(confirm_publication(self.vault, copy_id, revision), left_out, new=True)
 
@@ -314,15 +298,12 @@ def push_to_hub(
 
     Args:
         model (`str` or `Path`): the base: a folder, a file or a Hub id.
-        recipient (`str`): the recipient's name.
-        repo (`str`): the variant repo, `org/name`, which is created if it is missing.
+        recipient, repo, account (`str`): see [`Assignment`]. A missing repo is created.
         vault ([`Vault`], `str` or `Path`): the vault, which may be locked.
         config ([`FingerprintConfig`], *optional*): how to mark a base that is not registered yet.
         publish_config ([`PublishConfig`], *optional*): visibility and access. Private by default.
-        account (`str`, *optional*): the recipient's Hub account, which is given access to a gated repo.
         include_code (`bool`, *optional*, defaults to `False`): whether the copy includes the model's `.py` files.
-        as_base (`bool`, *optional*, defaults to `False`): whether to register a model that is itself a copy; see
-            [`register`].
+        as_base (`bool`, *optional*, defaults to `False`): see [`register`].
 
     Raises:
         [`FingerprintError`]: if the copy can't be issued or pushed. Run the same call again to resume.
@@ -360,12 +341,10 @@ def _find_publication(
         raise HubError(f"{repo} is recorded for another recipient: choose another repo.")
     same = [found for found in recorded if found.base_id == base.base_id]
     if not same and not update and any(found.state == "confirmed" for found in recorded):
-        raise HubError(
-            f"{repo} holds a copy of another base: add --reissue-from with that base to replace it, "
-            "or choose another repo."
-        )
+        replacing = "add --reissue-from with that base to replace it, or choose another repo"
+        raise HubError(f"{repo} holds a copy of another base: {replacing}.")
     return same[-1] if same else None
 
 
-def _published_copy(found: Publication, left_out: tuple[SkippedFile, ...], new: bool) -> PublishedCopy:
+def _published_copy(found: Publication, left_out: LeftOut, new: bool) -> PublishedCopy:
     return PublishedCopy(found.recipient, found.repo, str(found.revision), found.copy_id, found.base_id, left_out, new)

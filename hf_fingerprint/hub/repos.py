@@ -42,19 +42,17 @@ class VariantRepo:
         Raises:
             [`HubError`]: if the repo is public and should not be, or already holds other files.
         """
-        publish_config, repo = self.publish_config, self.repo
-        with_retries(lambda: self._api.create_repo(repo, private=publish_config.private, exist_ok=True))
+        config, repo = self.publish_config, self.repo
+        with_retries(lambda: self._api.create_repo(repo, private=config.private, exist_ok=True))
         head = with_retries(lambda: self._api.model_info(repo, files_metadata=True))
-        if publish_config.private and not head.private:
+        if config.private and not head.private:
             raise HubError(f"{repo} is public: make it private in its settings, or publish with --public.")
-        existing_files = {sibling.rfilename for sibling in head.siblings or []} - _IGNORED_FILES
-        if existing_files and not on_record:
-            raise HubError(
-                f"{repo} already holds files ({min(existing_files)}) and is not recorded in this vault: "
-                "choose another repo."
-            )
-        if publish_config.gated is not None and head.gated != publish_config.gated:
-            gated = cast('Literal["auto", "manual"]', publish_config.gated)
+        existing = {sibling.rfilename for sibling in head.siblings or []} - _IGNORED_FILES
+        if existing and not on_record:
+            holds = f"already holds files ({min(existing)}) and is not recorded in this vault"
+            raise HubError(f"{repo} {holds}: choose another repo.")
+        if config.gated is not None and head.gated != config.gated:
+            gated = cast('Literal["auto", "manual"]', config.gated)
             with_retries(lambda: self._api.update_repo_settings(repo, gated=gated))
         return head
 
@@ -124,11 +122,12 @@ def _base_repo_id(base: Base) -> str | None:
 
 def holds_files(info: "ModelInfo", files: dict[str, str]) -> bool:
     """Whether a repo holds these files. Only the weights are compared by their SHA-256."""
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    large = {
-        name: sibling.lfs.sha256 for name, sibling in siblings.items() if name in files and sibling.lfs is not None
+    siblings = info.siblings or []
+    digests = {
+        each.rfilename: each.lfs.sha256 for each in siblings if each.lfs is not None and each.rfilename in files
     }
-    return bool(large) and set(files) <= set(siblings) and all(files[name] == digest for name, digest in large.items())
+    complete = files.keys() <= {each.rfilename for each in siblings}
+    return bool(digests) and complete and all(files[name] == digest for name, digest in digests.items())
 
 
 def relocate_operations(operations: list["CommitOperationAdd"], folder: Path) -> None:

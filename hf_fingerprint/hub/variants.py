@@ -36,8 +36,7 @@ class PublishedCopy:
         revision (`str`): the commit.
         copy_id (`str`): the id of the copy's record in the vault.
         base_id (`str`): the id of the base.
-        left_out (`tuple[SkippedFile, ...]`): the files of the model's folder that are not in the copy, and
-            why.
+        left_out (`tuple[SkippedFile, ...]`): files of the model's folder that are not in the copy, and why.
         new (`bool`): whether the copy was published by this call.
     """
 

@@ -1,16 +1,14 @@
 """Shares a vault, encrypted, through a private dataset repo between machines that issue and machines that trace.
 
-The repo holds one file, `vault.age` (see [`pack_snapshot`]), and a short README. A push first merges the vault in the
-repo, so that no issuer's records are lost. If another machine pushes at the same time, the Hub rejects the second
-commit (`parent_commit`), and the push is repeated. An interrupted push or pull is repeated as a whole: the vault
-changes in one transaction and the repo in one commit.
-
-Only age ciphertext leaves this machine. A removed issuer, or anybody with a leaked identity, can still open the repo's
-earlier commits.
+The repo holds one file, `vault.age` (see [`pack_snapshot`]), and a README. A push first merges the vault in the repo.
+If another machine pushes at the same time, the Hub rejects the second commit (`parent_commit`), and the push is
+repeated. The vault changes in one transaction and the repo in one commit. Only age ciphertext leaves this machine. A
+removed issuer, or anybody with a leaked identity, can still open the repo's earlier commits.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
@@ -56,8 +54,7 @@ class PushedVault:
     merged: MergeReport
 
 
-@dataclass(frozen=True)
-class _RepoState:
+class _RepoState(NamedTuple):
     """A revision of the repo and the files in it."""
 
     revision: str
@@ -151,9 +148,8 @@ def pull_vault(
         remote = _fetch_snapshot(repo, state, age_identity)
     _check_not_variant(remote, repo)
     if public_key is not None and public_key != remote.public_key:
-        raise VaultError(
-            f"The vault in {repo} is sealed to {remote.public_key} and not to {public_key}: don't use it."
-        )
+        sealed = f"sealed to {remote.public_key} and not to {public_key}"
+        raise VaultError(f"The vault in {repo} is {sealed}: don't use it.")
     vault = Vault(folder) if (folder / DATABASE).is_file() else Vault.create_empty(folder, remote.public_key)
     return vault, merge(vault, remote, age_identity, repo)
 
@@ -163,16 +159,12 @@ def _inspect_repo(repo: str) -> _RepoState:
 
     info = HfApi(library_name="hf-fingerprint").dataset_info(repo)
     if not info.private:
-        raise HubError(
-            f"{repo} is public, and a vault must be in a private repo: make it private or choose another repo."
-        )
+        required = "a vault must be in a private repo"
+        raise HubError(f"{repo} is public, and {required}: make it private or choose another repo.")
     files = frozenset(sibling.rfilename for sibling in info.siblings or [])
     if files - _VAULT_FILES:
-        raise HubError(
-            f"{repo} holds {min(files - _VAULT_FILES)}, and the repo of a vault must hold nothing "
-            "else: choose another "
-            f"repo."
-        )
+        other = min(files - _VAULT_FILES)
+        raise HubError(f"{repo} holds {other}, and the repo of a vault must hold nothing else: choose another repo.")
     return _RepoState(str(info.sha), files)
 
 
@@ -198,9 +190,9 @@ def _fetch_snapshot(repo: str, state: _RepoState, age_identity: AgeIdentity | No
 
 
 def _too_large(repo: str, size: int) -> HubError:
+    limit = f"above the limit of {megabytes(MAX_PACK)} MB"
     return HubError(
-        f"The vault in {repo} has {megabytes(size, round_up=True)} MB, above the limit of {megabytes(MAX_PACK)} MB: "
-        f"restore an earlier commit."
+        f"The vault in {repo} has {megabytes(size, round_up=True)} MB, {limit}: restore an earlier commit."
     )
 
 
@@ -214,6 +206,5 @@ def _check_replaceable(contradictions: tuple[Fault, ...], repo: str) -> None:
     first = next((fault for fault in contradictions if fault.table in ("bases", "questions", "copies")), None)
     if first is not None:
         more = f" (and {len(contradictions) - 1} more rows)" if len(contradictions) > 1 else ""
-        raise VaultError(
-            f"{repo} is not changed; its other rows are merged into this vault. {first.describe()}{more}."
-        )
+        merged = "its other rows are merged into this vault"
+        raise VaultError(f"{repo} is not changed; {merged}. {first.describe()}{more}.")

@@ -60,9 +60,7 @@ class WatchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
-        found = asdict(self)
-        lists = ("accused", "accusations", "variant_of")
-        return {**found, **{name: list(found[name]) for name in lists}}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def watch(
@@ -82,15 +80,15 @@ def watch(
     Raises:
         [`HubError`]: if an author's models can't be listed, or there are none.
     """
-    publications_on_record, seen = publications(vault), set[str]()
+    recorded, seen = publications(vault), set[str]()
     for name in names:
         for listed in [_ListedModel(name, None, None)] if "/" in name else _list_models(name):
             if listed.model in seen:
                 continue
             seen.add(listed.model)
-            watch_result = _trace_listed(listed, vault, since, max_bytes)
-            if watch_result is not None:
-                yield _compare_with_record(watch_result, listed.private, publications_on_record)
+            result = _trace_listed(listed, vault, since, max_bytes)
+            if result is not None:
+                yield _compare_with_record(result, listed.private, recorded)
 
 
 def watch_exit_code(results: Iterable[WatchResult]) -> int:
@@ -139,23 +137,21 @@ def _list_models(author: str) -> list[_ListedModel]:
     return [_ListedModel(info.id, info.last_modified, info.private) for info in listed]
 
 
-def _compare_with_record(
-    watch_result: WatchResult, private: bool | None, publications_on_record: Iterable[Publication]
-) -> WatchResult:
+def _compare_with_record(result: WatchResult, private: bool | None, recorded: Iterable[Publication]) -> WatchResult:
     """Adds what the vault records about the repo."""
-    repo = watch_result.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub ignores case
-    matching = [found for found in publications_on_record if found.repo.lower() == repo]
+    repo = result.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub ignores case
+    matching = [found for found in recorded if found.repo.lower() == repo]
     if not matching:
-        return watch_result
+        return result
     recipients = tuple(dict.fromkeys(found.recipient for found in matching))
-    accused = {score.copy_id for score in watch_result.accusations}
+    accused = {score.copy_id for score in result.accusations}
     expected = bool(accused) and accused <= {found.copy_id for found in matching}
     note, variant = None, f"The vault records this repo as the variant of {', '.join(recipients)}"
-    if watch_result.error is None and not expected:
+    if result.error is None and not expected:
         note = f"{variant}, but it does not trace to that copy alone: check what it holds."
     elif private is False:
         note = f"{variant}, and the repo is public: make it private unless that is intended."
-    return replace(watch_result, variant_of=recipients, expected=expected, note=note)
+    return replace(result, variant_of=recipients, expected=expected, note=note)
 
 
 def _trace_listed(
@@ -176,18 +172,8 @@ def _trace_listed(
         return WatchResult(model, None, _isoformat(modified), error=str(error))
     lowest_bound = result.accused[0].log10_false_accusation if result.accused else None
     accused = tuple(dict.fromkeys(score.recipient for score in result.accused))
-    return WatchResult(
-        model,
-        result.revision,
-        _isoformat(modified),
-        accused,
-        lowest_bound,
-        result.base,
-        result.bytes_fetched,
-        str(result.outcome),
-        result.reason,
-        accusations=result.accused,
-    )
+    read = (result.revision, _isoformat(modified), accused, lowest_bound, result.base, result.bytes_fetched)
+    return WatchResult(model, *read, str(result.outcome), result.reason, accusations=result.accused)
 
 
 def _isoformat(time: datetime | None) -> str | None:

@@ -27,13 +27,12 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
     file = source.folder / CONFIG
     if not source.owns_folder or not file.is_file():
         raise BuildError(f"{source.name} has no {CONFIG}, so it can't be run: give the model's whole folder.")
-    where, config = str(file), read_json(file)
-    raised: Exception | None = None
+    config, raised = read_json(file), None
     with warnings.catch_warnings(record=True) as caught, redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FingerprintWarning)
         try:
-            built = _build(checkpoint, config, where)
+            built = _build(checkpoint, config, str(file))
         except FingerprintError:
             raise
         except Exception as error:
@@ -64,7 +63,5 @@ def _error_message(name: str, error: Exception) -> str:
         return f"{name} can't be run without {missing}: pip install 'hf-fingerprint[models]'."
     if isinstance(error, ImportError):
         return f"{name} can't be run, since a library fails to load ({kind}): reinstall timm and transformers."
-    return (
-        f"{name} can't be run by timm or transformers ({kind}; HF_FINGERPRINT_TRACEBACK=1 shows where): check that "
-        f"its config.json belongs to its weights."
-    )
+    problem = f"can't be run by timm or transformers ({kind}; HF_FINGERPRINT_TRACEBACK=1 shows where)"
+    return f"{name} {problem}: check that its config.json belongs to its weights."

@@ -9,17 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.limits import (
-    MAX_CLASSES,
-    MAX_CONFIG_DEPTH,
-    MAX_CONFIG_LIST,
-    MAX_CONFIG_NUMBER,
-    MAX_CONFIG_VALUES,
-    MAX_JSON,
-    MAX_SIDE,
-    parse_json,
-    read_bounded,
-)
+from hf_fingerprint.checkpoints import limits
+from hf_fingerprint.checkpoints.limits import parse_json, read_bounded
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.printable import printable
 
@@ -35,7 +26,8 @@ def read_json(path: Path) -> dict[str, Any]:
         [`BuildError`]: if it isn't one, or is larger than 16 MB.
     """
     try:
-        found = parse_json(read_bounded(path, MAX_JSON, "a configuration", BuildError), MAX_CONFIG_VALUES)
+        content = read_bounded(path, limits.MAX_JSON, "a configuration", BuildError)
+        found = parse_json(content, limits.MAX_CONFIG_VALUES)
     except (ValueError, OSError):
         raise BuildError(f"{path} is not JSON: download the model's folder again.") from None
     if not isinstance(found, dict):
@@ -51,15 +43,12 @@ def is_plain(value: object, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
-        return -MAX_CONFIG_NUMBER <= value <= MAX_CONFIG_NUMBER  # False for NaN and for huge integers
+        return -limits.MAX_CONFIG_NUMBER <= value <= limits.MAX_CONFIG_NUMBER  # False for NaN and for huge integers
     if isinstance(value, str):
         return bool(_WORD.fullmatch(value))
     if isinstance(value, list | tuple):
-        return (
-            depth < MAX_CONFIG_DEPTH
-            and len(value) <= MAX_CONFIG_LIST
-            and all(is_plain(each, depth + 1) for each in value)
-        )
+        fits = depth < limits.MAX_CONFIG_DEPTH and len(value) <= limits.MAX_CONFIG_LIST
+        return fits and all(is_plain(each, depth + 1) for each in value)
     return False
 
 
@@ -81,7 +70,7 @@ def plain_entries(config: Mapping[str, Any], known: Collection[str], where: str)
     return chosen
 
 
-def check_count(value: object, name: str, where: str, maximum: int = MAX_CLASSES) -> int:
+def check_count(value: object, name: str, where: str, maximum: int = limits.MAX_CLASSES) -> int:
     """The value, checked to be a number of classes or channels.
 
     Raises:
@@ -98,11 +87,11 @@ def check_size(size: tuple[int, int, int], where: str) -> tuple[int, int, int]:
     Raises:
         [`BuildError`]: if it is not an image's size or is too large.
     """
-    sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in size)
+    sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= limits.MAX_SIDE for n in size)
     if len(size) != 3 or not sides_fit or size[0] > 64:
         raise BuildError(
             f"{where} takes inputs of {short_repr(list(size))} (channels, height, width), and the limit is 64 "
-            f"channels of {MAX_SIDE:,} pixels a side: fix its size."
+            f"channels of {limits.MAX_SIDE:,} pixels a side: fix its size."
         )
     return size
 

@@ -1,7 +1,7 @@
 """Open untrusted images: known formats within limits, or one error. The only place in the package that opens them.
 
-A damaged image may raise any exception, and a small file may decode to more pixels than memory holds. So the file
-size, the pixel count and other costs of decoding are checked before an image is decoded.
+A damaged image may raise any exception, and a small file may decode to more pixels than memory holds, so all costs are
+checked before an image is decoded.
 """
 
 import warnings
@@ -69,15 +69,11 @@ def _check_size(image: Any, where: str, pixels: int) -> None:
     width, height = image.size
     tile = [_number(getattr(image, "tag_v2", {}).get(tag, 0)) for tag in _TILE]
     if width * height > pixels or tile[0] * tile[1] > max(pixels, MAX_PIXELS):
-        raise FingerprintError(
-            f"{where} has {width} x {height} pixels, and the limit is {pixels / 1e6:g} megapixels: scale it down, or "
-            f"remove it."
-        )
+        most = f"the limit is {pixels / 1e6:g} megapixels"
+        raise FingerprintError(f"{where} has {width} x {height} pixels, and {most}: scale it down, or remove it.")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise FingerprintError(
-            f"{where} has {width} x {height} pixels, and sides may differ by a factor of at most {MAX_ASPECT}: crop "
-            f"it, or remove it."
-        )
+        most = f"sides may differ by a factor of at most {MAX_ASPECT}"
+        raise FingerprintError(f"{where} has {width} x {height} pixels, and {most}: crop it, or remove it.")
 
 
 def _number(value: Any) -> int:

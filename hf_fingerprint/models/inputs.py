@@ -37,8 +37,7 @@ class LazyImages:
     """
 
     def __init__(self, size: tuple[int, int, int], blocks: "Sequence[tuple[int, Callable[[], torch.Tensor]]]"):
-        self.size = size
-        self._blocks = list(blocks)
+        self.size, self._blocks = size, list(blocks)
 
     @classmethod
     def of(cls, images: "torch.Tensor") -> "LazyImages":
@@ -72,10 +71,7 @@ class LazyImages:
 
 
 def fit_batch_size(pixels: int, batch_size: int) -> int:
-    """The batch size for images of this many pixels: `batch_size` up to 224 x 224 pixels, less for larger images.
-
-    This bounds the memory of activations.
-    """
+    """The batch size for images of so many pixels: less than `batch_size` beyond 224 x 224, to bound activations."""
     return max(1, min(batch_size, batch_size * REFERENCE_PIXELS // pixels))
 
 
@@ -118,9 +114,7 @@ def split_user_images(
     """
     paths = image_files(folder)
     first = _pick_evenly(paths, min(first_count, (len(paths) + 1) // 2))
-    taken = set(first)
-    rest = [path for path in paths if path not in taken] or paths
-    second = _pick_evenly(rest, second_count)
+    second = _pick_evenly(sorted(set(paths) - set(first)) or paths, second_count)
     np.random.default_rng(0).shuffle(second)
     return _from_files(first, model), _from_files(second, model)
 
@@ -190,10 +184,9 @@ def prepare_image(source: Path | bytes, model: BuiltModel, name: str | None = No
     try:
         prepared: torch.Tensor = model.preprocess(image)
     except Exception as error:  # processors raise anything
-        raise FingerprintError(
-            f"{printable(str(source)) if name is None else name} can't be prepared for the model "
-            f"({type(error).__name__}): remove or replace it."
-        ) from None
+        problem = f"can't be prepared for the model ({type(error).__name__})"
+        where = printable(str(source)) if name is None else name
+        raise FingerprintError(f"{where} {problem}: remove or replace it.") from None
     return prepared
 
 

@@ -47,10 +47,8 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     file, description = _read_description(folder)
     if not description:
         return None
-    processor_class = _processor_class(
-        description.get("image_processor_type") or description.get("feature_extractor_type"), model_type
-    )
-    if processor_class is None:
+    name = description.get("image_processor_type") or description.get("feature_extractor_type")
+    if (processor_class := _processor_class(name, model_type)) is None:
         warnings.warn(
             f"{file} names an image processor that transformers doesn't have: images are resized to the model's input "
             f"size and normalized with mean and standard deviation 0.5.",
@@ -59,11 +57,8 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
         )
         return None
     settings = plain_entries(description, _SETTINGS, str(file))
-    sizes = {
-        name: _check_size_setting(description[name], name, file)
-        for name in _SIZES
-        if description.get(name) is not None
-    }
+    described = [name for name in _SIZES if description.get(name) is not None]
+    sizes = {name: _check_sizes(description[name], name, file) for name in described}
     for name in ("crop_pct", "rescale_factor"):
         if not isinstance(settings.get(name, 1.0), int | float) or not 0 <= settings.get(name, 1.0) <= 4:
             raise BuildError(f"{file} gives {name} as {short_repr(settings[name])}: it must be a number from 0 to 4.")
@@ -72,9 +67,8 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     try:
         return processor_class(**settings, **sizes)
     except Exception as error:  # processors raise anything
-        raise BuildError(
-            f"{file} does not describe a valid image processor ({type(error).__name__}): fix or remove it."
-        ) from error
+        problem = f"does not describe a valid image processor ({type(error).__name__})"
+        raise BuildError(f"{file} {problem}: fix or remove it.") from error
 
 
 def make_preprocess(
@@ -105,8 +99,7 @@ def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int
     for size_setting in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
         if size_setting is not None and "height" in size_setting:
             return size_setting["height"], size_setting["width"]
-    nested = [getattr(config, name, None) for name in ("vision_config", "backbone_config")]
-    for each in (config, *nested):
+    for each in nested_configs(config):
         size = getattr(each, "image_size", None)
         if isinstance(size, int):
             return size, size
@@ -117,6 +110,11 @@ def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int
         message = f"{where} has no input size: the model is run at {DEFAULT_SIDE} pixels."
         warnings.warn(message, FingerprintWarning, stacklevel=2)
     return (shortest or DEFAULT_SIDE,) * 2
+
+
+def nested_configs(config: Any) -> list[Any]:
+    """A transformers configuration, and those of its vision model and its backbone, `None` where it has none."""
+    return [config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)]
 
 
 def _read_description(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -152,7 +150,7 @@ def _class_names(entry: Any) -> list[str]:
     return sorted({_CLASS_SUFFIX.sub("", name) for name in found if isinstance(name, str)})
 
 
-def _check_size_setting(value: object, name: str, file: Path) -> int | dict[str, int]:
+def _check_sizes(value: object, name: str, file: Path) -> int | dict[str, int]:
     if isinstance(value, dict):
         return {edge: _check_side(value[edge], name, file) for edge in _EDGES if value.get(edge) is not None}
     if isinstance(value, list) and len(value) == 2:

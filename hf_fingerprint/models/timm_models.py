@@ -29,7 +29,6 @@ _LOADER_ARGUMENTS = frozenset(["cfg", "features_only", "out_indices", "feature_c
 _INPUTS = ("input_size", "test_input_size", "min_input_size", "fixed_input_size", "mean", "std")
 _CROPPING = ("interpolation", "crop_pct", "test_crop_pct", "crop_mode")
 _DATA = (*_INPUTS, *_CROPPING, "num_classes", "pool_size", "test_pool_size", "first_conv", "classifier")
-_CROP_RANGE = (0.1, 4.0)
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
@@ -82,28 +81,21 @@ def _check_architecture(name: object, where: str) -> str:
     found = _ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
     known = found is not None and is_model(found["name"])
     if found is None or not known or not model_entrypoint(found["name"]).__module__.startswith("timm."):
-        raise BuildError(
-            f"{where} names {short_repr(name)}, which is not a timm architecture: check it, or upgrade timm."
-        )
+        problem = f"names {short_repr(name)}, which is not a timm architecture"
+        raise BuildError(f"{where} {problem}: check it, or upgrade timm.")
     return found["name"]
 
 
 def _select_arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The model arguments in a configuration.
-
-    Raises:
-        [`BuildError`]: for an argument that no model class in the architecture's module accepts.
-    """
+    """The model arguments in a configuration; each must be one of a model class in the architecture's module."""
     model_args = config.get("model_args") or {}
     if not isinstance(model_args, dict):
         raise BuildError(f"{where} has model_args that are not a JSON object: download the model's folder again.")
     known = _argument_names(architecture)
     unknown = [name for name, value in model_args.items() if name not in known and value is not None]
     if unknown:
-        raise BuildError(
-            f"{where} has {short_repr(unknown[0])} among its model_args, which {architecture} doesn't accept: remove "
-            f"it if you trust the model."
-        )
+        problem = f"has {short_repr(unknown[0])} among its model_args, which {architecture} doesn't accept"
+        raise BuildError(f"{where} {problem}: remove it if you trust the model.")
     return _as_tuples(plain_entries(model_args, known, where))
 
 
@@ -116,11 +108,8 @@ def _argument_names(architecture: str) -> frozenset[str]:
     loaders = (inspect.signature(loader).parameters for loader in (create_model, build_model_with_cfg))
     refused = _LOADER_ARGUMENTS.union(*loaders)
     classes = vars(sys.modules[model_entrypoint(architecture).__module__]).values()
-    signatures = [
-        inspect.signature(each.__init__).parameters
-        for each in classes
-        if inspect.isclass(each) and issubclass(each, Module)
-    ]
+    modules = [each for each in classes if inspect.isclass(each) and issubclass(each, Module)]
+    signatures = (inspect.signature(each.__init__).parameters for each in modules)
     named = (signature for signature in signatures if "num_classes" in signature)
     return _NORMS.union(*named) - refused - {"self"}
 
@@ -130,13 +119,11 @@ def _select_data_config(pretrained_cfg: object, where: str) -> dict[str, Any]:
     found = _as_tuples(plain_entries(pretrained_cfg, _DATA, where)) if isinstance(pretrained_cfg, dict) else {}
     for name in ("input_size", "test_input_size"):
         if name in found:
-            size = found[name] if isinstance(found[name], tuple) else (0, 0, 0)
-            check_size(size, where)
+            check_size(found[name] if isinstance(found[name], tuple) else (0, 0, 0), where)
     for name in ("crop_pct", "test_crop_pct"):
         share = found.get(name, 1.0)
-        if not isinstance(share, int | float) or not _CROP_RANGE[0] <= share <= _CROP_RANGE[1]:
-            low, high = _CROP_RANGE
-            raise BuildError(f"{where} gives {name} as {short_repr(share)}: it must be from {low:g} to {high:g}.")
+        if not isinstance(share, int | float) or not 0.1 <= share <= 4:
+            raise BuildError(f"{where} gives {name} as {short_repr(share)}: it must be from 0.1 to 4.")
     return found
 
 

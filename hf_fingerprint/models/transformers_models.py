@@ -14,7 +14,7 @@ from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, short_repr
-from hf_fingerprint.models.processors import image_size, make_preprocess, read_processor
+from hf_fingerprint.models.processors import image_size, make_preprocess, nested_configs, read_processor
 from hf_fingerprint.models.weights import bounded_construction, check_weights_loaded, read_state_dict
 
 
@@ -54,7 +54,7 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
     model_class, output = _model_class(config.get("architectures"), model_type, where)
     module = _load_module(model_class, model_config, checkpoint)
     processor = read_processor(checkpoint.source.folder, model_type)
-    declared = (getattr(part, "num_channels", None) for part in _nested_configs(model_config))
+    declared = (getattr(part, "num_channels", None) for part in nested_configs(model_config))
     channels = next((count for count in declared if isinstance(count, int)), 3)
     size = check_size((channels, *image_size(processor, model_config, where)), where)
     mean = _per_channel(getattr(processor, "image_mean", None), channels)
@@ -66,11 +66,7 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
 
 
 def _make_config(config: Mapping[str, Any], where: str) -> Any:
-    """A transformers configuration, made of the entries that its class declares.
-
-    Raises:
-        [`BuildError`]: if transformers has no such class, or an entry has an invalid value.
-    """
+    """A transformers configuration, made of the entries that its class declares."""
     from transformers import CONFIG_MAPPING
 
     name = config.get("model_type")
@@ -81,18 +77,16 @@ def _make_config(config: Mapping[str, Any], where: str) -> Any:
         )
     config_class = CONFIG_MAPPING[name]
     if not config_class.__module__.startswith("transformers.models."):
-        raise BuildError(
-            f"{where} has model_type {short_repr(name)}, which is not part of transformers: don't use this model."
-        )
+        kind = f"model_type {short_repr(name)}"
+        raise BuildError(f"{where} has {kind}, which is not part of transformers: don't use this model.")
     return _instantiate_config(config_class, config, where)
 
 
 def _instantiate_config(config_class: Any, config: Mapping[str, Any], where: str) -> Any:
     named = [name for name in _EXTERNAL_MODEL_KEYS if config.get(name)]
     if named:
-        raise BuildError(
-            f"{where} has {named[0]}, which refers to another model: save the model with all of its weights."
-        )
+        problem = f"{where} has {named[0]}, which refers to another model"
+        raise BuildError(f"{problem}: save the model with all of its weights.")
     known = _declared_fields(config_class) - _IGNORED_KEYS
     nested = {name: value for name, value in config.items() if name in known and isinstance(value, dict)}
     entries = plain_entries({n: v for n, v in config.items() if n not in nested}, known, where)
@@ -133,8 +127,7 @@ def _num_labels(config: Mapping[str, Any], where: str) -> dict[str, int]:
 def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str | None]:
     """The model class that a configuration names, and the kind of its output, `None` for a classifier.
 
-    Raises:
-        [`BuildError`]: if it is not a class that transformers maps to that configuration and that takes images.
+    It must take images, and transformers must map it to that configuration.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -169,9 +162,8 @@ def _load_module(model_class: Any, model_config: Any, checkpoint: Checkpoint) ->
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         arguments["add_pooling_layer"] = any(".pooler." in f".{name}" for name in state)
     with bounded_construction(checkpoint):
-        module = model_class.from_pretrained(
-            None, config=model_config, state_dict=dict(state), dtype=torch.float32, **arguments
-        )
+        arguments |= {"config": model_config, "state_dict": dict(state), "dtype": torch.float32}
+        module = model_class.from_pretrained(None, **arguments)
     check_weights_loaded(module, state, checkpoint)
     return module
 
@@ -180,10 +172,6 @@ def _strip_prefixes(name: str) -> str:
     while name.startswith(_PREFIXES):
         name = name.partition(".")[2]
     return name
-
-
-def _nested_configs(config: Any) -> list[Any]:
-    return [config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)]
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:

@@ -44,9 +44,8 @@ def load_weights(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
 
     in_file, state = _match_tensors(module, checkpoint), module.state_dict()
     fitting = {name: in_file[name] for name, values in state.items() if _is_compatible(in_file.get(name), values)}
-    _refuse_missing(
-        [name for name, values in state.items() if values.is_floating_point() and name not in fitting], checkpoint
-    )
+    floating = [name for name, values in state.items() if values.is_floating_point()]
+    _refuse_missing([name for name in floating if name not in fitting], checkpoint)
     with torch.no_grad():
         for name, info in fitting.items():
             state[name].copy_(torch.from_numpy(_load(checkpoint, info)))
@@ -70,11 +69,8 @@ def check_weights_loaded(
     """
     import torch
 
-    renamed = {
-        name: values
-        for name, values in module.state_dict().items()
-        if values.is_floating_point() and not (name in state and torch.equal(state[name], values))
-    }
+    floating = {name: values for name, values in module.state_dict().items() if values.is_floating_point()}
+    renamed = {n: v for n, v in floating.items() if not (n in state and torch.equal(state[n], v))}
     if renamed:
         contents = {_content(values) for values in state.values()}
         _refuse_missing([name for name, values in renamed.items() if _content(values) not in contents], checkpoint)
@@ -139,9 +135,8 @@ def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
         else:
             modules += 1
         if tensors > most_tensors or weights > most_weights or modules > _MODULES_PER_TENSOR * most_tensors:
-            raise BuildError(
-                f"{checkpoint.source.name} describes a model far larger than its weights: don't use this model."
-            )
+            where = checkpoint.source.name
+            raise BuildError(f"{where} describes a model far larger than its weights: don't use this model.")
 
     handles = [
         hooks.register_module_parameter_registration_hook(note),
@@ -156,12 +151,9 @@ def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _match_tensors(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """The checkpoint's tensor for each of the model's tensor names, ignoring wrappers' prefixes.
+    """The checkpoint's tensor for each of the model's tensor names: an exact match, else without wrappers' prefixes.
 
-    An exact match takes precedence.
-
-    Raises:
-        [`BuildError`]: if several match and none exactly, as in a file of two models.
+    Several matches, as in a file of two models, are an error.
     """
     infos = checkpoint.tensors
     wrapped: dict[str, list[TensorInfo]] = defaultdict(list)
@@ -172,9 +164,8 @@ def _match_tensors(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[st
         candidates = [infos[name]] if name in infos else wrapped[normalize_name(name)]
         if len(candidates) > 1:
             both = " and ".join(printable(info.name) for info in candidates[:2])
-            raise BuildError(
-                f"{checkpoint.source.name} holds both {both}, as if it were two models: export the one that is used."
-            )
+            where = checkpoint.source.name
+            raise BuildError(f"{where} holds both {both}, as if it were two models: export the one that is used.")
         if candidates:
             found[name] = candidates[0]
     return found

@@ -4,8 +4,7 @@
 
 x are the features at the cut, or deeper in the model ([`FrozenSegment`]). B mixes the channels at each position (a 1x1
 convolution without bias; for tokens, a matrix), or all features of all positions. m and the scalar s give codes mean 0
-and mean square 1. The clip bounds the norm of a code for every image and every client part. The released model has
-neither bottleneck nor noise.
+and mean square 1. The clip bounds every code's norm. The released model has neither bottleneck nor noise.
 
 n numbers of mean square P with Gaussian noise of variance sigma^2 carry at most n/2 log2(1 + P/sigma^2) bits,
 whatever an adversary computes (C. E. Shannon, "Communication in the presence of noise", 1949). How well images can be
@@ -33,13 +32,11 @@ class Bottleneck(torch.nn.Module):
         sigma (`float`, *optional*, defaults to 0): the noise's standard deviation, in units of a code's.
         flatten_features (`bool`, *optional*, defaults to `False`): mix the features of all positions, so that a code
             has no positions and a few dozen numbers are enough.
-        segment ([`FrozenSegment`], *optional*): runs the features deeper into the model first. Needs
-            `flatten_features`.
+        segment ([`FrozenSegment`], *optional*): goes deeper into the model first. Needs `flatten_features`.
 
     Attributes:
         squeeze (`torch.nn.Parameter` of shape `(channels, features)`): B.
-        mixed_shape (`tuple[int, ...]`): the shape of the features that B takes: `shape`, or the number of all features
-            (those of the segment, if there is one).
+        mixed_shape (`tuple[int, ...]`): the shape of B's input: `shape`, or the number of all (segment) features.
 
     Raises:
         [`FingerprintError`]: if the bottleneck is wider than the features, sigma is negative or not finite, or a
@@ -60,18 +57,14 @@ class Bottleneck(torch.nn.Module):
     ):
         super().__init__()
         if segment is not None and not flatten_features:
-            raise FingerprintError(
-                "A segment needs flatten_features=True, since its positions differ from those at the cut."
-            )
+            raise FingerprintError("A segment needs flatten_features=True: its positions differ from the cut's.")
         self.shape, self.flatten_features, self.segment = tuple(shape), flatten_features, segment
         inner = self.shape if segment is None else segment.shape
         self.mixed_shape = (math.prod(inner),) if flatten_features else self.shape
         self._axis = 1 if len(self.mixed_shape) == 3 else -1
         features = self.mixed_shape[0 if len(self.mixed_shape) == 3 else -1]
         if not 1 <= channels <= features:
-            raise FingerprintError(
-                f"A bottleneck of {channels} channels doesn't fit {features} features: choose fewer."
-            )
+            raise FingerprintError(f"{channels} channels don't fit {features} features: choose fewer.")
         self.channels = channels
         self.squeeze = torch.nn.Parameter(torch.eye(channels, features), requires_grad=False)
         self.register_buffer("centre", torch.zeros(channels))
@@ -80,8 +73,8 @@ class Bottleneck(torch.nn.Module):
         self.sigma = sigma
 
     def extra_repr(self) -> str:
-        flat = f", flatten_features={self.flatten_features}"
-        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}{flat}"
+        parts = f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}"
+        return f"{parts}, flatten_features={self.flatten_features}"
 
     @property
     def sigma(self) -> float:
@@ -115,8 +108,7 @@ class Bottleneck(torch.nn.Module):
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """The codes without noise, clip((B x - m) / s), of shape `(batch, *code_shape)`."""
         code = (self._mix(self.features_in_segment(features)) - self._broadcast_channels(self.centre)) / self.scale
-        length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
-        shrink = (self.max_norm / length).clamp_max(1.0)
+        shrink = (self.max_norm / code.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp_max(1.0)
         return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
 
     def send(self, features: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:

@@ -19,7 +19,7 @@ from hf_fingerprint.progress import Progress, silent
 
 MIN_SIGMA, MAX_SIGMA, MAX_TRIES = 0.25, 32.0, 5
 HELD_OUT_SHARE = 0.2
-LEARNING_RATE, BATCH, WEIGHT = 2e-3, 32, 0.5
+LEARNING_RATE, BATCH, WEIGHT, MARGIN = 2e-3, 32, 0.5, 0.02
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,11 @@ def calibrate_noise(
     return NoiseCalibration(target_ssim, accepted[0], accepted[1], bottleneck.bits_per_image)
 
 
-def _next_sigma(
-    low: tuple[float, float | None], high: tuple[float, float | None], target: float, margin: float = 0.02
-) -> float:
-    """The next sigma to try: by linear interpolation in log sigma, slightly below the target; the geometric mean while
-    only one end is measured."""
+def _next_sigma(low: tuple[float, float | None], high: tuple[float, float | None], target: float) -> float:
+    """The sigma at `target`, slightly below it, linear in log sigma; the geometric mean unless both ends are known."""
     share = 0.5
     if low[1] is not None and high[1] is not None:
-        share = (low[1] - (1 - margin) * target) / max(1e-6, low[1] - high[1])
+        share = (low[1] - (1 - MARGIN) * target) / max(1e-6, low[1] - high[1])
     return float(low[0] * (high[0] / low[0]) ** min(0.9, max(0.1, share)))
 
 
@@ -147,14 +144,11 @@ def train_against_adversary(
     """
     progress = progress or silent
     partition.model.eval()
-    value_range = pixel_range(images)
-    deviation = channel_deviation(features)
+    value_range, deviation = pixel_range(images), channel_deviation(features)
     squeeze, denoising = bottleneck.squeeze.requires_grad_(True), [*denoiser.requires_grad_(True).train().parameters()]
     with seeded(seed), torch.enable_grad():
         decoder = ImageDecoder(bottleneck.code_shape, partition.size).to(features.device)
-        bottleneck_optimizer = torch.optim.AdamW(
-            [{"params": [squeeze], "lr": rate}, {"params": denoising}], LEARNING_RATE
-        )
+        optimizer = torch.optim.AdamW([{"params": [squeeze], "lr": rate}, {"params": denoising}], LEARNING_RATE)
         decoder_optimizer = torch.optim.AdamW(decoder.parameters(), LEARNING_RATE)
         for step in range(steps):
             pick = torch.randint(len(images), (BATCH,))
@@ -171,9 +165,9 @@ def train_against_adversary(
             task_loss = (logits - target_logits).square().mean() / target_logits.var().clamp_min(1e-6)
             feature_loss = ((denoised - batch_features) / deviation).square().mean()
             reconstructed = reconstruction_loss(decoder(code), images[pick], value_range).mean()
-            bottleneck_optimizer.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(task_loss + feature_loss - weight * reconstructed, inputs=[squeeze, *denoising])
-            bottleneck_optimizer.step()
+            optimizer.step()
             progress("training the bottleneck", step + 1, steps)
     bottleneck.requires_grad_(False).fit_normalization(features)
     denoiser.requires_grad_(False).eval()

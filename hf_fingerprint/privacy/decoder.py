@@ -37,8 +37,8 @@ class ReconstructionQuality:
 
 
 class ImageDecoder(torch.nn.Module):
-    """A small network from codes to images: local convolutions plus a linear map over all positions. Under noise the
-    linear map matters most, since it combines what all positions say about each pixel.
+    """A small network from codes to images: local convolutions, plus a linear map over all positions, which matters
+    most under noise.
 
     Args:
         code_shape (`tuple[int, ...]`): `(channels, height, width)`, `(tokens, channels)` or `(channels,)`.
@@ -94,17 +94,15 @@ def structural_similarity(one: torch.Tensor, other: torch.Tensor, value_range: f
     """The mean structural similarity of each pair of images, `(batch,)`, differentiable (Z. Wang et al., "Image
     quality assessment: from error visibility to structural similarity", 2004; Gaussian window of 11, deviation 1.5).
 
-    Decoders are trained through it, which scikit-image's `structural_similarity` (NumPy only) does not allow. Tests
-    compare the two.
+    Decoders train through it, unlike scikit-image's `structural_similarity` (NumPy only). Tests compare the two.
 
     Args:
         one, other (`torch.Tensor` of shape `(batch, channels, height, width)`): at least 11 pixels high and wide.
         value_range (`float`): the largest possible pixel value minus the smallest.
     """
     if min(one.shape[2:]) < _WINDOW:
-        raise FingerprintError(
-            f"SSIM needs {_WINDOW} by {_WINDOW} pixels, got {one.shape[2]} by {one.shape[3]}: use larger images."
-        )
+        size = " by ".join(map(str, one.shape[2:]))
+        raise FingerprintError(f"SSIM needs {_WINDOW} by {_WINDOW} pixels, got {size}: use larger images.")
     down, across = (_window_matrix(pixels).to(one) for pixels in one.shape[2:])
 
     def smooth(images: torch.Tensor) -> torch.Tensor:

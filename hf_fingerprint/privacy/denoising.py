@@ -21,8 +21,8 @@ STATISTICS_BATCH = 250
 
 
 class Denoiser(torch.nn.Module):
-    """A network from codes to features: the best linear estimate plus residual convolution blocks. Tokens have no
-    neighbors and see the mean of all tokens instead. A code without positions counts as one token.
+    """A network from codes to features: the best linear estimate plus residual convolution blocks. Tokens see the mean
+    of all tokens instead of neighbors. A code without positions counts as one token.
 
     Args:
         bottleneck ([`Bottleneck`]): makes the codes.
@@ -37,8 +37,7 @@ class Denoiser(torch.nn.Module):
         self._shape = bottleneck.shape
         mixed = (math.prod(self._shape),) if bottleneck.flatten_features else self._shape
         self._maps = len(mixed) == 3
-        side = 3 if self._maps else 1
-        features = mixed[0] if self._maps else mixed[-1]
+        side, features = (3, mixed[0]) if self._maps else (1, mixed[-1])
         self._linear = torch.nn.Conv2d(bottleneck.channels, features, 1)
         self._stem = torch.nn.Conv2d(bottleneck.channels, width, side, padding=side // 2)
         self._blocks = torch.nn.ModuleList(

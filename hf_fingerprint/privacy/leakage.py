@@ -1,8 +1,7 @@
 """Measured leakage: what adversaries learn from the codes that were sent and from the released model.
 
 * Reconstruction: a decoder trained on public images reconstructs the private ones from their codes.
-* Matching: whether a known image is among those sent, by the similarity of its code. Anybody with the client part can
-  do this.
+* Matching: whether a known image is among those sent, by the similarity of its code; needs only the client part.
 * Membership: whether a known image was trained on, from the released model's output (S. Yeom et al., "Privacy risk in
   machine learning", arXiv 1709.01604: its loss; R. Shokri et al., arXiv 1610.05820: a classifier of confidences).
 
@@ -81,8 +80,8 @@ def train_decoder(
     with seeded(seed), torch.enable_grad():
         with torch.no_grad():
             shape = tuple(encode(features[:2]).shape[1:])
-        size = (images.shape[1], images.shape[2], images.shape[3])
-        decoder = ImageDecoder(shape, size).to(features.device)
+        channels, height, width = images.shape[1:]
+        decoder = ImageDecoder(shape, (channels, height, width)).to(features.device)
         optimizer = torch.optim.AdamW(decoder.parameters(), LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
         for step in range(steps):
@@ -129,8 +128,7 @@ def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor
 
     Args:
         sent (`torch.Tensor` of shape `(n, *code_shape)`): all codes sent, with noise.
-        members, others (`torch.Tensor` of shape `(m, *code_shape)`): noiseless codes of images that were sent, and of
-            others.
+        members, others (`torch.Tensor` of shape `(m, *code_shape)`): noiseless codes of images sent, and of others.
         sigma (`float`): the noise's standard deviation.
     """
     sent = sent.flatten(1)
@@ -171,16 +169,12 @@ def measure_membership(
         loss = -probabilities.gather(1, labels[:, None])
         tables.append(torch.cat([loss, probabilities.sort(1, descending=True).values.clamp_min(-30)], 1).numpy())
     inside, outside = tables
-    by_loss = roc_auc(-inside[:, 0], -outside[:, 0])
-    return Membership(by_loss, _regression_auc(inside, outside))
+    return Membership(roc_auc(-inside[:, 0], -outside[:, 0]), _regression_auc(inside, outside))
 
 
 def roc_auc(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """The area under the ROC curve: the probability that a positive scores above a negative.
-
-    Raises:
-        [`FingerprintError`]: if scikit-learn is missing.
-    """
+    """The area under the ROC curve: the probability that a positive scores above a negative. Raises a
+    [`FingerprintError`] if scikit-learn is missing."""
     try:
         from sklearn.metrics import roc_auc_score
     except ImportError:
@@ -213,7 +207,6 @@ def _regression_auc(inside: np.ndarray, outside: np.ndarray) -> float:
 
     half = min(len(inside), len(outside)) // 2
     regression = LogisticRegression(C=1 / (4 * _PENALTY * half), max_iter=_MAX_ITERATIONS)
-    fitted = make_pipeline(StandardScaler(), regression).fit(
-        np.concatenate([inside[:half], outside[:half]]), np.repeat([1, 0], half)
-    )
+    known = np.concatenate([inside[:half], outside[:half]])
+    fitted = make_pipeline(StandardScaler(), regression).fit(known, np.repeat([1, 0], half))
     return roc_auc(*(fitted.decision_function(table[half:]) for table in (inside, outside)))

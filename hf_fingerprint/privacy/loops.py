@@ -3,8 +3,7 @@
 Process 0 is the owner, all others hold data. In each step every data holder sends the codes of a batch. The owner runs
 the server part on all of them, sends each holder its logits, receives their gradients and takes a step. Labels stay
 with the holders and enter the gradients only through the loss. The owner can still read them there: the negative entry
-of a softmax gradient is the label (O. Li et al., "Label leakage and protection in two-party split learning", arXiv
-2102.08504).
+of a softmax gradient is the label (O. Li et al., arXiv 2102.08504).
 """
 
 from collections.abc import Callable
@@ -45,12 +44,10 @@ def owner_loop(
         optimizer (`torch.optim.Optimizer`): over `partition.server_parameters()` or the student's parameters, and
             those of `extra_loss` if it has any.
         steps (`int`): the number of steps, the same in all processes.
-        extra_loss (callable, *optional*): returns a loss to add in each step, such as a [`DeepMarksLoss`] or the loss
-            on the owner's images.
+        extra_loss (callable, *optional*): returns a loss to add in each step, such as a [`DeepMarksLoss`].
         progress (callable, *optional*): a [`Progress`].
         on_message (callable, *optional*): called with every message, for an audit.
-        student (`torch.nn.Module`, *optional*): maps codes to logits and is trained instead of the server part, for
-            example a [`Student`].
+        student (`torch.nn.Module`, *optional*): a [`Student`] or the like, trained instead of the server part.
 
     Raises:
         [`FingerprintError`]: if this is not process 0 of two or more, neither `restore` nor `student` is given, the
@@ -62,9 +59,7 @@ def owner_loop(
     _check_role(owner=True)
     client_part = {id(p) for name, p in partition.model.named_parameters() if name in partition.client_tensors}
     if any(id(p) in client_part for group in optimizer.param_groups for p in group["params"]):
-        raise FingerprintError(
-            "The optimizer holds weights of the client part, which never trains: pass server_parameters()."
-        )
+        raise FingerprintError("The optimizer holds weights of the frozen client part: pass server_parameters().")
     trained_module = partition.model if student is None else student
 
     def compute_logits(codes: torch.Tensor) -> torch.Tensor:
@@ -163,9 +158,7 @@ def encode_images(
 
 def _check_role(owner: bool) -> None:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
-        raise FingerprintError(
-            "Private training needs an owner and at least one data holder: launch two or more processes."
-        )
+        raise FingerprintError("Private training needs an owner and data holders: launch two or more processes.")
     if (dist.get_rank() == OWNER) != owner:
         loop = "data_holder_loop" if owner else "owner_loop"
         raise FingerprintError(f"This is process {dist.get_rank()}, and the owner is process 0: call {loop} here.")

@@ -18,8 +18,7 @@ class ImageNoise:
     """Standard normal numbers for each image, from a secret.
 
     Args:
-        secret (`bytes`): 32 bytes from [`new_secret`](hf_fingerprint.keys). Keep them private: with them the noise can
-            be removed.
+        secret (`bytes`): 32 bytes from [`new_secret`](hf_fingerprint.keys). Keep them private: they undo the noise.
 
     Raises:
         [`FingerprintError`]: if the secret isn't 32 bytes long.
@@ -27,9 +26,7 @@ class ImageNoise:
 
     def __init__(self, secret: bytes):
         if len(secret) != SECRET_BYTES:
-            raise FingerprintError(
-                f"A data holder's secret needs {SECRET_BYTES} bytes, got {len(secret)}: make one with new_secret()."
-            )
+            raise FingerprintError(f"A secret needs {SECRET_BYTES} bytes, got {len(secret)}: call new_secret().")
         self._secret = secret
 
     def __repr__(self) -> str:

@@ -1,5 +1,4 @@
-"""A classifier cut in two at a named module: a client part, run by data holders, and a server part, trained by the
-owner.
+"""A classifier cut in two: a client part, run by data holders, and a server part, trained by the owner.
 
 The model is not split physically. The client part runs it up to the cut, the server part runs it with the cut's output
 replaced. Any timm or transformers model can thus be cut at any module that no branch bypasses.
@@ -82,9 +81,7 @@ class Partition:
     def _run_to_cut(self, images: torch.Tensor) -> torch.Tensor:
         output = self._cut_output(images)
         if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
-            raise FingerprintError(
-                f"The output of {self.at} is not a tensor with one row per image: choose another module."
-            )
+            raise FingerprintError(f"{self.at} returns no tensor with one row per image: choose another module.")
         return output
 
     def _cut_output(self, images: torch.Tensor) -> Any:
@@ -130,11 +127,8 @@ class Partition:
             full_logits, first = class_logits(self.model(images)), first_logits.detach()
             others = torch.stack([self._run_from_cut(features.detach(), images[1:]), full_logits])
         if float((first - others).abs().max()) > _TOLERANCE * float(full_logits.abs().max()):
-            raise FingerprintError(
-                f"A branch bypasses {self.at}: choose a module that the whole image passes through."
-            )
-        shared = client_part & _leaf_tensors(first_logits)
-        names, buffers = set(), set()
+            raise FingerprintError(f"A branch bypasses {self.at}: choose a module that no branch bypasses.")
+        shared, names = client_part & _leaf_tensors(first_logits), set()
         for name, parameter in self.model.named_parameters():
             if parameter in shared:
                 raise FingerprintError(f"{name} is used on both sides of {self.at}: choose another module.")
@@ -142,16 +136,12 @@ class Partition:
                 names.add(name)
         for name, module in self.model.named_modules():
             if module in self._client_modules:
-                buffers |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
-        return tuple(features.shape[1:]), frozenset(names | buffers)
+                names |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+        return tuple(features.shape[1:]), frozenset(names)
 
 
 def class_logits(output: Any) -> torch.Tensor:
-    """The logits `(batch, classes)` in a classifier's output.
-
-    Raises:
-        [`FingerprintError`]: if they have another shape.
-    """
+    """The logits `(batch, classes)` in a classifier's output. Raises a [`FingerprintError`] for another shape."""
     logits = logits_of(output)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise FingerprintError("The model returns no logits of shape (batch, classes): use a classifier.")
@@ -178,9 +168,7 @@ def _eval_mode_with_gradients(model: torch.nn.Module) -> Iterator[None]:
     """Puts a model in evaluation mode with gradients for all parameters, and restores it afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter, _ in wanted:
-        parameter.requires_grad_(True)
+    model.eval().requires_grad_(True)
     try:
         yield
     finally:

@@ -1,13 +1,12 @@
 """Codes along the directions that the task depends on, and a student network that learns from codes.
 
-An image is spread over all features, but its class depends on few directions. The first are the linear discriminants,
-along which class means differ most. Next are those to which the server part's logits respond most (P. Constantine, E.
-Dow, Q. Wang, "Active subspace methods in theory and practice", arXiv 1304.2070). A few dozen such numbers survive
-noise that hides the image.
+An image is spread over all features, but its class depends on few directions: the linear discriminants, along which
+class means differ most, and those to which the server part's logits respond most (P. Constantine, E. Dow, Q. Wang,
+"Active subspace methods", arXiv 1304.2070). A few dozen such numbers survive noise that hides the image.
 
-A student is a small network that learns from data holders' codes. Its pseudo-labels for the owner's unlabeled images
-then train the server part on features without noise. Private knowledge reaches the released model through public
-images only (N. Papernot et al., arXiv 1610.05755, without their noise on votes).
+A student learns from data holders' codes. Its pseudo-labels for the owner's unlabeled images then train the server
+part on features without noise, so private knowledge reaches the released model through public images only (N. Papernot
+et al., arXiv 1610.05755, without their noise on votes).
 """
 
 import math
@@ -37,8 +36,8 @@ def init_task_directions(
     """Sets B to the linear discriminants and then to the directions of the largest logit gradients, and sets m and s.
 
     Args:
-        partition ([`Partition`]): its server part must know the task a little. No weight of it changes. If the
-            bottleneck has a segment, the segment's partition is used instead.
+        partition ([`Partition`]): its server part must know the task a little; no weight of it changes. A segment's
+            own partition is used instead.
         bottleneck ([`Bottleneck`]): its B, m and s are set. With `flatten_features`, few numbers are enough.
         features (`torch.Tensor` of shape `(n, *shape)`): features of a few thousand public images at the cut.
         residual_scale (`float`, *optional*, defaults to 0.3): the standard deviation of the other directions, in units
@@ -58,9 +57,7 @@ def init_task_directions(
     rows = rows - rows.mean(0)
     count = min(len(rows), rows.shape[1], max(MAX_AXES, bottleneck.channels))
     if count < bottleneck.channels:
-        raise FingerprintError(
-            f"{len(features)} public images are too few to choose {bottleneck.channels} directions: give more."
-        )
+        raise FingerprintError(f"{len(features)} images are too few for {bottleneck.channels} directions: give more.")
     axes = _leading_axes(rows, count, seed)
     powers = (rows @ axes).square().mean(0)
     deviations = (powers + RIDGE * rows.square().mean()).clamp_min(1e-12).sqrt()
@@ -92,13 +89,11 @@ def _leading_axes(rows: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _discriminants(partition: Partition, features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Orthonormal directions of the spread of class means, one fewer than classes. Classes are those that the server
-    part predicts."""
+    """Orthonormal directions of the spread of the means of predicted classes, one fewer than classes."""
     probabilities = torch.cat([partition.server_part(part).softmax(1) for part in features.split(BATCH)])
     shares = probabilities.mean(0).clamp_min(1e-9)
-    means = (
-        probabilities.repeat_interleave(len(rows) // len(features), 0).T @ rows / len(rows) / shares.sqrt()[:, None]
-    )
+    by_row = probabilities.repeat_interleave(len(rows) // len(features), 0)
+    means = by_row.T @ rows / len(rows) / shares.sqrt()[:, None]
     return torch.linalg.svd(means, full_matrices=False)[2][: len(shares) - 1]
 
 
@@ -148,8 +143,7 @@ class Student(torch.nn.Module):
     def pseudo_labels(
         self, bottleneck: Bottleneck, features: torch.Tensor, draws: int = DRAWS, seed: int = 0
     ) -> torch.Tensor:
-        """The class probabilities of public images, `(n, classes)`, averaged over noise: soft labels for the server
-        part.
+        """The class probabilities of public images, `(n, classes)`, averaged over noise.
 
         Args:
             bottleneck ([`Bottleneck`]): makes the codes.
@@ -159,12 +153,11 @@ class Student(torch.nn.Module):
         """
         self.eval()
         with seeded(seed):
-            codes = [bottleneck.encode(part) for part in features.split(BATCH)]
-            total = [
-                torch.stack([self(bottleneck.with_noise(code)).softmax(1) for _ in range(draws)]).mean(0)
-                for code in codes
-            ]
-        return torch.cat(total)
+            found = []
+            for code in [bottleneck.encode(part) for part in features.split(BATCH)]:
+                drawn = [self(bottleneck.with_noise(code)).softmax(1) for _ in range(draws)]
+                found.append(torch.stack(drawn).mean(0))
+        return torch.cat(found)
 
 
 def _hidden_layer(inside: int, outside: int) -> list[torch.nn.Module]:

@@ -27,19 +27,11 @@ HEADER_BYTES, MAX_AXES = 72, 4
 class MessageKind(IntEnum):
     """The content of a message."""
 
-    FEATURES = 1
-    OUTPUTS = 2
-    GRADIENTS = 3
+    FEATURES, OUTPUTS, GRADIENTS = 1, 2, 3
 
 
 def pack(kind: MessageKind, step: int, tensor: torch.Tensor) -> bytes:
-    """The bytes of a message.
-
-    Args:
-        kind ([`MessageKind`]): the content.
-        step (`int`): the training step, from 0.
-        tensor (`torch.Tensor`): a tensor of up to four axes, sent as `float32`.
-    """
+    """The bytes of a message: the training step, from 0, and a tensor of up to four axes as `float32`."""
     if tensor.dim() > MAX_AXES:
         raise FingerprintError(f"A message can't hold a tensor of {tensor.dim()} axes: send at most {MAX_AXES}.")
     numbers = tensor.detach().cpu().contiguous().numpy().astype("<f4")
@@ -48,11 +40,7 @@ def pack(kind: MessageKind, step: int, tensor: torch.Tensor) -> bytes:
 
 
 def unpack(message: bytes) -> tuple[MessageKind, int, torch.Tensor]:
-    """The kind, step and tensor of a message.
-
-    Raises:
-        [`FingerprintError`]: if it is not a message, or its length does not match its header.
-    """
+    """The kind, step and tensor of a message. Raises a [`FingerprintError`] if it is malformed or cut off."""
     kind, step, shape = read_header(message[:HEADER_BYTES])
     body = message[HEADER_BYTES:]
     if len(body) != 4 * math.prod(shape):
@@ -61,11 +49,7 @@ def unpack(message: bytes) -> tuple[MessageKind, int, torch.Tensor]:
 
 
 def read_header(header: bytes) -> tuple[MessageKind, int, tuple[int, ...]]:
-    """The kind, step and shape in a header.
-
-    Raises:
-        [`FingerprintError`]: if it is not a valid header.
-    """
+    """The kind, step and shape in a header. Raises a [`FingerprintError`] if it is invalid."""
     numbers = np.frombuffer(header, "<i8").tolist() if len(header) == HEADER_BYTES else [0] * (HEADER_BYTES // 8)
     magic, kind, step, axes, *lengths, size = numbers
     shape = tuple(lengths[: max(0, axes)])
@@ -91,11 +75,7 @@ class Wire:
         return f"Wire(peer={self.peer})"
 
     def send(self, kind: MessageKind, step: int, tensor: torch.Tensor) -> None:
-        """Sends a tensor.
-
-        Raises:
-            [`FingerprintError`]: if the connection ended.
-        """
+        """Sends a tensor. Raises a [`FingerprintError`] if the connection ended."""
         message = bytearray(pack(kind, step, tensor))
         if self._on_message is not None:
             self._on_message("sent", bytes(message))

@@ -1,18 +1,8 @@
 """Registers a base: builds and calibrates it, gives it a code and a secret, and records it."""
 
-from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.registration.content import lookup_base, open_base, weights_hash
+from hf_fingerprint.registration.content import lookup_base, open_base
 from hf_fingerprint.registration.prediction import predicted_coalition, predicted_score
 from hf_fingerprint.registration.registering import analyze_base, register
 
 
-__all__ = [
-    "BuiltModel",
-    "analyze_base",
-    "lookup_base",
-    "open_base",
-    "predicted_coalition",
-    "predicted_score",
-    "register",
-    "weights_hash",
-]
+__all__ = ["analyze_base", "lookup_base", "open_base", "predicted_coalition", "predicted_score", "register"]

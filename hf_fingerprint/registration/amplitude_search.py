@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -65,16 +66,11 @@ class MarkedModel:
         seconds: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
     ) -> OutputComparison:
-        """Measures the effect of marks of these amplitudes `(T,)` on the output; see [`compare_outputs`].
-
-        Raises:
-            [`CarrierError`]: if the output is not finite.
-        """
+        """The effect of marks of these amplitudes `(T,)`, see [`compare_outputs`]; a [`CarrierError`] if not
+        finite."""
         carriers = make_carriers(list(self.parameters), eps, self.rms)
-        marks = (
-            {self.parameters[c.name]: self._marked_weights(c, each) for c in carriers}
-            for each in cycle(self.codewords)
-        )
+        names = self.parameters
+        marks = ({names[c.name]: self._marked_weights(c, word) for c in carriers} for word in cycle(self.codewords))
         found = compare_outputs(self.model.module, images, marks, self.kind, batch, seconds, clock)
         if not np.isfinite(found.kl):
             raise measurement_error(CarrierError(f"{self.checkpoint.source.name} gives no numbers once it is marked."))
@@ -116,7 +112,7 @@ def search_amplitudes(
         max_kl (`float`): the budget, in nats.
         progress (callable): a [`Progress`].
         clock (callable, *optional*): returns the time in seconds. Measuring on the report images takes at most two
-            minutes. Each measurement gets half of the time left, since another may be needed.
+            minutes; each measurement gets half of the time left.
 
     Returns:
         `(eps, comparison)`
@@ -125,14 +121,8 @@ def search_amplitudes(
         [`CarrierError`]: if no mark keeps the budget.
     """
     where = marked.checkpoint.source.name
-    eps, _ = _spend_budget(
-        lambda eps: marked.compare(eps, search_images, SEARCH_BATCH),
-        eps,
-        max_kl,
-        MAX_SEARCH_STEPS,
-        SEARCH_TARGET,
-        where,
-    )
+    search = partial(marked.compare, images=search_images, batch=SEARCH_BATCH)
+    eps, _ = _spend_budget(search, eps, max_kl, MAX_SEARCH_STEPS, SEARCH_TARGET, where)
     progress(f"measuring the marked model on up to {len(report_images):,} other images", 0, None)
     end = clock() + MAX_SECONDS
 

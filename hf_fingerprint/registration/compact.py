@@ -26,9 +26,8 @@ def compact_window(
         spend (callable): maps the indices of some of them to their `eps`, shape `(len(indices),)`.
         where (`str`): the model's name, for errors.
 
-    Returns:
-        `np.ndarray`: their indices in `names`, ascending. They maximize the sum of `n eps^2`, which the squared score
-        after a drift is proportional to.
+        Returns:
+            `np.ndarray`: their indices in `names`, ascending. The score after a drift grows with their `sum(n eps^2)`.
 
     Raises:
         [`CarrierError`]: if every carrier is larger than that.
@@ -51,7 +50,6 @@ def compact_window(
             if worth > most:
                 best, most = indices, worth
     if best is None:
-        raise CarrierError(
-            f"{where} has no carrier of at most {MAX_SHARE:.1%} of its bytes: choose --carriers spread."
-        )
+        size = f"{MAX_SHARE:.1%} of its bytes"
+        raise CarrierError(f"{where} has no carrier of at most {size}: choose --carriers spread.")
     return best

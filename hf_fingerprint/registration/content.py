@@ -1,6 +1,7 @@
 """Identifies registered bases by their content hash, which is cached for files that don't change."""
 
 from collections import defaultdict
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,9 +69,8 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
     try:
         original = open_checkpoint(location, weights_only=True)
     except FingerprintError as error:
-        raise VaultError(
-            f"Base {base.base_id} is needed to read a suspect: {error} Or give its location with --base."
-        ) from None
+        needed = f"Base {base.base_id} is needed to read a suspect"
+        raise VaultError(f"{needed}: {error} Or give its location with --base.") from None
     if weights_hash(original, vault, base.content_hash) != base.content_hash:
         original.close()
         raise VaultError(
@@ -82,15 +82,12 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
 
 def open_local_base(base: Base, vault: Vault) -> Checkpoint | None:
     """Opens the files of a registered base if they are on this machine and are still the base; downloads nothing."""
-    original = None
-    try:
-        original = open_checkpoint(resolve_cached(base.source, base.revision) if base.revision else base.source)
+    with ExitStack() as stack, suppress(FingerprintError, OSError):
+        where = resolve_cached(base.source, base.revision) if base.revision else base.source
+        original = stack.enter_context(open_checkpoint(where))
         if weights_hash(original, vault, base.content_hash) == base.content_hash:
+            stack.pop_all()
             return original
-    except (FingerprintError, OSError):
-        pass
-    if original is not None:
-        original.close()
     return None
 
 
@@ -103,19 +100,19 @@ def lookup_base(vault: Vault, name: str | Path) -> Base:
         [`VaultError`]: if the vault holds no such base.
     """
     bases = vault.bases()
-    for base in bases:
-        if str(name) == base.base_id:
-            return base
-    bases = current_bases(bases)
-    for base in bases:
-        if str(name) in (base.source, f"{base.source}@{base.revision}"):
-            return base
-    with open_checkpoint(name, weights_only=True) as checkpoint:
-        model_hash = weights_hash(checkpoint, vault)
-    for base in bases:
-        if base.content_hash == model_hash:
-            return base
-    raise VaultError(
-        f"{name} is not a base of {vault.folder}: the hash of its weights is not on record. Give the base itself, or "
-        f"its id."
-    )
+    current = current_bases(bases)
+    found = [base for base in bases if base.base_id == str(name)]
+    found += [base for base in current if str(name) in (base.source, f"{base.source}@{base.revision}")]
+    if not found:
+        with open_checkpoint(name, weights_only=True) as checkpoint:
+            model_hash = weights_hash(checkpoint, vault)
+        found = [base for base in current if base.content_hash == model_hash]
+    if not found:
+        raise no_such_base(name, vault)
+    return found[0]
+
+
+def no_such_base(name: str | Path, vault: Vault) -> VaultError:
+    """The error for a location whose weights no registered base has."""
+    unknown = f"{name} is not a base of {vault.folder}: the hash of its weights is not on record."
+    return VaultError(f"{unknown} Give the base itself, or its id.")

@@ -59,9 +59,8 @@ class Origin:
     def refusal(self, where: str) -> str:
         """The error message: why the model can't be a base, and what to do."""
         named = f"base {self.base.base_id} ({self.base.source})"
-        what = f"carries the mark of {named}, so it is a changed copy"
-        if self.recipient is not None:
-            what = f"is {self.recipient}'s copy of {named}"
+        changed = f"carries the mark of {named}, so it is a changed copy"
+        what = changed if self.recipient is None else f"is {self.recipient}'s copy of {named}"
         return f"{where} {what}: give that base itself, or register the copy as a base with --as-base (as_base=True)."
 
 
@@ -108,12 +107,11 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
                     found, lowest = base, log_bound
     if unread and found is None:
         named = ", ".join(f"{base.base_id} ({base.source})" for base in unread)
-        warnings.warn(
+        message = (
             f"{model.source.name} could not be compared with base {named}, whose files are missing or have changed: "
-            f"make sure that it is no copy of it.",
-            FingerprintWarning,
-            stacklevel=2,
+            f"make sure that it is no copy of it."
         )
+        warnings.warn(message, FingerprintWarning, stacklevel=2)
     return found
 
 
@@ -130,24 +128,22 @@ def log_false_match_bound(base: Base, original: Checkpoint, model: Checkpoint, m
 
     Args:
         base ([`Base`]): the record.
-        original ([`Checkpoint`]): its open files.
-        model ([`Checkpoint`]): the open model.
+        original, model ([`Checkpoint`]): its open files, and the open model.
         matches (`dict[str, TensorInfo]`): the model's tensors by carrier.
     """
     pairs = [_CarrierPair(c, original, model, matches[c.name]) for c in base.carriers if c.name in matches]
     drift = {pair: pair.sample_drift() for pair in pairs}
-    drifted = sorted(
-        (pair for pair in pairs if drift[pair] >= MIN_DRIFT), key=lambda pair: (drift[pair], -pair.weights)
-    )
+    order = sorted(pairs, key=lambda pair: (drift[pair], -pair.weights))
+    drifted = [pair for pair in order if drift[pair] >= MIN_DRIFT]
     nearly_equal = sorted((pair for pair in pairs if 0 < drift[pair] < MIN_DRIFT), key=lambda pair: -drift[pair])
-    informative_weights = weights = 0.0
+    informative = weights = 0.0
     for pair in drifted:
         count = min(pair.weights, MAX_WEIGHTS - weights)
-        informative_weights, weights = informative_weights + count / max(drift[pair], 1.0), weights + count
-    if not nearly_equal and _expected_log_bound(informative_weights, weights, base.length) > MAX_LOG_FALSE_MATCH / 2:
+        informative, weights = informative + count / max(drift[pair], 1.0), weights + count
+    if not nearly_equal and _expected_log_bound(informative, weights, base.length) > MAX_LOG_FALSE_MATCH / 2:
         return 0.0
-    y, v = np.zeros(base.length), np.zeros(base.length)
-    informative_weights = weights = 0.0
+    y, v = np.zeros((2, base.length))
+    informative = weights = 0.0
     for pair in (*drifted, *nearly_equal):
         projection = TensorProjection(base.secret, pair.carrier.name, base.length)
         start = projection.offset
@@ -158,20 +154,17 @@ def log_false_match_bound(base: Base, original: Checkpoint, model: Checkpoint, m
             fold(np.square(x).reshape(-1), start % base.length, v)
             projection.read(x, y)
             start, weights = start + x.size, weights + x.size
-            informative_weights += x.size / max(variance, 1.0) if variance >= MIN_DRIFT else 0.0
-            enough = weights >= MIN_PER_POSITION * base.length
-            if weights >= MAX_WEIGHTS or (
-                enough
-                and _expected_log_bound(informative_weights, weights, base.length)
-                <= EARLY_STOP_FACTOR * MAX_LOG_FALSE_MATCH
-            ):
+            informative += x.size / max(variance, 1.0) if variance >= MIN_DRIFT else 0.0
+            expected = _expected_log_bound(informative, weights, base.length)
+            enough = expected <= EARLY_STOP_FACTOR * MAX_LOG_FALSE_MATCH
+            if weights >= MAX_WEIGHTS or (enough and weights >= MIN_PER_POSITION * base.length):
                 return _log_bound(y, v)
     return _log_bound(y, v)
 
 
-def _expected_log_bound(informative_weights: float, weights: float, length: int) -> float:
+def _expected_log_bound(informative: float, weights: float, length: int) -> float:
     """Approximately the bound that a copy's weights would give, of which so many are informative."""
-    excess = informative_weights / length * max(0.0, 1 - length / weights) if weights else 0.0
+    excess = informative / length * max(0.0, 1 - length / weights) if weights else 0.0
     return -length / 2 * (excess - math.log1p(excess))
 
 
@@ -213,10 +206,7 @@ class _CarrierPair:
         return float(np.mean(np.square(self.difference(*(slice(row, row + 1) for row in rows)))))
 
     def difference(self, *rows: slice) -> np.ndarray:
-        """The clipped difference of some rows in amplitudes: `float32` of shape `(rows, columns)`.
-
-        It is 0 where the model's weights are pruned or not finite.
-        """
+        """The clipped difference in amplitudes, `(rows, columns)`: 0 where weights are pruned or not finite."""
         ours, theirs = (
             to_float32(np.concatenate([_read_rows(where, info, part) for part in rows]), info.dtype)
             for where, info in ((self.original, self.base_info), (self.model, self.info))
@@ -232,5 +222,4 @@ class _CarrierPair:
 
 
 def _read_rows(where: Checkpoint, info: TensorInfo, rows: slice) -> np.ndarray:
-    """The bytes of some rows."""
     return where.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)

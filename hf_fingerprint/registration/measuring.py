@@ -8,14 +8,8 @@ from hf_fingerprint.carriers import can_carry, select_from_model
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.config import DEFAULT_CALIBRATION_IMAGES, FingerprintConfig
 from hf_fingerprint.errors import BuildError, CarrierError
-from hf_fingerprint.models import (
-    BuiltModel,
-    LazyImages,
-    build_model,
-    lazy_synthetic_images,
-    map_parameter_names,
-    split_user_images,
-)
+from hf_fingerprint.models import BuiltModel, LazyImages, build_model, map_parameter_names
+from hf_fingerprint.models.inputs import lazy_synthetic_images, split_user_images
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.outputs import find_output_kind
@@ -36,8 +30,7 @@ class MeasurableModel:
         model ([`BuiltModel`]): the model, ready to run.
         kind (`str`): the kind of its output, one of `KINDS`.
         parameters (`dict[str, str]`): the parameter names of all possible carriers, by their names in the file.
-        search_images ([`LazyImages`]): images to search the amplitudes on.
-        report_images ([`LazyImages`]): other images to measure the result on.
+        search_images, report_images ([`LazyImages`]): images to search the amplitudes on, and others to measure on.
         inputs (`str`): `"images"` or `"synthetic"`.
     """
 
@@ -49,11 +42,8 @@ class MeasurableModel:
     inputs: str
 
     def sensitivity(self, selected: list[str], where: str) -> np.ndarray:
-        """The sensitivities of these carriers; see [`measure_sensitivity`].
-
-        Raises:
-            [`CarrierError`]: if the output is not finite.
-        """
+        """The sensitivities of these carriers, see [`measure_sensitivity`]; a [`CarrierError`] if they aren't
+        finite."""
         names = [self.parameters[name] for name in selected]
         found = measure_sensitivity(self.model.module, self.search_images, names, self.kind)
         if not np.isfinite(found).all():
@@ -72,8 +62,7 @@ def make_measurable(
 
     Raises:
         [`BuildError`]: if the model can't be built or run, and `config` has no fixed amplitude.
-        [`CarrierError`]: if its output is of no known kind, and `config` has no fixed amplitude, or if it can't be
-            calibrated on the given images.
+        [`CarrierError`]: likewise if its output is of no known kind; or if it can't be calibrated on the given images.
         [`CodeError`]: if `config.output_kind` differs from the model's configuration.
     """
     progress("building the model", 0, None)
@@ -81,9 +70,9 @@ def make_measurable(
         return _make_measurable(checkpoint, config, built, digests)
     except (BuildError, CarrierError) as error:
         if config.calibration:
-            raise CarrierError(
-                f"{checkpoint.source.name} can't be run, so images can't calibrate it ({_reason(error)})."
-            ) from error
+            reason = str(error).rstrip(".")
+            message = f"{checkpoint.source.name} can't be run, so images can't calibrate it ({reason})."
+            raise CarrierError(message) from error
         if config.amplitude is None:
             raise measurement_error(error) from error
         return None
@@ -93,7 +82,7 @@ def measurement_error(error: BuildError | CarrierError) -> BuildError | CarrierE
     """The error for a base whose output can't be measured, with the way out."""
     joint = ", or" if isinstance(error, BuildError) else ":"
     return type(error)(
-        f"{_reason(error)}{joint} mark it at a fixed amplitude with --amplitude {SUGGESTED_AMPLITUDE} "
+        f"{str(error).rstrip('.')}{joint} mark it at a fixed amplitude with --amplitude {SUGGESTED_AMPLITUDE} "
         f"(FingerprintConfig(amplitude={SUGGESTED_AMPLITUDE})), without measuring the effect on the output."
     )
 
@@ -141,7 +130,3 @@ def _make_measurable(
     if not parameters:
         raise CarrierError(f"{where} has none of the weights of the model that its configuration describes.")
     return MeasurableModel(model, kind, parameters, search, report, inputs)
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rstrip(".")

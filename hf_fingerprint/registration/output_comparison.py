@@ -29,14 +29,12 @@ class OutputComparison:
     """The measured effect of a mark on the output.
 
     Attributes:
-        kl (`float`): mean divergence over images and copies, in nats; see `registration/outputs.py` for each kind of
-            output.
+        kl (`float`): mean divergence over images and copies, in nats; see `outputs.py` for each kind of output.
         kl_interval (`tuple[float, float]`): 95 % interval of that mean, from the spread over batches, each of other
             images and another copy, or over images if there is one batch.
         kl_scatter (`float`): standard deviation of one copy's divergence about the mean, in nats.
         images (`int`): how many images were measured.
-        decisions (`int`): how many decisions were compared: one per image, or one per position of a map; 0 for
-            features.
+        decisions (`int`): how many decisions were compared: one per image or position of a map; 0 for features.
         agreeing (`int`): how many of them are the same.
     """
 
@@ -72,8 +70,7 @@ def compare_outputs(
     Args:
         module (`torch.nn.Module`): the model; it isn't changed.
         images ([`LazyImages`]): inputs.
-        marks (iterable of mappings): for each batch, a copy's parameters by name, `float32` of shape
-            `(rows, columns)`.
+        marks (iterable of mappings): for each batch, a copy's parameters by name, `float32`, `(rows, columns)`.
         kind (`str`): the kind of output, one of `KINDS`.
         batch (`int`, *optional*, defaults to 8): the number of images per copy.
         seconds (`float`, *optional*): no batch starts after this time.
@@ -102,9 +99,8 @@ def compare_outputs(
                 break
     each = np.concatenate(divergences)
     interval = _interval(divergences if len(divergences) > 1 else list(each[:, None]))
-    return OutputComparison(
-        float(each.mean()), interval, _between_group_std(divergences), len(each), decisions, agreeing
-    )
+    scatter = _between_group_std(divergences)
+    return OutputComparison(float(each.mean()), interval, scatter, len(each), decisions, agreeing)
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

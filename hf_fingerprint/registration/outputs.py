@@ -35,7 +35,7 @@ _DIMENSIONS = {"single_label": (2,), "multi_label": (2,), "dense": (4,), "featur
 def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str | None, where: str) -> str:
     """The kind of a model's output: by its configuration, else as requested, else by its shape.
 
-    Without either, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
+    By shape, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
     width)` are `dense`, and pooled vectors or tokens are `features`.
 
     Args:
@@ -52,10 +52,8 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str |
     import torch
 
     if requested is not None and built.output is not None and requested != built.output:
-        raise CodeError(
-            f"{where} has an output of kind {built.output} by its configuration, not {requested}: leave out "
-            f"--output-kind."
-        )
+        known = f"{where} has an output of kind {built.output} by its configuration, not {requested}"
+        raise CodeError(f"{known}: leave out --output-kind.")
     if built.output == "regression":
         raise CarrierError(f"{where} predicts a quantity (regression), for which there is no budget.")
     kind = built.output or requested
@@ -63,10 +61,8 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str |
         with torch.no_grad():
             output = built.module(images)
     except Exception as error:  # the model's code may raise anything
-        size = " x ".join(map(str, images.shape[1:]))
-        raise BuildError(
-            f"{where} can't be run on an image of {size} ({type(error).__name__}): give the model's whole folder."
-        ) from error
+        image = f"an image of {' x '.join(map(str, images.shape[1:]))} ({type(error).__name__})"
+        raise BuildError(f"{where} can't be run on {image}: give the model's whole folder.") from error
     values = logits_of(output, kind)
     if not isinstance(values, torch.Tensor):
         raise CarrierError(f"{where} returns a {type(output).__name__} without logits or features.")
@@ -103,8 +99,7 @@ def output_values(output: object, kind: str) -> "torch.Tensor":
     if count <= MAX_POSITIONS:
         return values
     drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))[: MAX_POSITIONS - 1] + 1
-    class_token = torch.zeros(1, dtype=torch.long)
-    return values[:, torch.cat([class_token, drawn.sort().values])]
+    return values[:, [0, *drawn.sort().values.tolist()]]  # the class token always
 
 
 def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor":
@@ -116,10 +111,8 @@ def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "tor
         each = (normalize(one, dim=-1) - normalize(two, dim=-1)).square().sum(-1) / 2
     elif _is_binary(before, kind):
         probability = one.sigmoid()
-        terms = probability * (logsigmoid(one) - logsigmoid(two)) + (1 - probability) * (
-            logsigmoid(-one) - logsigmoid(-two)
-        )
-        each = terms.sum(-1)
+        terms = probability * (logsigmoid(one) - logsigmoid(two))
+        each = (terms + (1 - probability) * (logsigmoid(-one) - logsigmoid(-two))).sum(-1)
     else:
         logs = one.log_softmax(-1)
         each = (logs.exp() * (logs - two.log_softmax(-1))).sum(-1)
@@ -127,10 +120,7 @@ def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "tor
 
 
 def same_decisions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor | None":
-    """Whether two outputs `(n, positions, classes)` give the same decisions: `bool` of shape `(n, positions)`.
-
-    `None` for features, which decide nothing.
-    """
+    """Whether two outputs give the same decisions: `bool` of shape `(n, positions)`; `None` for features."""
     if kind == "features":
         return None
     if _is_binary(before, kind):

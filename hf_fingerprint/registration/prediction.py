@@ -58,8 +58,8 @@ def drift_noise(counts: np.ndarray, eps: np.ndarray, length: int, drift: float =
         counts (`np.ndarray` of shape `(T,)`): the number of weights in each carrier.
         eps (`np.ndarray` of shape `(T,)`): each carrier's amplitude, relative to its rows' root mean square.
         length (`int`): V.
-        drift (`float`, *optional*, defaults to 0.02): the standard deviation of the drift, relative to the rows' root
-            mean square. The default is about that of fine-tuning with AdamW at 1e-4.
+        drift (`float`, *optional*, defaults to 0.02): the drift's standard deviation, relative to the rows' root mean
+            square; the default is about that of fine-tuning with AdamW at 1e-4.
     """
     energy = float((counts * eps**2).sum()) / length
     return drift / np.sqrt(energy) if energy else float("inf")

@@ -43,8 +43,7 @@ def register(
     Args:
         model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
         vault ([`Vault`]): the vault.
-        config ([`FingerprintConfig`], *optional*): the settings of a new base; for a known one, those given must agree
-            with its record.
+        config ([`FingerprintConfig`], *optional*): the settings; those given must agree with a known base's record.
         progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, if neither timm nor transformers can build it.
         remeasure (`bool`, *optional*, defaults to `False`): whether to register a known base again, with this `config`
@@ -54,8 +53,7 @@ def register(
 
     Raises:
         [`BuildError`]: if the model can't be built to measure its output, and `config` has no fixed `amplitude`.
-        [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured and `config` has no
-            fixed `amplitude`.
+        [`CarrierError`]: if the model has too few weights, or can't be measured and `config` has no fixed `amplitude`.
         [`CodeError`]: if the base is registered with other settings.
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
@@ -81,18 +79,12 @@ def register(
 
 
 def _copy_origin(checkpoint: Checkpoint, vault: Vault, progress: Progress, as_base: bool) -> str | None:
-    """The id of the base that a model is a copy of, if any.
-
-    Raises:
-        [`VaultError`]: if it is a copy, unless `as_base`.
-    """
+    """The id of the base that a model is a copy of, if any; a [`VaultError`] unless `as_base`."""
     progress("comparing with the bases on record", 0, None)
     origin = find_origin(checkpoint, vault)
-    if origin is None:
-        return None
-    if not as_base:
+    if origin is not None and not as_base:
         raise VaultError(origin.refusal(checkpoint.source.name))
-    return origin.base.base_id
+    return None if origin is None else origin.base.base_id
 
 
 def _add_replacement(known: Base, found: Base, vault: Vault) -> Base:
@@ -147,8 +139,7 @@ def analyze_base(
     if scan is None:
         progress("hashing the weights", 0, None)
         scan = scan_weights(checkpoint)
-    digests = scan.digests
-    measurable = make_measurable(checkpoint, config, built, progress, digests)
+    measurable = make_measurable(checkpoint, config, built, progress, scan.digests)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
@@ -160,8 +151,8 @@ def analyze_base(
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
         progress("measuring what the mark does to the output", 0, None)
-    if measurable is not None and config.amplitude is None:
-        sensitivity = measurable.sensitivity(selected, where)
+        if config.amplitude is None:
+            sensitivity = measurable.sensitivity(selected, where)
 
     def spend(kept: np.ndarray) -> np.ndarray:
         """The `eps` of some of the carriers, if no others are marked."""
@@ -175,8 +166,7 @@ def analyze_base(
     compact = None
     if config.carriers == "compact":
         kept = compact_window(checkpoint.tensors, selected, spend, where)
-        length = code_length(int(counts.sum()), where)
-        spread = make_codebook(family, length, coalition, secret)
+        spread = make_codebook(family, code_length(int(counts.sum()), where), coalition, secret)
         differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
         share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
         compact = CompactMark(share, score_after_drift(spread, counts, eps))
@@ -186,27 +176,23 @@ def analyze_base(
     measured = None
     if measurable is not None:
         parameters = {name: by_model[name] for name in selected}
+        search, report = measurable.search_images, measurable.report_images
         codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
         if config.amplitude is None:
-            eps, measured = search_amplitudes(
-                marked, measurable.search_images, measurable.report_images, eps, max_kl, progress
-            )
+            eps, measured = search_amplitudes(marked, search, report, eps, max_kl, progress)
         else:
             with suppress(CarrierError):  # the output is not finite, so it isn't measured
-                measured = marked.compare(eps, measurable.report_images, seconds=MAX_SECONDS)
-    carriers = make_carriers(selected, eps, rms)
-
+                measured = marked.compare(eps, report, seconds=MAX_SECONDS)
     progress("computing the certified coalition", 0, None)
-    noise = drift_noise(counts, eps, length)
-    certified = coalition_by_simulation(codebook, planned, alpha, noise)
+    certified = coalition_by_simulation(codebook, planned, alpha, drift_noise(counts, eps, length))
     return Base(
         base_id=scan.content_hash[:8] + derive(secret, "base").hex()[:4],
         source=checkpoint.source.name,
         revision=checkpoint.source.revision,
         content_hash=scan.content_hash,
-        tensors={n: TensorRecord(i.dtype, i.shape, digests[n]) for n, i in checkpoint.tensors.items()},
-        carriers=carriers,
+        tensors={n: TensorRecord(i.dtype, i.shape, scan.digests[n]) for n, i in checkpoint.tensors.items()},
+        carriers=make_carriers(selected, eps, rms),
         family=family,
         length=length,
         coalition=coalition,

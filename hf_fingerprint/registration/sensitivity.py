@@ -4,8 +4,7 @@ To second order the KL divergence between the outputs before and after a change 
 where F is the Fisher information of the classes. For a mark of random signs and amplitude `a_k` its mean is
 `sum_k a_k^2 F_kk / 2`. Here `F_kk = E (g_k^2)`, where g is the gradient of `z . u`, z the output and u a random
 direction whose covariance is the divergence's second derivative; see [`random_direction`] for each kind of output.
-Since u is independent from image to image, one backward pass over a batch gives an unbiased estimate of the sum over
-its images.
+Since u is independent from image to image, one backward pass over a batch estimates the sum over its images.
 """
 
 from typing import TYPE_CHECKING
@@ -27,11 +26,7 @@ DRAWS = 2
 
 
 def measure_sensitivity(
-    module: "torch.nn.Module",
-    images: LazyImages,
-    names: list[str],
-    kind: str,
-    progress: Progress | None = None,
+    module: "torch.nn.Module", images: LazyImages, names: list[str], kind: str, progress: Progress | None = None
 ) -> np.ndarray:
     """Sensitivities `S_t`, so that `KL = sum_t eps_t^2 S_t` to second order, averaged over the images.
 
@@ -49,7 +44,7 @@ def measure_sensitivity(
 
     parameters = dict(module.named_parameters())
     chosen = [parameters[name] for name in names]
-    weights = [torch.from_numpy(row_rms(_as_rows(p))).square() / 2 for p in chosen]
+    weights = [torch.from_numpy(row_rms(p.detach().float().flatten(1).numpy())).square() / 2 for p in chosen]
     frozen = {name: p.requires_grad for name, p in parameters.items()}
     for p in parameters.values():
         p.requires_grad_(False)
@@ -62,10 +57,8 @@ def measure_sensitivity(
         for batch in images.batches(fit_batch_size(images.pixels, BATCH)):
             values = output_values(module(batch), kind)
             for draw in range(DRAWS):
-                direction = random_direction(values, kind, generator)
-                gradients = torch.autograd.grad(
-                    (values * direction).sum(), chosen, retain_graph=draw + 1 < DRAWS, allow_unused=True
-                )
+                product = (values * random_direction(values, kind, generator)).sum()
+                gradients = torch.autograd.grad(product, chosen, retain_graph=draw + 1 < DRAWS, allow_unused=True)
                 total += [
                     0.0 if g is None else float((g.flatten(1).square().sum(1) * w).sum())
                     for g, w in zip(gradients, weights, strict=True)
@@ -75,7 +68,3 @@ def measure_sensitivity(
         for name, p in parameters.items():
             p.requires_grad_(frozen[name])
     return total / (DRAWS * len(images))
-
-
-def _as_rows(parameter: "torch.nn.Parameter") -> np.ndarray:
-    return parameter.detach().float().flatten(1).numpy()

@@ -9,19 +9,11 @@ import numpy as np
 from hf_fingerprint.checkpoints import RangedCheckpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.extraction import (
-    MIN_DESCENDANT_COSINE,
-    SampledWeights,
-    estimate_shares,
-    has_unambiguous_names,
-    match_and_align,
-    match_names,
-    match_tensors,
-    mean_cosine,
-    plan_looks,
-    sample_weights,
-    to_base_names,
-)
+from hf_fingerprint.extraction import to_base_names
+from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE, match_and_align
+from hf_fingerprint.extraction.looks import plan_looks
+from hf_fingerprint.extraction.match import has_unambiguous_names, match_names, match_tensors
+from hf_fingerprint.extraction.similarity import SampledWeights, estimate_shares, mean_cosine, sample_weights
 from hf_fingerprint.keys import derive
 from hf_fingerprint.tracing.groups import BaseGroup, BaseSelection, open_base_files
 from hf_fingerprint.tracing.result import SkippedSource
@@ -32,6 +24,7 @@ CLEAR_COSINE = 0.9
 NOTHING_COMPARED = -1.0  # the cosine if no tensor can be compared
 CARRIERS, ROWS, COLUMNS = 16, 4, 512  # the sample: carriers, rows of each, weights of each row
 _Layout = tuple[tuple[str, tuple[int, ...]], ...]
+_Samples = tuple[SampledWeights, SampledWeights]  # the base's and the suspect's
 _SAME_FAMILY_COSINE = 0.9  # fine-tunes of one model, whose channels have one order
 
 
@@ -56,19 +49,16 @@ class BaseSelector:
                 groups.append(BaseGroup(records, open_base_files(records, self._vault, self._stack)))
             except VaultError as error:
                 errors.append(error)
-                self._found.unavailable.extend(
-                    SkippedSource(base.base_id, base.source, str(error)) for base in records
-                )
+                skipped = [SkippedSource(base.base_id, base.source, str(error)) for base in records]
+                self._found.unavailable.extend(skipped)
         if not groups:
             raise errors[0]
         self._seed = int.from_bytes(derive(groups[0].records[0].secret, "likeness"), "big")  # keeps the rows secret
-        samples = [self._sample_pair(group, self._suspect) for group in groups]
-        cosines = [mean_cosine(ours, theirs) for ours, theirs in samples]
+        samples, cosines = self._sample_pairs(groups)
         if max(cosines) < CLEAR_COSINE:  # the suspect may have only a few of the carriers
-            self._max_carriers = len(max(groups, key=lambda group: len(group.records[0].carriers)).records[0].carriers)
+            self._max_carriers = max(len(group.records[0].carriers) for group in groups)
             self._theirs.clear()
-            samples = [self._sample_pair(group, self._suspect) for group in groups]
-            cosines = [mean_cosine(ours, theirs) for ours, theirs in samples]
+            samples, cosines = self._sample_pairs(groups)
         if max(cosines) < MIN_DESCENDANT_COSINE and not isinstance(self._suspect, RangedCheckpoint):
             samples = self._align_samples(groups, samples)
             cosines = [mean_cosine(ours, theirs) for ours, theirs in samples]
@@ -97,11 +87,7 @@ class BaseSelector:
             self._found.skip(group.records, f"not similar to the suspect (cosine {cosine:.3f})")
 
     def _select_by_share(
-        self,
-        groups: list[BaseGroup],
-        samples: list[tuple[SampledWeights, SampledWeights]],
-        cosines: list[float],
-        on_record: Sequence[str],
+        self, groups: list[BaseGroup], samples: list[_Samples], cosines: list[float], on_record: Sequence[str]
     ) -> BaseSelection:
         """Selects the bases that may have a share in the suspect, the largest first."""
         similar = [i for i in range(len(groups)) if cosines[i] >= MIN_DESCENDANT_COSINE]
@@ -109,7 +95,7 @@ class BaseSelector:
         if not common:  # the bases have no carrier in common, so their shares can't be separated
             for i in similar:
                 groups[i].reason = f"similar to the suspect (cosine {cosines[i]:.3f})"
-                self._found.groups.append(groups[i])
+            self._found.groups += [groups[i] for i in similar]
             return self._found
         theirs = {name: samples[similar[0]][1][name] for name in common}
         shares = estimate_shares(theirs, [{name: samples[i][0][name] for name in common} for i in similar])
@@ -139,11 +125,9 @@ class BaseSelector:
                     self._found.not_read = [each for each in self._found.not_read if each.name not in ids]
                     waiting += _copy_origins([group])
 
-    def _align_samples(
-        self, groups: list[BaseGroup], samples: list[tuple[SampledWeights, SampledWeights]]
-    ) -> list[tuple[SampledWeights, SampledWeights]]:
+    def _align_samples(self, groups: list[BaseGroup], samples: list[_Samples]) -> list[_Samples]:
         """Samples the suspect again, aligned with each base; fine-tunes of one model have one order."""
-        found: list[tuple[SampledWeights, SampledWeights] | None] = [None] * len(groups)
+        found: list[_Samples | None] = [None] * len(groups)
         for i, group in enumerate(groups):
             if found[i] is not None:
                 continue
@@ -153,9 +137,14 @@ class BaseSelector:
                     found[j] = self._sample_pair(groups[j], aligned, matches)
         return [each for each in found if each is not None]
 
+    def _sample_pairs(self, groups: list[BaseGroup]) -> tuple[list[_Samples], list[float]]:
+        """The samples of each base and the suspect, and their cosines."""
+        samples = [self._sample_pair(group, self._suspect) for group in groups]
+        return samples, [mean_cosine(ours, theirs) for ours, theirs in samples]
+
     def _sample_pair(
         self, group: BaseGroup, suspect: TensorReader, matches: dict[str, TensorInfo] | None = None
-    ) -> tuple[SampledWeights, SampledWeights]:
+    ) -> _Samples:
         """The same rows of a base and of the suspect, by normalized name."""
         base = group.records[0]
         layout = tuple((carrier.name, base.tensors[carrier.name].shape) for carrier in base.carriers)
@@ -183,24 +172,18 @@ class BaseSelector:
         return suspect, match_tensors(base, group.original, suspect)
 
     def _rows_to_sample(self, group: BaseGroup, matches: dict[str, TensorInfo]) -> dict[str, Sequence[int]]:
-        """The rows of each carrier to compare, the same in all bases.
-
-        They are secret, or an attacker could replace just these rows with those of another base.
-        """
+        """The rows of each carrier to compare, the same in all bases. An attacker must not know them."""
         own = group.original.tensors
-        fitting_carriers = [name for name, info in matches.items() if name in own and own[name].shape == info.shape]
+        names = [name for name, info in matches.items() if name in own and own[name].shape == info.shape]
         if not isinstance(self._suspect, RangedCheckpoint):
-            fitting_carriers = self._draw_carriers(fitting_carriers)
-            return {name: self._draw_rows(normalize_name(name), 0, own[name].rows) for name in fitting_carriers}
+            if len(names) > self._max_carriers:
+                names = sorted(names, key=self._priority)[: self._max_carriers]
+            return {name: self._draw_rows(normalize_name(name), 0, own[name].rows) for name in names}
         fetched = self._fetch_first_rows(self._suspect)
-        return {name: fetched[normalize_name(name)] for name in fitting_carriers if normalize_name(name) in fetched}
-
-    def _draw_carriers(self, names: list[str]) -> list[str]:
-        """Draws carriers by a secret: the same ones for each base that has them."""
-        return names if len(names) <= self._max_carriers else sorted(names, key=self._priority)[: self._max_carriers]
+        return {name: fetched[normalize_name(name)] for name in names if normalize_name(name) in fetched}
 
     def _priority(self, name: str) -> float:
-        """A carrier's rank in the secret draw."""
+        """A carrier's rank in the secret draw: the same carriers are drawn for each base that has them."""
         name = normalize_name(name)
         if name not in self._priorities:
             self._priorities[name] = float(np.random.default_rng([self._seed, 1, *name.encode()]).random())
@@ -224,19 +207,14 @@ class BaseSelector:
             for piece in plan_looks(bases, matches)[0]:
                 if piece.name not in matches or (piece.stop - piece.start) * matches[piece.name].row_bytes > left:
                     continue
-                info, chosen = (
-                    matches[piece.name],
-                    self._draw_rows(normalize_name(piece.name), piece.start, piece.stop),
-                )
+                info, name = matches[piece.name], normalize_name(piece.name)
                 left -= (piece.stop - piece.start) * info.row_bytes
                 wanted.append((info, piece.start * info.row_bytes, piece.stop * info.row_bytes))
-                self._fetched.setdefault(normalize_name(piece.name), []).extend(chosen)
+                self._fetched.setdefault(name, []).extend(self._draw_rows(name, piece.start, piece.stop))
             suspect.fetch(wanted)
         return self._fetched
 
 
 def _copy_origins(groups: Sequence[BaseGroup]) -> Iterator[str]:
     """The ids of the bases that the groups' bases are copies of."""
-    for base in (base for group in groups for base in group.records):
-        if base.copy_of is not None:
-            yield base.copy_of
+    return (base.copy_of for group in groups for base in group.records if base.copy_of is not None)

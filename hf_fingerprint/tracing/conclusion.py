@@ -1,10 +1,12 @@
 """The outcome of a trace that accuses nobody: nobody, not comparable or not readable, with the reason and a remedy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from hf_fingerprint.checkpoints import RangedCheckpoint, Source, TensorReader
-from hf_fingerprint.extraction import Extraction, Lineage, match_names, to_base_names
+from hf_fingerprint.extraction import Extraction, to_base_names
+from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import (
@@ -25,12 +27,9 @@ from hf_fingerprint.vault import Base
 CONVERT_HINT = "convert them to float tensors in the base's names and shapes, and trace that"
 
 
-@dataclass(frozen=True)
-class _Conclusion:
-    """An outcome and its reason."""
-
-    outcome: Outcome
-    reason: str | None = None
+class _Conclusion(NamedTuple):
+    reason: str | None
+    outcome: Outcome = Outcome.NOT_READABLE
 
 
 def conclude(
@@ -61,18 +60,14 @@ def conclude(
     )
     if result.accused:
         return replace(result, outcome=Outcome.ACCUSED)
-    tested = [
-        (target, extraction)
+    conclusions = [
+        _conclude_base(target, extraction, suspect, level, limit)
         for target, extraction in zip(targets, extractions, strict=True)
         if target.candidates.copies
-    ]
-    conclusions = [_conclude_base(target, extraction, suspect, level, limit) for target, extraction in tested] or [
-        _conclude_without_copies(targets)
-    ]
+    ] or [_conclude_without_copies(targets)]
     if found.unavailable and combine_outcomes(each.outcome for each in conclusions) is not Outcome.NOT_READABLE:
-        conclusions.append(
-            _Conclusion(Outcome.NOT_READABLE, " ".join(dict.fromkeys(each.reason for each in found.unavailable)))
-        )
+        reasons = dict.fromkeys(each.reason for each in found.unavailable)
+        conclusions.append(_Conclusion(" ".join(reasons)))
     outcome = combine_outcomes(each.outcome for each in conclusions)
     return replace(result, outcome=outcome, reason=next(s.reason for s in conclusions if s.outcome is outcome))
 
@@ -92,21 +87,8 @@ def unread_result(
     return TraceResult(
         suspect=source.name,
         revision=source.revision,
-        base=None,
-        base_source=None,
         outcome=outcome,
-        accused=(),
-        scores=(),
-        recipients_tested=0,
-        recipients_covered=0,
-        tensors_matched=0,
-        tensors_marked=0,
-        weights_read=0,
-        weights_dropped=0,
-        lineage=Lineage(False, 0.0, 0.0),
         alpha=alpha,
-        threshold=float("inf"),
-        rounds=0,
         reason=reason,
         bases_not_read=tuple(not_read),
     )
@@ -119,41 +101,36 @@ def _conclude_base(
     hidden = _find_hidden_tensors(target, extraction, suspect)
     if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Conclusion(
-            Outcome.NOT_READABLE,
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
-            f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}.",
+            f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
     if would_detect_copy(base, extraction.similar_counts, recipients, alpha):
-        return _Conclusion(Outcome.NOBODY)
+        return _Conclusion(None, Outcome.NOBODY)
     whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
     if not would_detect_copy(base, whole, recipients, alpha):
         return _Conclusion(
-            Outcome.NOT_READABLE,
             f"Base {base.base_id} has too few marked weights to prove even a verbatim copy among {recipients:,} at "
-            f"alpha {level.alpha:.0e}, so its copies can't be traced.",
+            f"alpha {level.alpha:.0e}, so its copies can't be traced."
         )
     if limit is not None:
-        return _Conclusion(Outcome.NOT_READABLE, limit)
+        return _Conclusion(limit)
     if extraction.weights_dropped > extraction.weights_read:
+        weights = extraction.weights_dropped + extraction.weights_read
         return _Conclusion(
-            Outcome.NOT_READABLE,
-            f"{extraction.weights_dropped:,} of the {extraction.weights_dropped + extraction.weights_read:,} weights "
-            f"that may hold a mark are exactly 0 or not finite, and the rest is too little: get the "
-            f"model that is in use.",
+            f"{extraction.weights_dropped:,} of the {weights:,} weights that may hold a mark are exactly 0 or not "
+            f"finite, and the rest is too little: get the model that is in use."
         )
     if extraction.similar_counts.any():
         return _Conclusion(
-            Outcome.NOT_READABLE,
             f"Only {int(extraction.similar_counts.sum()):,} weights are similar to those of base {base.base_id}, too "
-            f"few to find even a verbatim copy: get the rest of the model.",
+            f"few to find even a verbatim copy: get the rest of the model."
         )
-    compared = f"their weights are not similar to the base's (cosine {extraction.lineage.cosine:.3f})"
-    if not extraction.weights_read:
-        compared = "none of its weights can be compared"
+    similar = f"their weights are not similar to the base's (cosine {extraction.lineage.cosine:.3f})"
+    compared = similar if extraction.weights_read else "none of its weights can be compared"
     return _Conclusion(
-        Outcome.NOT_COMPARABLE,
         f"Another model than base {base.base_id}: {extraction.tensors_matched} of {len(base.carriers)} marked tensors "
         f"have a counterpart, and {compared}.",
+        Outcome.NOT_COMPARABLE,
     )
 
 
@@ -173,9 +150,8 @@ def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: Te
 def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
     bases = ", ".join(dict.fromkeys(target.candidates.base.base_id for target in targets))
     return _Conclusion(
-        Outcome.NOT_READABLE,
         f"The vault has no copy of base {bases}, which is the most similar to the suspect, so nobody could be tested: "
-        f"merge the vault that has them (`hf-fingerprint vault merge`), or name another --base.",
+        f"merge the vault that has them (`hf-fingerprint vault merge`), or name another --base."
     )
 
 

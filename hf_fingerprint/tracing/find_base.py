@@ -2,7 +2,7 @@
 
 Several bases may share a backbone and differ in their head, norms, precision or fine-tuning. A sample of rows, which
 sees no codeword, estimates how much of the suspect comes from each ([`estimate_shares`]). Those whose share may matter
-are read in full, and the bound pays for each. The others are listed with the reason.
+are read in full, and the bound pays for each; the others are listed with the reason.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import TensorReader, open_checkpoint
-from hf_fingerprint.errors import VaultError
-from hf_fingerprint.registration import weights_hash
+from hf_fingerprint.registration.content import no_such_base, weights_hash
 from hf_fingerprint.tracing.base_mixture import BaseSelector
 from hf_fingerprint.tracing.groups import BaseGroup, BaseSelection, open_base_files, records_with_hash
 from hf_fingerprint.tracing.readability import fitting_carriers
@@ -74,15 +73,11 @@ def _fit_share(base: Base, suspect: TensorReader, known: dict[object, float]) ->
 
 def _named_base(bases: Sequence[Base], vault: Vault, base_ref: str | Path, stack: ExitStack) -> BaseGroup:
     """The base with this id, or with the weights at this location."""
-    named = [base for base in bases if base.base_id == str(base_ref)]
-    if named:
+    if named := [base for base in bases if base.base_id == str(base_ref)]:
         records = records_with_hash(bases, named[0].content_hash)
         return BaseGroup(records, open_base_files(records, vault, stack))
     original = stack.enter_context(open_checkpoint(base_ref, weights_only=True))
     records = records_with_hash(bases, weights_hash(original, vault))
     if not records:
-        raise VaultError(
-            f"{base_ref} is not a base of {vault.folder}: the hash of its weights is not on record. Give the base "
-            f"itself, or its id."
-        )
+        raise no_such_base(base_ref, vault)
     return BaseGroup(records, original)

@@ -52,10 +52,10 @@ def records_with_hash(bases: Sequence[Base], content_hash: str) -> list[Base]:
 
 def open_base_files(records: list[Base], vault: Vault, stack: ExitStack) -> Checkpoint:
     """Opens the files of a base, from the first registered location that still has them."""
-    unavailable: list[VaultError] = []
+    errors: list[VaultError] = []
     for base in records:
         try:
             return stack.enter_context(open_base(base, vault))
         except VaultError as error:
-            unavailable.append(error)
-    raise unavailable[0]
+            errors.append(error)
+    raise errors[0]

@@ -31,9 +31,8 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
     """
     recorded = _find_recorded(request, suspect)
     with ExitStack() as stack:
-        found = find_bases(
-            request.vault, request.bases, request.base_ref, suspect, stack, [copy.base_id for copy in recorded]
-        )
+        on_record = [copy.base_id for copy in recorded]
+        found = find_bases(request.vault, request.bases, request.base_ref, suspect, stack, on_record)
         if not found.groups:
             alpha = min(base.alpha for base in request.bases)
             reason = "No tensor of it fits a marked tensor of any base on record: another model."

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.limits import megabytes
-from hf_fingerprint.extraction import Looks, has_unambiguous_names
+from hf_fingerprint.extraction import Looks
+from hf_fingerprint.extraction.match import has_unambiguous_names
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing.base_mixture import CLEAR_COSINE
 from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, unread_result
@@ -21,13 +22,8 @@ from hf_fingerprint.vault import Base
 def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[TraceResult | None, int]:
     """Traces a suspect by ranges.
 
-    Args:
-        request ([`TraceRequest`]): the request.
-        suspect ([`RangedCheckpoint`]): the open suspect.
-
     Returns:
-        `(result, looks)`: the result, or `None` if all of the suspect must and may be downloaded; and how many looks
-        were decided.
+        `(result, looks)`: the result, or `None` if all of it must and may be downloaded; and the looks decided.
     """
     bases = request.bases
     if not any(has_unambiguous_names(base, suspect) for base in bases):
@@ -45,11 +41,8 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
                 break
             if result.weights_read and not result.lineage.descends and _may_download_all(suspect):
                 return None, look  # another model, or a copy whose tensors have swapped names
-        doubtful = (
-            result.lineage.cosine < CLEAR_COSINE
-            or suspect.unread_files
-            or (request.base_ref is None and found.not_read)
-        )
+        doubtful = result.lineage.cosine < CLEAR_COSINE or bool(suspect.unread_files)
+        doubtful |= request.base_ref is None and bool(found.not_read)
         if not result.accused and doubtful and _may_download_all(suspect):
             # channels may be permuted, or the copy is in another file, or of a base without a share in the first rows
             return None, look
@@ -74,28 +67,24 @@ def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> Tr
     else:
         if suspect.unread_files and _may_download_all(suspect):
             return None
-        unlike = [
-            SkippedSource(base.base_id, base.source, "too few of its tensors have a counterpart") for base in bases
-        ]
+        unlike = "too few of its tensors have a counterpart"
+        not_read = [SkippedSource(base.base_id, base.source, unlike) for base in bases]
         reason = "Too few tensors of it fit the marked tensors of any base on record: another model."
-        return _with_transfer_counts(
-            unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, unlike), suspect, False
-        )
+        result = unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, not_read)
+        return _with_transfer_counts(result, suspect, False)
     if _may_download_all(suspect):
         return None
     reason = f"Its tensors can't be identified by name, so all of it must be read: {_limit_hint(suspect)}"
-    unread = [SkippedSource(base.base_id, base.source, "the suspect was not read") for base in bases]
-    return _with_transfer_counts(
-        unread_result(suspect.source, Outcome.NOT_READABLE, reason, alpha, unread), suspect, False
-    )
+    not_read = [SkippedSource(base.base_id, base.source, "the suspect was not read") for base in bases]
+    result = unread_result(suspect.source, Outcome.NOT_READABLE, reason, alpha, not_read)
+    return _with_transfer_counts(result, suspect, False)
 
 
 def _may_download_all(suspect: RangedCheckpoint) -> bool:
     """Whether all weight files may be fetched. Under a limit, a file of unknown size may not."""
-    sizes = [size for _, size in suspect.unread_files]
-    if suspect.max_bytes is None:
-        return True
-    return None not in sizes and suspect.bytes_fetched + _total_bytes(suspect) <= suspect.max_bytes
+    is_known = all(size is not None for _, size in suspect.unread_files)
+    limit = suspect.max_bytes
+    return limit is None or (is_known and suspect.bytes_fetched + _total_bytes(suspect) <= limit)
 
 
 def _total_bytes(suspect: RangedCheckpoint) -> int:
@@ -108,6 +97,10 @@ def _limit_hint(suspect: RangedCheckpoint) -> str:
 
 
 def _with_transfer_counts(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> TraceResult:
+    files_not_read = [
+        SkippedSource(name, suspect.source.name, f"{'' if size is None else f'{megabytes(size)} MB, '}not downloaded")
+        for name, size in suspect.unread_files
+    ]
     return replace(
         result,
         bytes_fetched=suspect.bytes_fetched,
@@ -115,10 +108,5 @@ def _with_transfer_counts(result: TraceResult, suspect: RangedCheckpoint, comple
         requests=suspect.requests,
         complete=complete,
         files=tuple(path.name for path in suspect.source.weights),
-        files_not_read=tuple(
-            SkippedSource(
-                name, suspect.source.name, f"{'' if size is None else f'{megabytes(size)} MB, '}not downloaded"
-            )
-            for name, size in suspect.unread_files
-        ),
+        files_not_read=tuple(files_not_read),
     )

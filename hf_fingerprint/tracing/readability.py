@@ -16,13 +16,9 @@ from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.extraction import (
-    carriers_with_matching_shape,
-    match_names,
-    mean_cosine,
-    sample_row_indices,
-    to_base_names,
-)
+from hf_fingerprint.extraction import to_base_names
+from hf_fingerprint.extraction.match import carriers_with_matching_shape, match_names, sample_row_indices
+from hf_fingerprint.extraction.similarity import mean_cosine
 from hf_fingerprint.vault import Base
 
 
@@ -81,12 +77,7 @@ def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
 
 
 def fitting_carriers(base: Base, suspect: TensorReader) -> list[str]:
-    """The carriers that may have a counterpart in a suspect, readable or not, according to its headers.
-
-    Args:
-        base ([`Base`]): the base.
-        suspect ([`TensorReader`]): the open suspect.
-    """
+    """The carriers that may have a counterpart in a suspect, readable or not, according to its headers."""
     named = to_base_names(base, suspect)
     found = list(match_names(base, named))
     by_shape = carriers_with_matching_shape(base, suspect)
@@ -105,12 +96,10 @@ def find_hidden(
 ) -> list[HiddenTensor]:
     """Finds tensors of a suspect that may hold the carriers without a counterpart.
 
-    These have a carrier's size in another shape, or an unreadable type and a carrier's size or module, or could not be
-    opened at all.
+    These have a carrier's size in another shape, or an unreadable type and its size or module, or can't be opened.
 
     Args:
-        base ([`Base`]): the base.
-        suspect ([`TensorReader`]): the open suspect.
+        base, suspect: see [`extract`].
         missing (collection of `str`): the carriers without a counterpart.
         left_out (mapping of `str` to `str`, *optional*): tensors of the suspect that can't be opened, with reasons.
     """
@@ -156,28 +145,20 @@ def find_transposed(
     """Yields square matrices of the suspect that are transposed with respect to the base's.
 
     Args:
-        base ([`Base`]): the base.
-        original ([`TensorReader`]): its open files.
-        suspect ([`TensorReader`]): the open suspect.
+        base, original, suspect: see [`extract`].
         matches (mapping of `str` to [`TensorInfo`]): carriers, with namesakes in the suspect that aren't similar.
     """
     for name, info in matches.items():
         shape = base.tensors[name].shape
         if len(shape) != 2 or shape[0] != shape[1] or info.shape != shape:
             continue
-        base_info, rows = original.tensors[name], sample_row_indices(shape[0], 8)
+        base_info, ours, transposed = original.tensors[name], {}, {}
         theirs = to_float32(suspect.read(info), info.dtype).reshape(shape)
-        ours = [
-            to_float32(
-                original.read(base_info, r * base_info.row_bytes, (r + 1) * base_info.row_bytes), base_info.dtype
-            )
-            for r in rows
-        ]
-        transposed = {str(row): np.nan_to_num(theirs[:, row], posinf=0, neginf=0) for row in rows}
-        if (
-            mean_cosine({str(row): line for row, line in zip(rows, ours, strict=True)}, transposed)
-            >= TRANSPOSED_COSINE
-        ):
+        for row in sample_row_indices(shape[0], 8):
+            raw = original.read(base_info, row * base_info.row_bytes, (row + 1) * base_info.row_bytes)
+            ours[str(row)] = to_float32(raw, base_info.dtype)
+            transposed[str(row)] = np.nan_to_num(theirs[:, row], posinf=0, neginf=0)
+        if mean_cosine(ours, transposed) >= TRANSPOSED_COSINE:
             yield HiddenTensor(info.name, "its axes in another order", name)
 
 
@@ -206,9 +187,8 @@ def _is_reshaped(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two shapes of one size may be of one tensor, with axes permuted or joined."""
     if sorted(n for n in one if n != 1) == sorted(n for n in other if n != 1):
         return True
-    return any(
-        _joins_axes(a, b) for a, b in ((one, other), (other, one), (one[::-1], other[::-1]), (other[::-1], one[::-1]))
-    )
+    pairs = (one, other), (other, one), (one[::-1], other[::-1]), (other[::-1], one[::-1])
+    return any(_joins_axes(coarse, fine) for coarse, fine in pairs)
 
 
 def _joins_axes(coarse: tuple[int, ...], fine: tuple[int, ...]) -> bool:

@@ -9,6 +9,9 @@ from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Fault
 
 
+_UNREAD = Lineage(False, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class RecipientScore:
     """One copy's score.
@@ -83,7 +86,7 @@ class RecordedCopy:
     created: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TraceResult:
     """The result of a trace.
 
@@ -125,22 +128,22 @@ class TraceResult:
     """
 
     suspect: str
-    revision: str | None
-    base: str | None
-    base_source: str | None
+    revision: str | None = None
+    base: str | None = None
+    base_source: str | None = None
     outcome: Outcome
-    accused: tuple[RecipientScore, ...]
-    scores: tuple[RecipientScore, ...]
-    recipients_tested: int
-    recipients_covered: int
-    tensors_matched: int
-    tensors_marked: int
-    weights_read: int
-    weights_dropped: int
-    lineage: Lineage
+    accused: tuple[RecipientScore, ...] = ()
+    scores: tuple[RecipientScore, ...] = ()
+    recipients_tested: int = 0
+    recipients_covered: int = 0
+    tensors_matched: int = 0
+    tensors_marked: int = 0
+    weights_read: int = 0
+    weights_dropped: int = 0
+    lineage: Lineage = _UNREAD
     alpha: float
-    threshold: float
-    rounds: int
+    threshold: float = math.inf
+    rounds: int = 0
     looks: int = 1
     bytes_fetched: int = 0
     bytes_total: int = 0

@@ -74,9 +74,8 @@ def trace(
     request = TraceRequest(vault, base, recipient, all_scores, progress)
     if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
-        raise VaultError(
-            f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.{unusable}"
-        )
+        hint = f"see `hf-fingerprint recipients` for the names.{unusable}"
+        raise VaultError(f"{vault.folder} has no copy for {recipient}: {hint}")
     with vault.keep_open():
         return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
@@ -100,8 +99,7 @@ def _trace(request: TraceRequest, suspect: str | Path, full: bool, max_bytes: in
     for source in found.sets:
         with open_checkpoint(source, suspect=True) as opened:
             traced = trace_files(request, opened, looks, len(found.sets))
-        names = tuple(path.name for path in source.weights)
-        results.append(replace(traced, files=names))
+            results.append(replace(traced, files=tuple(path.name for path in source.weights)))
     if not results:
         results = [_unread_result(suspect, request, "No weight file of it can be read.")]
     return _apply_unread_files(_merge_results(results, found.unread))
@@ -124,9 +122,8 @@ def verify(
     confirmed for an innocent with probability at most alpha.
 
     Args:
-        suspect (`str` or `Path`): a folder, a file or a Hub id.
         recipient (`str`): the recipient of the copy.
-        vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
+        suspect, vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
 
     Returns:
         [`TraceResult`]: the claim is confirmed if the recipient is accused.
@@ -151,10 +148,7 @@ def _apply_faults(result: TraceResult, request: TraceRequest) -> TraceResult:
     hidden = inconclusive_reasons(faults)
     if not hidden or result.outcome is Outcome.ACCUSED:
         return result
-    reason = f"No recipient with a usable record is accused, and {hidden[0]}."
-    if result.reason is not None:
-        reason += f" {result.reason}"
-    return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
+    return _as_not_readable(result, f"No recipient with a usable record is accused, and {hidden[0]}.")
 
 
 def _merge_results(results: Sequence[TraceResult], unread: Sequence[SkippedFile]) -> TraceResult:
@@ -185,7 +179,10 @@ def _apply_unread_files(result: TraceResult) -> TraceResult:
         return result
     shown = ", ".join(f"{each.name} ({each.reason})" for each in result.files_not_read[:5])
     more = len(result.files_not_read) - 5
-    reason = f"Not all of its weight files were read: {shown}{f' and {more} more' if more > 0 else ''}."
-    if result.reason is not None:
-        reason += f" {result.reason}"
+    shown += f" and {more} more" if more > 0 else ""
+    return _as_not_readable(result, f"Not all of its weight files were read: {shown}.")
+
+
+def _as_not_readable(result: TraceResult, reason: str) -> TraceResult:
+    reason = reason if result.reason is None else f"{reason} {result.reason}"
     return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)

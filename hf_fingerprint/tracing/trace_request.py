@@ -71,11 +71,7 @@ class TraceRequest:
 
     @property
     def bases(self) -> list[Base]:
-        """The vault's bases.
-
-        Raises:
-            [`VaultError`]: if there is none.
-        """
+        """The vault's bases; a [`VaultError`] if there is none."""
         if self.rows.bases:
             return self.rows.bases
         if self.rows.faults:
@@ -86,14 +82,12 @@ class TraceRequest:
         """The rows of the vault that can't be used.
 
         Args:
-            include_unread (`bool`): whether to open the records of bases that were not read too. Only then a record
-                with a wrong base id shows.
+            include_unread (`bool`): also opens the records of other bases, which shows records with a wrong base id.
         """
         if include_unread:
             for base in self.bases:
                 self._open(base.base_id)
-        unopened_faults = [fault for each in self.opened.values() for fault in each.faults]
-        return (*self.rows.faults, *unopened_faults)
+        return (*self.rows.faults, *(fault for each in self.opened.values() for fault in each.faults))
 
     def targets(self, found: BaseSelection) -> list[ReadTarget]:
         """The records to read, each with the copies to test; if no base has any copies, the first record.
@@ -117,9 +111,8 @@ class TraceRequest:
                 ]
                 copies, keys = [copy for copy, _ in tested], [key for _, key in tested]
                 states = delivery_states(self.vault, copies)
-                targets.append(
-                    ReadTarget(Candidates(base, copies, keys, n_copies, states), group.original, group.reason)
-                )
+                candidates = Candidates(base, copies, keys, n_copies, states)
+                targets.append(ReadTarget(candidates, group.original, group.reason))
         if self.recipient is not None and not any(each.candidates.copies for each in targets):
             raise VaultError(
                 f"{self.vault.folder} has no copy of base {targets[0].candidates.base.base_id} for {self.recipient}, "

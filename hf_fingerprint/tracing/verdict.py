@@ -101,8 +101,7 @@ def decide(
         tested (sequence of [`Candidates`]): the bases, or records of bases, with their copies; the likeliest first.
         look, sets: see [`AccusationLevel.of`].
         progress (callable, *optional*): a [`Progress`].
-        all_scores (`bool`, *optional*, defaults to `False`): whether the result includes the scores of recipients who
-            are not accused.
+        all_scores (`bool`, *optional*, defaults to `False`): see [`trace`].
 
     Returns:
         [`TraceResult`]: with the outcome [`Outcome.ACCUSED`], or [`Outcome.NOT_READABLE`] until [`conclude`] decides.
@@ -114,7 +113,8 @@ def decide(
         _decide_base(suspect, extraction, candidates, level, part_of(progress, step, total, done))
         for extraction, candidates, done in zip(extractions, tested, before, strict=False)
     ]
-    scores = tuple(sorted((score for verdict in verdicts for score in verdict.scores), key=_accusation_order))
+    every = [score for verdict in verdicts for score in verdict.scores]
+    scores = tuple(sorted(every, key=lambda score: (score.log10_false_accusation, -score.score)))
     accused = tuple(score for score in scores if score.accused)
     # without an accusation the likeliest base, since the base of the highest score would leak about innocents
     shown = next((verdict for verdict in verdicts if accused and verdict.base == accused[0].base), verdicts[0])
@@ -128,10 +128,6 @@ def decide(
     )
 
 
-def _accusation_order(score: RecipientScore) -> tuple[float, float]:
-    return score.log10_false_accusation, -score.score
-
-
 def _decide_base(
     suspect: TensorReader,
     extraction: Extraction,
@@ -140,14 +136,9 @@ def _decide_base(
     progress: Progress | None,
 ) -> TraceResult:
     base = tested.base
+    keys, alpha = tested.keys, level.alpha / level.share
     decoded = decode(
-        base.codebook(),
-        tested.keys,
-        extraction.values,
-        extraction.mass,
-        level.alpha / level.share,
-        progress=progress,
-        recipients=tested.covered,
+        base.codebook(), keys, extraction.values, extraction.mass, alpha, progress=progress, recipients=tested.covered
     )
     accused = set(decoded.accused)
     scores = [
@@ -169,10 +160,7 @@ def _decide_base(
         base=base.base_id,
         base_source=base.source,
         outcome=Outcome.NOT_READABLE,
-        accused=(),
         scores=tuple(scores),
-        recipients_tested=len(scores),
-        recipients_covered=tested.covered,
         tensors_matched=extraction.tensors_matched,
         tensors_marked=len(base.carriers),
         weights_read=extraction.weights_read,

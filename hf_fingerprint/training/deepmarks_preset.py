@@ -53,8 +53,7 @@ class DeepMarks:
     Args:
         key (`bytes`): 32 secret bytes from which X and U derive. Protect it like a vault.
         points (`int`, *optional*, defaults to 31): v, the number of users and of code positions.
-        layers (sequence of `str`, *optional*): names of convolution weights; by default the one with the largest
-            filters, the last of several.
+        layers (sequence of `str`, *optional*): names of convolution weights; by default see [`default_layers`].
 
     Raises:
         [`CodeError`]: if the key does not have 32 bytes, or there is no design on `points` points.
@@ -104,8 +103,7 @@ class DeepMarks:
         return found
 
     def extract(self, model: nn.Module) -> np.ndarray:
-        """The extracted signal `y = U^T X mean_f(w)` of a suspect with the same layers: `float64` of shape `(v,)`. For
-        an unchanged copy it is b."""
+        """The extracted signal `y = U^T X mean_f(w)` of a suspect, `float64` of shape `(v,)`; b for a copy."""
         places, out = parameter_locations(model), torch.zeros(self.design.points)
         with torch.no_grad():
             for name, part in self.maps(model).items():
@@ -115,9 +113,8 @@ class DeepMarks:
     def decode(self, extracted: np.ndarray, coalition: int | None = None, alpha: float = 1e-6) -> DesignDecoding:
         """Runs both decoders on an extracted signal; see [`soft_decode`] for `coalition` and `alpha`."""
         bits = self.design.hard_bits((extracted + 1) / 2)
-        return DesignDecoding(
-            bits, self.design.coalition_of(bits), soft_decode(self.design, extracted, coalition, alpha)
-        )
+        soft = soft_decode(self.design, extracted, coalition, alpha)
+        return DesignDecoding(bits, self.design.coalition_of(bits), soft)
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,7 @@ class DeepMarksFingerprint:
 
     def bind(self, model: nn.Module) -> Regularizer:
         """The paper's loss term for a model, `MSE(f, X w) = |U^T X w - b|^2 / v`."""
-        maps = self.scheme.maps(model)
-        points = self.scheme.design.points
+        maps, points = self.scheme.maps(model), self.scheme.design.points
         target = torch.from_numpy(self.scheme.design.signs[self.user].astype(np.float32))
         gram = sum((part.gram() for part in maps.values()), torch.zeros(points, points))
         return Regularizer(model, maps, target, torch.zeros(points), torch.ones(points), gram)

@@ -1,5 +1,4 @@
-"""A recipient's mark to train into a model. It comes from the vault before the first step, and the trained copy is
-recorded there after the last.
+"""A recipient's mark to train into a model, made in the vault before training; the trained copy is recorded after.
 
 ```python
 fingerprint = Fingerprint("org/model", "alice", vault="vault")  # the base, or a copy issued before
@@ -21,7 +20,8 @@ from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.extraction import extract
-from hf_fingerprint.registration import lookup_base, open_base, register, weights_hash
+from hf_fingerprint.registration import lookup_base, open_base, register
+from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.training.model_carriers import LocatedCarriers, locate_carriers
 from hf_fingerprint.training.processes import is_first_process, run_on_first_process
 from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
@@ -50,12 +50,11 @@ class RecordedCopy:
         base_id (`str`): the id of its base.
         content_hash (`str`): the hash of its weights.
         commitment (`str` or `None`): see [`commitment`]. `None` for an issued copy that was trained further while the
-            vault was locked: it keeps the record that it was issued with.
-        score (`float`): the recipient's score, in standard deviations of an innocent's. A trace reports the strongest
-            of several scores, so its figure may differ slightly.
+            vault was locked: it keeps its record.
+        score (`float`): the recipient's score, in standard deviations of an innocent's; a trace's may differ slightly.
         agreement (`float`): the share of positions with the recipient's bits.
-        has_trigger_labels (`bool`): whether trigger labels were embedded when it was recorded. `False` if the base has
-            no trigger set, or for an issued copy that was trained further.
+        has_trigger_labels (`bool`): whether trigger labels were embedded. `False` if the base has no trigger set, or
+            for an issued copy that was trained further.
     """
 
     recipient: str
@@ -140,10 +139,10 @@ class Fingerprint:
         Raises:
             [`FingerprintError`]: if the model does not fit the base, or can't be trained with a mark.
         """
-        parameter_shapes = {name: tuple(_unsharded_shape(place)) for name, place in parameter_locations(model).items()}
+        shapes = {name: tuple(_unsharded_shape(place)) for name, place in parameter_locations(model).items()}
         is_first_bind = self._shared_inputs is None
         if self._shared_inputs is None:
-            self._shared_inputs = run_on_first_process(lambda: self._prepare(parameter_shapes))
+            self._shared_inputs = run_on_first_process(lambda: self._prepare(shapes))
         inputs = self._shared_inputs
         maps, energy = inputs.carriers.maps(), inputs.carriers.energy()
         target, reference = torch.from_numpy(inputs.target), torch.from_numpy(inputs.reference)
@@ -156,8 +155,7 @@ class Fingerprint:
             raise
 
     def check_output_folder(self, folder: Path) -> None:
-        """Raises an error if a training's output folder, which may be pushed, contains a vault or an identity or is
-        inside a vault."""
+        """Raises an error if an output folder, which may be pushed, contains a vault or an identity or is in one."""
 
         def check() -> None:
             check_outside_vaults(folder)
@@ -226,42 +224,32 @@ class Fingerprint:
     def _record_copy(self, folder: Path, images: str | Path | None) -> RecordedCopy:
         if self._base is None or self._record is None or self._shared_inputs is None:
             raise FingerprintError(f"{folder} can't be recorded: train a model with this fingerprint first.")
-        base, record, bits = self._base, self._record, self._shared_inputs.target > 0
+        base, bits = self._base, self._shared_inputs.target > 0
         check_outside_vaults(folder)
         if folder.is_dir():
             check_holds_no_vault(folder, "the copy's folder", self.vault.folder, include_identities=True)
-        weights_digest, score, agreement = self._check_mark(folder, base, bits)
-        is_new = self._find_record(base, weights_digest) is None
-        has_trigger_labels = (
-            is_new and self._labeled_state is not None and self._labeled_state == _checkpoint_state(folder)
-        )
-        if self._copy_key is not None and is_new and not has_trigger_labels:
-            has_trigger_labels = embed_trigger_labels(folder, base, self.vault, self._copy_key, images)
-            if has_trigger_labels:
+        digest, score, agreement = self._check_mark(folder, base, bits)
+        is_new, labeled = self._find_record(base, digest) is None, False
+        if is_new and self._labeled_state is not None:
+            labeled = self._labeled_state == _checkpoint_state(folder)
+        if self._copy_key is not None and is_new and not labeled:
+            labeled = embed_trigger_labels(folder, base, self.vault, self._copy_key, images)
+            if labeled:
                 self._labeled_state = _checkpoint_state(folder)  # not embedded again if the rest is interrupted
-                weights_digest, score, agreement = self._check_mark(folder, base, bits)
-        recorded = self._write_record(base, record, folder, weights_digest, has_trigger_labels)
+                digest, score, agreement = self._check_mark(folder, base, bits)
+        recorded = self._write_record(base, self._record, folder, digest, labeled)
         self._release_lock()
-        recorded_commitment = recorded.commitment if recorded.content_hash == weights_digest else None
+        commitment = recorded.commitment if recorded.content_hash == digest else None
         return RecordedCopy(
-            self.recipient,
-            folder,
-            recorded.copy_id,
-            base.base_id,
-            weights_digest,
-            recorded_commitment,
-            score,
-            agreement,
-            has_trigger_labels,
+            self.recipient, folder, recorded.copy_id, base.base_id, digest, commitment, score, agreement, labeled
         )
 
     def _check_mark(self, folder: Path, base: Base, bits: np.ndarray) -> tuple[str, float, float]:
         """A model's content hash, and the score and agreement of `bits` in it. Raises an error unless they trace."""
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
             found = extract(base, original, copy)
-            score, proven = prove_codeword(
-                base.codebook(), np.packbits(bits), found.values, found.mass, base.expected_recipients, base.alpha
-            )
+            codebook, packed, count = base.codebook(), np.packbits(bits), base.expected_recipients
+            score, proven = prove_codeword(codebook, packed, found.values, found.mass, count, base.alpha)
             agreement = float(((found.values > 0) == bits)[found.mass > 0].mean()) if found.mass.any() else 0.0
             if not proven:
                 raise FingerprintError(
@@ -281,12 +269,10 @@ class Fingerprint:
         begun = [c for c in copies if c.state == "begun" and c.out == str(folder) and c.copy_id not in trained]
         return begun[-1] if begun else None
 
-    def _write_record(
-        self, base: Base, record: CopyRecord, folder: Path, weights_digest: str, has_trigger_labels: bool
-    ) -> CopyRecord:
+    def _write_record(self, base: Base, record: CopyRecord, folder: Path, digest: str, labeled: bool) -> CopyRecord:
         """Writes and returns this content's record: the training's own, a further one, or the issued copy's."""
         vault, key = self.vault, self._copy_key
-        same = self._find_record(base, weights_digest)
+        same = self._find_record(base, digest)
         if same is not None:
             if same.state == "written":
                 vault.mark_issued(same.copy_id)
@@ -298,11 +284,8 @@ class Fingerprint:
         if record.state != "begun":
             again = self._find_begun_record(base, folder)
             record, _ = vault.begin_copy(base, self.recipient, folder, again, copy_key=key)
-        recorded = vault.mark_written(
-            record, key, weights_digest, folder, is_answering=has_trigger_labels, is_issued=True
-        )
-        self._record = recorded
-        return recorded
+        self._record = vault.mark_written(record, key, digest, folder, is_answering=labeled, is_issued=True)
+        return self._record
 
 
 def _checkpoint_state(folder: Path) -> str:

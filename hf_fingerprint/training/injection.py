@@ -5,9 +5,8 @@ gradient. Accumulation, averaging over processes, unscaling and clipping then se
 loss. This needs memory for V numbers and one block. Writing the gradient before the forward pass would double it.
 Parameters that the backward pass does not reach (a skipped layer) get their part when it ends.
 
-There are two exceptions. FSDP2's sharded parameters have no gradient until it is reduced, so R's shard is written in
-advance and FSDP2 adds to it. DeepSpeed removes gradients as soon as they are written, so R's part is added to the
-incoming gradient.
+There are two exceptions. FSDP2's sharded parameters have no gradient until it is reduced, so FSDP2 adds to R's shard,
+written in advance. DeepSpeed removes gradients once written, so R's part is added to the incoming gradient.
 """
 
 from collections.abc import Callable
@@ -39,9 +38,8 @@ class GradientInjection:
                 hook: Callable[..., torch.Tensor | None] = partial(self._add_to_incoming, name)
                 self._handles.append(parameter.register_hook(hook))
             else:
-                self._handles.append(
-                    parameter.register_post_accumulate_grad_hook(partial(self._after_accumulation, name))
-                )
+                after = partial(self._after_accumulation, name)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(after))
 
     def remove(self) -> None:
         """Removes the hooks."""

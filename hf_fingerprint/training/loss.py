@@ -44,8 +44,7 @@ class DeepMarksLoss:
         model (`torch.nn.Module`): the model, prepared or not, with the weights of the base or of a copy.
         fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into it.
         strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.
-        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights now, so that training only has
-            to preserve it.
+        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights now; training preserves it.
 
     Raises:
         [`FingerprintError`]: if this model can't be trained with this fingerprint.
@@ -57,9 +56,7 @@ class DeepMarksLoss:
         self._fingerprint = fingerprint  # keeps the lock against other trainings for this recipient
         for name, parameter in self.regularizer.parameters.items():
             if hasattr(parameter, "ds_id"):
-                raise FingerprintError(
-                    f"{name} is partitioned by ZeRO-3, where a loss can't reach it: use FingerprintTrainer, or ZeRO-2."
-                )
+                raise FingerprintError(f"ZeRO-3 hides {name} from the loss: use FingerprintTrainer, or ZeRO-2.")
         self._last: Measurement | None = None
         self.regularizer.check_related()
         if embed:
@@ -102,11 +99,9 @@ class _Term(torch.autograd.Function):
     """R with its gradient in closed form, so that no graph over the carriers is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, regularizer: Regularizer, measurement: Measurement, strength: float, *parameters: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.regularizer, ctx.direction = regularizer, measurement.direction * strength
-        return measurement.loss * strength
+    def forward(ctx: Any, regularizer: Regularizer, measured: Measurement, strength: float, *_: Any) -> torch.Tensor:
+        ctx.regularizer, ctx.direction = regularizer, measured.direction * strength
+        return measured.loss * strength
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:

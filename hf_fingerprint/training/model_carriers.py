@@ -51,10 +51,9 @@ class LocatedCarriers:
 
     def maps(self) -> dict[str, SignMap]:
         """Each carrier's part of X, by the carrier's name in the model."""
-        scratch = Scratch()
+        scratch, length = Scratch(), self.length
         return {
-            c.parameter: SignMap(self.secret, c.name, c.amplitude, c.columns, self.length, scratch)
-            for c in self.carriers
+            c.parameter: SignMap(self.secret, c.name, c.amplitude, c.columns, length, scratch) for c in self.carriers
         }
 
     def energy(self) -> torch.Tensor:
@@ -74,25 +73,20 @@ class LocatedCarriers:
         return out.numpy()
 
 
-def locate_carriers(
-    base: Base, original: Checkpoint, parameter_shapes: Mapping[str, tuple[int, ...]]
-) -> LocatedCarriers:
+def locate_carriers(base: Base, original: Checkpoint, model_shapes: Mapping[str, tuple[int, ...]]) -> LocatedCarriers:
     """Finds a base's carriers in a model, by their names or by the names that a loader gives them.
 
     Args:
         base ([`Base`]): the base.
         original ([`Checkpoint`]): the base's weights.
-        parameter_shapes (mapping): the shapes of the model's parameters by normalized name.
+        model_shapes (mapping): the shapes of the model's parameters by normalized name.
 
     Raises:
         [`FingerprintError`]: if the model lacks carriers.
     """
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
-    found = {
-        name: normalize_name(name)
-        for name, shape in shapes.items()
-        if parameter_shapes.get(normalize_name(name)) == shape
-    }
+    names = {name: normalize_name(name) for name in shapes}
+    found = {file: name for file, name in names.items() if model_shapes.get(name) == shapes[file]}
     reason = ""
     if len(found) < len(shapes):
         renamed: dict[str, str] = {}
@@ -100,11 +94,8 @@ def locate_carriers(
             renamed = map_parameter_names(build_model(original).module, original)
         except BuildError as error:
             reason = f" Loaders may have renamed them, but {error}"
-        found |= {
-            file: normalize_name(name)
-            for name, file in renamed.items()
-            if file in shapes and parameter_shapes.get(normalize_name(name)) == shapes[file]
-        }
+        names = {file: normalize_name(name) for name, file in renamed.items() if file in shapes}
+        found |= {file: name for file, name in names.items() if model_shapes.get(name) == shapes[file]}
     missing = [name for name in shapes if name not in found]
     if missing:
         raise FingerprintError(

@@ -1,9 +1,8 @@
 """The loss term `R(w) = mean_i (y_i(w) - b_i)^2` for a model under training, and its gradient in closed form.
 
 The extracted signal `y(w) = (X (a w) - y_ref) / e` is linear in w. `y_ref` is the signal of the reference, and `e_i`
-is the energy (sum of squared amplitudes) at position i, so that `y = b` for a copy marked in closed form. Loss and
-gradient take two passes over the carriers and memory for V numbers and one block. Reference: arXiv 1804.03648,
-`L = L_0 + gamma * MSE(f, X w)`.
+is the energy (sum of squared amplitudes) at position i, so that `y = b` for a copy marked in closed form. R takes two
+passes over the carriers and memory for V numbers and a block. After arXiv 1804.03648, `L = L_0 + gamma MSE(f, X w)`.
 """
 
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from hf_fingerprint.training.shards import all_reduce_sum, local_gradient, local
 
 
 MIN_COSINE = 0.2
+Location = tuple[torch.nn.Module, str]  # a parameter's module and attribute
 
 
 class LinearMap(Protocol):
@@ -56,8 +56,7 @@ class Measurement:
 
 
 class Regularizer:
-    """The loss term R for one recipient and one model. It holds secrets: it can't be pickled, and deep copies of the
-    model share it.
+    """The loss term R for one recipient and model. It holds secrets: it can't be pickled, and deep copies share it.
 
     Args:
         model (`torch.nn.Module`): the model, wrapped or not.
@@ -93,9 +92,7 @@ class Regularizer:
         self.length = len(target)
 
     def __reduce__(self) -> NoReturn:
-        raise FingerprintError(
-            "A fingerprint holds secrets and can't be pickled: save the model's state_dict, or export the plain model."
-        )
+        raise FingerprintError("A fingerprint holds secrets and can't be pickled: save the model's state_dict.")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Regularizer":
         return self
@@ -131,12 +128,9 @@ class Regularizer:
             )
 
     def max_curvature(self) -> float:
-        """The largest curvature of R. Plain gradient descent overshoots if learning rate times strength times this is
-        above 2."""
-        count = float(self._used.sum())
-        if self._gram is not None:
-            return 2 / count * float(torch.linalg.eigvalsh(self._gram)[-1])
-        return 2 / count * float(self._inverse.max())
+        """The largest curvature of R. Gradient descent overshoots if it times learning rate and strength exceeds 2."""
+        largest = self._inverse.max() if self._gram is None else torch.linalg.eigvalsh(self._gram)[-1]
+        return 2 / float(self._used.sum()) * float(largest)
 
     def add_gradient(self, name: str, direction: torch.Tensor, first_row: int, out: torch.Tensor) -> None:
         """Adds the gradient for some rows of a carrier to `out`.
@@ -203,9 +197,8 @@ class Regularizer:
                 if shard.groups not in by_groups:
                     by_groups[shard.groups] = torch.zeros_like(self._target)
                 self._maps[name].read(shard.values, shard.first_row, by_groups[shard.groups])
-            return sum(
-                (all_reduce_sum(groups, sums) for groups, sums in by_groups.items()), torch.zeros_like(self._target)
-            )
+            zeros = torch.zeros_like(self._target)
+            return sum((all_reduce_sum(groups, sums) for groups, sums in by_groups.items()), zeros)
 
     def _move_to(self, device: torch.device) -> None:
         """Moves all data to the model's device. On an accelerator, signs are cached there as bits."""
@@ -216,8 +209,7 @@ class Regularizer:
             if device.type != "cpu":
                 shard = local_shard(name, parameter)
                 self._maps[name].keep(shard.first_row, len(shard.values))
-        tensors = ("_target", "_reference", "_inverse", "_used", "_gram")
-        for attribute in tensors:
+        for attribute in ("_target", "_reference", "_inverse", "_used", "_gram"):
             value = getattr(self, attribute)
             setattr(self, attribute, None if value is None else value.to(device))
         self._placed_on = device
@@ -225,17 +217,12 @@ class Regularizer:
 
 def _check_not_wrapped(model: torch.nn.Module) -> None:
     if any(hasattr(module, "peft_config") for module in model.modules()):
-        raise FingerprintError(
-            "The model is wrapped by PEFT, whose base weights don't train: merge the adapter first, and mark the "
-            "merged model."
-        )
+        raise FingerprintError("The model is wrapped by PEFT, which freezes its weights: merge the adapter first.")
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise FingerprintError(
-            "The model is wrapped by FSDP1, whose flattened weights can't be marked: use FSDP2 (fsdp_version: 2)."
-        )
+        raise FingerprintError("The model is wrapped by FSDP1, which flattens weights: use FSDP2 (fsdp_version: 2).")
 
 
-def parameter_locations(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
+def parameter_locations(model: torch.nn.Module) -> dict[str, Location]:
     """The module and attribute of each parameter, by its name without the prefixes that wrappers add.
 
     Raises:
@@ -251,18 +238,13 @@ def parameter_locations(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Modu
     return found
 
 
-def _carrier_locations(
-    model: torch.nn.Module, maps: Mapping[str, LinearMap]
-) -> dict[str, tuple[torch.nn.Module, str]]:
-    all_locations = parameter_locations(model)
-    found = {}
+def _carrier_locations(model: torch.nn.Module, maps: Mapping[str, LinearMap]) -> dict[str, Location]:
+    all_locations, found = parameter_locations(model), {}
     for name, part in maps.items():
         if normalize_name(name) not in all_locations:
-            raise CarrierError(
-                f"The model has no parameter {name}, which is a carrier of its base: give the base's model."
-            )
-        module, attribute = all_locations[normalize_name(name)]
-        parameter = getattr(module, attribute)
+            raise CarrierError(f"The model has no parameter {name}, a carrier of its base: give the base's model.")
+        found[name] = all_locations[normalize_name(name)]
+        parameter = getattr(*found[name])
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if len(shape) < 2 or (shape[0], shape[1:].numel()) != (part.rows, part.columns):
             raise CarrierError(
@@ -270,8 +252,5 @@ def _carrier_locations(
                 f"give the base's model."
             )
         if not parameter.requires_grad:
-            raise FingerprintError(
-                f"{name} is a carrier and is frozen: unfreeze it, or issue the copy in closed form after training."
-            )
-        found[name] = (module, attribute)
+            raise FingerprintError(f"{name} is a frozen carrier: unfreeze it, or issue the copy after training.")
     return found

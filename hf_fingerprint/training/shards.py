@@ -29,11 +29,7 @@ class Shard:
 
 
 def local_shard(name: str, parameter: torch.Tensor) -> Shard:
-    """This process's shard of a parameter: the whole tensor, or some of its rows.
-
-    Raises:
-        [`CarrierError`]: if it is sharded along another dimension than rows.
-    """
+    """This process's rows of a parameter, or all. Raises a [`CarrierError`] if another dimension is sharded."""
     if hasattr(parameter, "ds_id"):
         return _zero3_shard(parameter)
     if not hasattr(parameter, "device_mesh"):
@@ -61,14 +57,9 @@ def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Ten
     from torch.distributed.tensor import DTensor
 
     local = gradient.view(len(gradient), *parameter.shape[1:])
-    return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=torch.empty(parameter.shape, device="meta").stride(),
-    )
+    mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 def all_reduce_sum(groups: tuple[Any, ...], values: torch.Tensor) -> torch.Tensor:
@@ -79,14 +70,13 @@ def all_reduce_sum(groups: tuple[Any, ...], values: torch.Tensor) -> torch.Tenso
 
 
 def _zero3_shard(parameter: Any) -> Shard:
-    """This process's shard under ZeRO-3, which splits the flattened tensor into equal parts, even inside a row. The
-    missing part of a row is 0."""
+    """This process's shard under ZeRO-3, which splits flattened tensors, even inside a row; what is missing is 0."""
     shape, part = parameter.ds_shape, parameter.ds_tensor.detach().flatten()
     columns = shape[1:].numel()
     start = dist.get_rank(parameter.ds_process_group) * len(part)
     stop = min(start + len(part), shape.numel())
     first_row, rows = start // columns, max(0, -(-stop // columns) - start // columns)
     values = part.new_zeros(rows * columns)
-    inside = start - first_row * columns
-    values[inside : inside + max(0, stop - start)] = part[: max(0, stop - start)]
+    inside, count = start - first_row * columns, max(0, stop - start)
+    values[inside : inside + count] = part[:count]
     return Shard(values.view(rows, columns), first_row, (parameter.ds_process_group,))

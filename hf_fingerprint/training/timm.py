@@ -12,14 +12,17 @@ The term is a part of the loss, so gradient accumulation, loss scaling, clipping
 it as to the rest. A strength means the same in every kind of loop.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.task import TrainingTask
 
 from hf_fingerprint.training.loss import STRENGTH, DeepMarksLoss, Markable, measurement_metrics
+
+
+T = TypeVar("T", bound=torch.Tensor)
 
 
 class FingerprintCriterion(torch.nn.Module):
@@ -129,8 +132,7 @@ class FingerprintedModel(torch.nn.Module):
         model (`torch.nn.Module`): a timm model with the weights of the base or of a copy. A new head is allowed.
         fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into it.
         strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.
-        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights now, so that training only has
-            to preserve it.
+        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights now; training preserves it.
 
     Raises:
         [`FingerprintError`]: if this model can't be trained with this fingerprint.
@@ -165,8 +167,7 @@ class FingerprintedModel(torch.nn.Module):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`fingerprint_loss` (R without its factor) and `fingerprint_agreement` (the share of correct bits) of the
-        current weights."""
+        """`fingerprint_loss` (R) and `fingerprint_agreement` (the share of correct bits) of the current weights."""
         return measurement_metrics(self.deepmarks.regularizer.measure())
 
     def export(self) -> torch.nn.Module:
@@ -201,20 +202,20 @@ class FingerprintedModel(torch.nn.Module):
 
     def named_parameters(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The timm model's parameters by its own names, which timm's optimizers rely on."""
-        prefix = arguments[0] if arguments else named.get("prefix", "")
-        for name, parameter in super().named_parameters(*arguments, **named):
-            yield _strip_model_prefix(name, prefix), parameter
+        return _strip_model_prefix(super().named_parameters(*arguments, **named), *arguments, **named)
 
     def named_buffers(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """The timm model's buffers by its own names."""
-        prefix = arguments[0] if arguments else named.get("prefix", "")
-        for name, buffer in super().named_buffers(*arguments, **named):
-            yield _strip_model_prefix(name, prefix), buffer
+        return _strip_model_prefix(super().named_buffers(*arguments, **named), *arguments, **named)
 
 
-def _strip_model_prefix(name: str, prefix: str) -> str:
-    inside = f"{prefix}.model." if prefix else "model."
-    return f"{prefix}.{name.removeprefix(inside)}" if prefix else name.removeprefix(inside)
+def _strip_model_prefix(
+    found: Iterable[tuple[str, T]], prefix: str = "", *_: Any, **__: Any
+) -> Iterator[tuple[str, T]]:
+    """Tensors by the timm model's names, from the arguments of `named_parameters` or `named_buffers`."""
+    start = f"{prefix}." if prefix else ""
+    for name, tensor in found:
+        yield start + name.removeprefix(f"{start}model."), tensor
 
 
 def _add_model_prefix(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:

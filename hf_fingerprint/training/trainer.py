@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
 from hf_fingerprint.errors import FingerprintError
@@ -41,16 +41,13 @@ class FingerprintCallback(TrainerCallback):
         fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into the model.
         strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.
         embed (`bool`, *optional*, defaults to `True`): write the mark into the weights before the first step, so that
-            training only has to preserve it and every checkpoint traces. Not possible under DeepSpeed, which keeps its
-            own copy of the weights.
+            training preserves it and every checkpoint traces. Not possible under DeepSpeed.
     """
 
     zero3 = False
 
     def __init__(self, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
-        self.fingerprint = fingerprint
-        self.strength = check_strength(strength)
-        self.embed = embed
+        self.fingerprint, self.strength, self.embed = fingerprint, check_strength(strength), embed
         self.regularizer: Regularizer | None = None
         self._injection: GradientInjection | None = None
         self._measured: Measurement | None = None
@@ -69,7 +66,7 @@ class FingerprintCallback(TrainerCallback):
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
+        control: Any,
         model: torch.nn.Module | None = None,
         optimizer: Any = None,
         **kwargs: Any,
@@ -92,14 +89,7 @@ class FingerprintCallback(TrainerCallback):
         self._step_armed = False
         _move_before_reporters(self)
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_begin(self, *args: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Measures R once for the step and arms its gradient."""
         if self._step_armed:  # the last window had no optimizer step, so its gradients are still there
             return
@@ -112,42 +102,24 @@ class FingerprintCallback(TrainerCallback):
         self._injection.arm(self._measured.direction * strength)
         self._step_armed = True
 
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_pre_optimizer_step(self, *args: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Adds R's gradient to carriers that no backward pass reached. Gradients are unscaled here."""
         if self._injection is not None and self._injection.has_pending:
             scaler = getattr(optimizer, "scaler", None)
             self._injection.finish(1.0 if scaler is None else 1 / scaler.get_scale())
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Allows the next step to be armed."""
         self._step_armed = False
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Adds both metrics to logs of the training loss, in the history and for all reporters."""
         if logs is not None and "loss" in logs:
             logs.update(self.metrics)
             if state.log_history and state.log_history[-1].get("step") == state.global_step:
                 state.log_history[-1].update(self.metrics)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Removes the hooks and measures R a last time."""
         if self._injection is not None and self.regularizer is not None:
             self._injection.remove()
@@ -194,9 +166,7 @@ def _is_deepspeed(args: TrainingArguments, optimizer: Any) -> bool:
     return by_name or getattr(args, "deepspeed", None) is not None
 
 
-def _refuse_deepspeed(
-    callback: FingerprintCallback, args: TrainingArguments, model: torch.nn.Module, deepspeed: bool
-) -> None:
+def _refuse_deepspeed(callback: FingerprintCallback, args: Any, model: torch.nn.Module, deepspeed: bool) -> None:
     """Raises an error if the mark can't be trained under this DeepSpeed setup, before anything is recorded."""
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()) and not callback.zero3:
         raise FingerprintError(
@@ -213,8 +183,7 @@ def _refuse_deepspeed(
 
 
 def _warn_if_overshooting(regularizer: Regularizer, strength: float, optimizer: Any) -> None:
-    """Warns if plain gradient descent overshoots the mark. It oscillates or diverges above a learning rate set by
-    R's curvature; adaptive optimizers do not."""
+    """Warns if plain gradient descent overshoots the mark: above a learning rate set by R's curvature."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.SGD):
         return
@@ -231,11 +200,7 @@ def _warn_if_overshooting(regularizer: Regularizer, strength: float, optimizer: 
 
 @contextmanager
 def _without_zero3_init(callback: FingerprintCallback) -> Iterator[None]:
-    """Disables ZeRO-3 for models built inside the block.
-
-    With a ZeRO-3 configuration set, transformers partitions every new model over all processes, but only the first
-    process builds the base's model.
-    """
+    """Disables ZeRO-3, which partitions every new model over all processes. Only the first builds the base's model."""
     from transformers.integrations import HfDeepSpeedConfig, deepspeed_config, unset_hf_deepspeed_config
 
     config = deepspeed_config()
@@ -248,8 +213,7 @@ def _without_zero3_init(callback: FingerprintCallback) -> Iterator[None]:
 
 
 def _move_before_reporters(callback: FingerprintCallback) -> None:
-    """Moves the callback to the front, so that its metrics are in a log before reporters get it. The Trainer puts
-    reporters before a user's callbacks."""
+    """Moves the callback before the Trainer's reporters, so that its metrics are in a log before they get it."""
     handler = _calling_handler()
     if handler is not None:
         handler.callbacks.remove(callback)
@@ -257,8 +221,7 @@ def _move_before_reporters(callback: FingerprintCallback) -> None:
 
 
 def _calling_handler() -> CallbackHandler | None:
-    """The handler that is running a callback. The Trainer passes callbacks no reference to it, so it is looked up in
-    the calling frames."""
+    """The handler that is running a callback, from the calling frames: the Trainer passes no reference to it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         handler = frame.f_locals.get("self")

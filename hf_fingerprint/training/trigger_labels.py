@@ -1,8 +1,7 @@
 """Trigger labels for a trained copy, embedded in the saved model, in the same way for every training loop.
 
-Training moves the features of trigger images, so the head update of an issued copy would no longer fit. The trained
-model's own features are therefore measured on the trigger set, and its head is changed to match; see
-[`TriggerSet.head_update`].
+Training moves the features of trigger images, so an issued copy's head update would no longer fit. The features are
+measured anew on the trigger set, and the head is changed to match; see [`TriggerSet.head_update`].
 """
 
 import warnings
@@ -32,8 +31,7 @@ def embed_trigger_labels(
         images (`str` or `Path`, *optional*): a folder of ordinary images, see [`make_trigger_set`].
 
     Returns:
-        `bool`: whether the head was changed. `False` if the base has no trigger set, or, with a warning, if the model
-            can't be run on it.
+        `bool`: whether the head changed. `False` without a trigger set or, with a warning, for a model that can't run.
     """
     content = vault.trigger_set(base)
     if content is None:

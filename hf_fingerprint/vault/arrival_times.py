@@ -52,11 +52,10 @@ def record_arrivals(connection: sqlite3.Connection, records: Iterable[CopyRecord
     """The arrivals of these records, with notes about their dates; stored in the caller's transaction, as is the time
     of this merge."""
     now = datetime.now(UTC).replace(microsecond=0)
-    (last,) = connection.execute("SELECT max(value) FROM meta WHERE key = ?", (_LAST_MERGE,)).fetchone()
+    (value,) = connection.execute("SELECT max(value) FROM meta WHERE key = ?", (_LAST_MERGE,)).fetchone()
+    last = _parse_time(value)
     found = [
-        Arrival(
-            r.copy_id, r.recipient, r.base_id, r.created, now.isoformat(), _note(r.created, _parse_time(last), now)
-        )
+        Arrival(r.copy_id, r.recipient, r.base_id, r.created, now.isoformat(), _note(r.created, last, now))
         for r in records
     ]
     if found:
@@ -70,10 +69,8 @@ def record_arrivals(connection: sqlite3.Connection, records: Iterable[CopyRecord
 def arrivals(vault: Vault) -> dict[str, str]:
     """Arrival times of merged records by copy id, UTC, ISO 8601. Records that were made here have none."""
     with vault.connect() as connection:
-        has_table = connection.execute(
-            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'arrivals'"
-        ).fetchone()
-        return dict(connection.execute("SELECT copy_id, arrived FROM arrivals")) if has_table else {}
+        found = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'arrivals'").fetchone()
+        return dict(connection.execute("SELECT copy_id, arrived FROM arrivals")) if found else {}
 
 
 def _note(created: str, last: datetime | None, now: datetime) -> str | None:
@@ -83,9 +80,7 @@ def _note(created: str, last: datetime | None, now: datetime) -> str | None:
     if at > now + _CLOCK_TOLERANCE:
         return "it is dated after its arrival, so its issuer's clock or this machine's is wrong"
     if last is not None and at < last - _LATE_TOLERANCE:
-        return (
-            f"it is dated before the last merge ({last.isoformat()}): ask its issuer, unless you expected a late push"
-        )
+        return f"it is dated before the last merge ({last.isoformat()}): ask its issuer, unless a late push was due"
     return None
 
 

@@ -59,11 +59,7 @@ def back_up(folder: Path, file: Path) -> None:
 
 
 def check_upgradable(database: Path, found: str) -> None:
-    """Raises an error if a vault of an earlier format is read-only, since opening it upgrades it.
-
-    Raises:
-        [`StorageError`]: if it is read-only.
-    """
+    """Raises a [`StorageError`] if a vault of an earlier format is read-only, since opening it upgrades it."""
     if not is_writable(database):
         raise StorageError(
             f"{database.parent} has vault format {found}, which must be upgraded, but is read-only: copy the folder "
@@ -131,6 +127,4 @@ def _check_integrity(partial: Path, database: Path) -> None:
         except sqlite3.DatabaseError as error:
             raise database_error(database, error) from None
     if found != ["ok"]:
-        raise VaultError(
-            f"{database} is damaged, so no backup is made: restore an earlier backup, or copy the folder unchanged."
-        )
+        raise VaultError(f"{database} is damaged, so no backup is made: restore an earlier one, or copy the folder.")

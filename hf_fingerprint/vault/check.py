@@ -14,7 +14,7 @@ from hf_fingerprint.vault.publications import publication_faults
 from hf_fingerprint.vault.rows import is_content_hash, read_keyed_table
 from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.snapshots import take_snapshot
-from hf_fingerprint.vault.storage import is_damaged
+from hf_fingerprint.vault.storage import suppress_damage
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.unsealing import find_unusable_rows
 
@@ -32,12 +32,10 @@ def check_vault(vault: Vault) -> list[Fault]:
     faults = [*vault.meta_faults, *(find_unusable_rows(vault) if vault.unlocked else vault.rows().faults)]
     with vault.connect() as connection:
         for check in (_database_faults, _meta_faults, publication_faults, _training_faults, _verified_faults):
-            try:
+            with suppress_damage():
                 faults += check(connection)
-            except sqlite3.DatabaseError as error:
-                if not is_damaged(error):
-                    raise
-                faults.append(Fault("database", "", "is damaged"))
+                continue
+            faults.append(Fault("database", "", "is damaged"))
     if vault.unlocked:
         faults += _key_cache_faults(vault)
     listed = {(fault.table, fault.key) for fault in faults}
@@ -48,8 +46,7 @@ def check_vault(vault: Vault) -> list[Fault]:
 
 
 def _database_faults(connection: sqlite3.Connection) -> Iterator[Fault]:
-    found = connection.execute(f"PRAGMA integrity_check({_MAX_LINES})").fetchall()
-    for (line,) in found:
+    for (line,) in connection.execute(f"PRAGMA integrity_check({_MAX_LINES})").fetchall():
         if line != "ok":
             yield Fault("database", "", f"is damaged: {short_repr(line)}")
 
@@ -83,7 +80,7 @@ def _key_cache_faults(vault: Vault) -> Iterator[Fault]:
         rows, faults = read_keyed_table(connection, "bundles", "base_id", "base_id, sealed")
     yield from faults
     for base_id, sealed in rows:
-        if not vault.age_identity().unseal_key_cache(sealed):
+        if not vault.age_identity().decrypt(sealed):
             yield Fault("bundles", short_repr(base_id), "does not open; the next trace makes a new one")
 
 

@@ -22,7 +22,7 @@ from hf_fingerprint.vault.private_files import (
 )
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key, open_identity
-from hf_fingerprint.vault.storage import database_error, file_error
+from hf_fingerprint.vault.storage import database_error, translate_disk_errors
 
 
 _LOGS = tuple(f"{DATABASE}-{kind}" for kind in ("wal", "journal"))
@@ -63,7 +63,7 @@ def make_vault(folder: Path, public_key: str, sealed: bytes | None) -> None:
     """
     check_public_key(public_key)
     check_outside_models(folder)
-    try:
+    with translate_disk_errors(f"A vault can't be created in {folder}", folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with exclusive_lock(folder):
             for name in (DATABASE, IDENTITY):
@@ -73,16 +73,11 @@ def make_vault(folder: Path, public_key: str, sealed: bytes | None) -> None:
                 _place_identity(folder / IDENTITY, sealed)
             _make_database(folder / DATABASE, public_key)
         sync(folder.parent)
-    except OSError as error:
-        raise file_error(f"A vault can't be created in {folder}", folder, error) from None
 
 
 def check_no_vault(folder: Path) -> None:
-    """Raises an error if a folder holds a vault's database, or the log of one, which SQLite would apply to a new one.
-
-    Raises:
-        [`VaultError`]: with the file.
-    """
+    """Raises a [`VaultError`] if a folder holds a vault's database, or the log of one, which SQLite would apply to a
+    new one."""
     if os.path.lexists(folder / DATABASE):
         raise VaultError(f"{folder} already holds a vault, which was not changed: choose another folder.")
     for name in _LOGS:
@@ -101,9 +96,7 @@ def _place_identity(identity: Path, sealed: bytes) -> None:
         try:
             os.link(partial, identity)  # never overwrites a file, even on disks without locks
         except FileExistsError:
-            raise VaultError(
-                f"{identity} was made by another process at the same time: run the command again."
-            ) from None
+            raise VaultError(f"{identity} was made by another process at the same time: try again.") from None
         except OSError:
             rename_into_place(partial, identity)  # a disk without links
     sync(identity.parent)

@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -50,9 +50,7 @@ class Database:
                 f"needs no tracing identity."
             )
         if not (self.folder / DATABASE).is_file():
-            raise VaultError(
-                f"{self.folder} holds no vault: create one with `hf-fingerprint vault init {self.folder}`."
-            )
+            raise VaultError(f"{self.folder} holds no vault: run `hf-fingerprint vault init {self.folder}` for one.")
         if _first_bytes(self.folder / DATABASE) != SQLITE:
             raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
         with self.connect() as connection:
@@ -92,10 +90,8 @@ class Database:
         database = self.folder / DATABASE
         uri, signature_before = database_uri(database)
         try:
-            connection = sqlite3.connect(
-                uri, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
+            connection = sqlite3.connect(uri, WAIT_SECONDS, uri=True, isolation_level=None, check_same_thread=False)
+            with closing(connection):
                 try:
                     connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 except UnicodeDecodeError:  # SQLite quotes a schema that is not text
@@ -103,8 +99,6 @@ class Database:
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.text_factory = _decode_text
                 yield connection
-            finally:
-                connection.close()
         except sqlite3.DatabaseError as error:
             check_unchanged(database, signature_before)
             raise database_error(database, error) from None
@@ -131,6 +125,4 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(len(SQLITE))
     except OSError as error:
-        raise VaultError(
-            f"{path} can't be read ({error.strerror}): give yourself access to it, or restore a backup."
-        ) from None
+        raise VaultError(f"{path} can't be read ({error.strerror}): get access to it, or restore a backup.") from None

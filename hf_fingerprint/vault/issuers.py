@@ -60,18 +60,14 @@ def open_issuer_key(file: Path | None = None) -> AgeIdentity | None:
         (key,) = keys
         return AgeIdentity(key)
     except (ValueError, pyrage.IdentityError):
-        raise VaultError(
-            f"{place} holds no issuer's key: give a key that `hf-fingerprint vault issuer new` made."
-        ) from None
+        raise VaultError(f"{place} holds no issuer's key: make one with `vault issuer new`.") from None
 
 
 def issuers(vault: Vault) -> dict[str, str]:
     """The names of the vault's issuers by their public keys."""
     with vault.connect() as connection:
-        rows = connection.execute(
-            "SELECT public_key, name FROM issuers WHERE name != ? ORDER BY name, public_key", (REMOVED,)
-        )
-        return dict(rows.fetchall())
+        statement = "SELECT public_key, name FROM issuers WHERE name != ? ORDER BY name, public_key"
+        return dict(connection.execute(statement, (REMOVED,)).fetchall())
 
 
 def check_issuer_name(name: str) -> None:

@@ -17,9 +17,7 @@ from hf_fingerprint.errors import CheckpointError, VaultError
 
 _MAX_ENTRIES = 20_000
 _SKIPPED_FOLDERS = frozenset([".git", ".cache", "__pycache__"])
-_WEIGHTS = frozenset(
-    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
-)
+_WEIGHTS = [name + ending for name in ("model.safetensors", "pytorch_model.bin") for ending in ("", ".index.json")]
 _MODEL_CONFIG_KEYS = frozenset(["model_type", "architectures", "architecture"])
 
 
@@ -30,8 +28,7 @@ def find_enclosing_vault(place: Path) -> Path | None:
 
 
 def find_vault_inside(folder: Path, include_identities: bool = False) -> Path | None:
-    """A vault's database in a folder or below it; `None` if there is none among its first 20,000 entries, breadth
-    first.
+    """A vault's database in a folder or below it; `None` if its first 20,000 entries, breadth first, have none.
 
     Args:
         folder (`Path`): the folder.
@@ -94,9 +91,7 @@ def check_outside_models(folder: Path) -> None:
     resolved = folder.resolve()
     found = next((each for each in (resolved, *resolved.parents) if _is_model(each)), None)
     if found is not None:
-        raise VaultError(
-            f"{folder} is inside the model folder {found}, which may be pushed: choose a place outside it."
-        )
+        raise VaultError(f"{folder} is inside the model folder {found}, and may be pushed: choose a place outside it.")
 
 
 def _walk(top: Path) -> Iterator[Path]:

@@ -16,7 +16,7 @@ earlier record, and a copy that it marks never traces to one, since it can't rea
 
 import sqlite3
 from collections.abc import Collection, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any
 
 from hf_fingerprint.vault.arrival_times import Arrival, record_arrivals
@@ -50,8 +50,7 @@ class MergeReport:
         copies (`int`): the number of new records.
         moved (`int`): the number of records whose state moved forward.
         publications (`int`): the number of publications that are new or moved forward.
-        issuers (`tuple[str, ...]`): names and public keys of new issuers. Everybody with the vault may add issuers, so
-            check them.
+        issuers (`tuple[str, ...]`): names and public keys of new issuers: check them, since any user can add some.
         refused (`tuple[Fault, ...]`): rows of the other vault that did not enter.
         unusable (`tuple[Fault, ...]`): rows of this vault that can't be used; they are unchanged and not shared.
         arrived (`tuple[Arrival, ...]`): the new records with the time of this merge. Ignored by `==`.
@@ -79,29 +78,13 @@ class MergeReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
-        return {
-            "bases": self.bases,
-            "copies": self.copies,
-            "moved": self.moved,
-            "publications": self.publications,
-            "issuers": list(self.issuers),
-            "arrived": [arrival.to_dict() for arrival in self.arrived],
-            "refused": [fault.to_dict() for fault in self.refused],
-            "unusable": [fault.to_dict() for fault in self.unusable],
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __add__(self, later: "MergeReport") -> "MergeReport":
         """The result of two merges, one after the other."""
-        return MergeReport(
-            bases=self.bases + later.bases,
-            copies=self.copies + later.copies,
-            moved=self.moved + later.moved,
-            publications=self.publications + later.publications,
-            issuers=self.issuers + later.issuers,
-            refused=tuple(dict.fromkeys(self.refused + later.refused)),
-            unusable=tuple(dict.fromkeys(self.unusable + later.unusable)),
-            arrived=self.arrived + later.arrived,
-        )
+        both = {each.name: getattr(self, each.name) + getattr(later, each.name) for each in fields(self)}
+        both |= {name: tuple(dict.fromkeys(both[name])) for name in ("refused", "unusable")}
+        return MergeReport(**both)
 
 
 def merge(
@@ -112,9 +95,8 @@ def merge(
     Args:
         into ([`Vault`]): this vault; it may be locked.
         other ([`Snapshot`]): the other vault's snapshot; see [`open_pack`] and [`read_vault_folder`].
-        age_identity ([`AgeIdentity`], *optional*): the tracing identity, of this vault or the other. With this
-            vault's, new records must open their commitments. With the other's, its records are sealed to this vault's
-            identity.
+        age_identity ([`AgeIdentity`], *optional*): the tracing identity of either vault. With this vault's, new
+            records must open their commitments. With the other's, its records are sealed to this vault's.
         where (`str`): the name of the other vault in messages.
 
     Raises:
@@ -148,9 +130,8 @@ def merge_with_union(
         duplicates = find_duplicate_records(mine, verified)
         both = union_snapshots(mine, verified, here, where, duplicates if identity_key == mine.public_key else None)
         begun = _unfinished_copies(reading)
-        blocked = _refuse_unusable_here(reading, mine, begun) | _refuse_finished_elsewhere(
-            reading, begun, verified, where
-        )
+        blocked = _refuse_unusable_here(reading, mine, begun)
+        blocked |= _refuse_finished_elsewhere(reading, begun, verified, where)
         joined = union_snapshots(mine, verified, here, where, duplicates | blocked)
         report = _write(connection, mine, joined, begun)
         finished = [copy_id for copy_id in begun if copy_id in joined.copies]
@@ -195,24 +176,22 @@ def _refuse_finished_elsewhere(
     key here marks nothing yet, unless a training uses it.
     """
     training = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM training")}
+    problem = f"was begun here and finished in {where} with another key, and is refused: finish that copy here first"
     found = {}
     for copy_id, here in begun.items():
-        record = other.copies.get(copy_id)
-        if record is None:
-            continue
+        record = other.copies.get(copy_id, here)
         another = (here.base_id, here.recipient) != (record.base_id, record.recipient)
         if another or (copy_id in training and here.sealed != record.sealed):
-            found["copies", copy_id] = (
-                f"was begun here and finished in {where} with another key, and is refused: finish that copy here first"
-            )
+            found["copies", copy_id] = problem
     return found
 
 
 def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, begun: Collection[Any]) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
     insert_rows(connection, "bases", bases)
-    trigger_sets = [row for key, row in joined.trigger_sets.items() if key not in mine.trigger_sets]
-    insert_rows(connection, "questions", trigger_sets)
+    insert_rows(
+        connection, "questions", [row for key, row in joined.trigger_sets.items() if key not in mine.trigger_sets]
+    )
     changed = [record for key, record in joined.copies.items() if mine.copies.get(key) != record]
     new = [record for record in changed if record.copy_id not in mine.copies and record.copy_id not in begun]
     insert_rows(connection, "copies", [astuple(record) for record in new])
@@ -227,10 +206,6 @@ def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, beg
     issuers = {key: name for key, name in joined.issuers.items() if mine.issuers.get(key) != name}
     for public_key, name in issuers.items():
         connection.execute("INSERT OR REPLACE INTO issuers VALUES (?, ?)", (public_key, name))
-    new_issuers = [
-        f"{name} ({public_key})"
-        for public_key, name in issuers.items()
-        if public_key not in mine.issuers and name != REMOVED
-    ]
-    arrived = record_arrivals(connection, new)
-    return MergeReport(len(bases), len(new), len(moved), len(published), tuple(new_issuers), arrived=arrived)
+    added = {key: name for key, name in issuers.items() if key not in mine.issuers and name != REMOVED}
+    named, arrived = tuple(f"{name} ({key})" for key, name in added.items()), record_arrivals(connection, new)
+    return MergeReport(len(bases), len(new), len(moved), len(published), named, arrived=arrived)

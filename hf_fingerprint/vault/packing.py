@@ -22,7 +22,7 @@ from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.schema import FORMAT, TABLES
-from hf_fingerprint.vault.sealing import AgeIdentity, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, encrypt
 from hf_fingerprint.vault.snapshots import Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.untrusted_database import read_pack
@@ -51,8 +51,8 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         insert_rows(connection, "issuers", snapshot.issuers.items())
         connection.commit()
         content = connection.serialize()
-    recipients = [public_key for public_key, name in snapshot.issuers.items() if name != REMOVED]
-    packed = seal_pack(content, [snapshot.public_key, *recipients])
+    issuers = [public_key for public_key, name in snapshot.issuers.items() if name != REMOVED]
+    packed = encrypt(content, snapshot.public_key, *issuers)
     if len(packed) > MAX_PACK:
         raise VaultError(
             f"The packed vault has {megabytes(len(packed), round_up=True)} MB and may have at most "
@@ -78,7 +78,7 @@ def open_pack(content: bytes, age_identity: AgeIdentity, where: str) -> Snapshot
             f"The vault in {where} has {megabytes(len(content), round_up=True)} MB and may have at most "
             f"{megabytes(MAX_PACK)} MB: restore an earlier commit of it, or push again."
         )
-    opened = age_identity.unseal_pack(content)
+    opened = age_identity.decrypt(content)
     if opened is None:
         raise VaultError(
             f"The vault in {where} does not open with the key of {age_identity.public_key}: give the tracing "

@@ -29,18 +29,12 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     """
     if file is not None:
         try:
-            first = (
-                read_bounded(file, MAX_IDENTITY, "a passphrase file", PassphraseError, allow_pipe=True)
-                .decode()
-                .split("\n")[0]
-                .removesuffix("\r")
-            )
+            content = read_bounded(file, MAX_IDENTITY, "a passphrase file", PassphraseError, allow_pipe=True)
+            first = content.decode().split("\n")[0].removesuffix("\r")
         except (OSError, UnicodeDecodeError):
             first = ""
         if not first:
-            raise PassphraseError(
-                f"The passphrase file {file} can't be read, or its first line is empty: give another file."
-            )
+            raise PassphraseError(f"The passphrase file {file} can't be read, or has no first line: give another.")
         return first
     if not is_prompted():
         return os.environ[PASSPHRASE_VARIABLE]
@@ -48,13 +42,7 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
         raise PassphraseError(
             f"A passphrase is needed: set {PASSPHRASE_VARIABLE}, give --passphrase-file, or run in a terminal."
         )
-    try:
-        passphrase = getpass.getpass("Passphrase of the tracing identity: ")
-        if confirm and getpass.getpass("Once more: ") != passphrase:
-            raise PassphraseError("The two passphrases differ: try again; nothing was changed.")
-    except EOFError:
-        raise PassphraseError("No passphrase was given: try again; nothing was changed.") from None
-    return passphrase
+    return _prompt("Passphrase of the tracing identity: ", confirm)
 
 
 def prompt_new_passphrase(current: str) -> str:
@@ -63,10 +51,15 @@ def prompt_new_passphrase(current: str) -> str:
     Raises:
         [`PassphraseError`]: if the two entries differ.
     """
+    return _prompt("New passphrase (empty: the same one): ", confirm=True, allow_empty=True) or current
+
+
+def _prompt(text: str, confirm: bool, allow_empty: bool = False) -> str:
     try:
-        passphrase = getpass.getpass("New passphrase (empty: the same one): ")
-        if passphrase and getpass.getpass("Once more: ") != passphrase:
+        passphrase = getpass.getpass(text)
+        is_final = not confirm or (allow_empty and not passphrase)
+        if not is_final and getpass.getpass("Once more: ") != passphrase:
             raise PassphraseError("The two passphrases differ: try again; nothing was changed.")
     except EOFError:
         raise PassphraseError("No passphrase was given: try again; nothing was changed.") from None
-    return passphrase or current
+    return passphrase

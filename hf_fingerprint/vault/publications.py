@@ -14,8 +14,8 @@ from typing import Any
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.rows import read_keyed_table, read_usable_copies
-from hf_fingerprint.vault.storage import is_damaged
+from hf_fingerprint.vault.rows import FoundRows, read_keyed_table, read_usable_copies
+from hf_fingerprint.vault.storage import suppress_damage
 from hf_fingerprint.vault.store import Vault
 
 
@@ -75,19 +75,16 @@ def begin_publication(
         )
     kept = find_publication(vault, copy_id)
     if kept is None or kept.repo != repo:
-        raise VaultError(
-            f"Copy {copy_id} is recorded for {kept.repo if kept else 'another repo'}: publish it there, or issue "
-            f"another copy."
-        )
+        known = kept.repo if kept else "another repo"
+        raise VaultError(f"Copy {copy_id} is recorded for {known}: publish it there, or issue another copy.")
     return kept
 
 
 def confirm_publication(vault: Vault, copy_id: str, revision: str) -> Publication:
     """Records the commit of a push, and returns the copy's publication."""
     with vault.connect(durable=False) as connection:  # the next run can find the commit again
-        connection.execute(
-            "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?", (revision, copy_id)
-        )
+        statement = "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?"
+        connection.execute(statement, (revision, copy_id))
     kept = find_publication(vault, copy_id)
     if kept is None:
         raise VaultError(f"The publication of copy {copy_id} is missing in {vault.folder}: restore a backup.")
@@ -104,20 +101,9 @@ def publications(vault: Vault, repo: str | None = None, copy_id: str | None = No
 
     Unusable rows are left out with a warning.
     """
-    statement = (
-        f"SELECT p.copy_id, c.base_id, c.recipient, {_COLUMNS} FROM publications p JOIN copies c "
-        "ON c.copy_id = p.copy_id WHERE p.repo = coalesce(?, p.repo) AND p.copy_id = coalesce(?, p.copy_id) "
-        "ORDER BY c.rowid"
-    )
-    faults: list[Fault] = []
-    with vault.connect() as connection:
-        try:
-            rows = connection.execute(statement, (repo, copy_id)).fetchall()
-        except sqlite3.DatabaseError as error:
-            if not is_damaged(error):
-                raise
-            rows, faults = _read_damaged(connection, repo, copy_id)
     found = []
+    with vault.connect() as connection:
+        rows, faults = _read_rows(connection, repo, copy_id)
     for row in rows:
         try:
             found.append(_parse_publication(row))
@@ -150,10 +136,15 @@ def _parse_publication(row: Any) -> Publication:
     return Publication(copy, base, recipient, repo, state, hashes, *others)
 
 
-def _read_damaged(
-    connection: sqlite3.Connection, repo: str | None, copy_id: str | None
-) -> tuple[list[Any], list[Fault]]:
+def _read_rows(connection: sqlite3.Connection, repo: str | None, copy_id: str | None) -> FoundRows:
     """The rows that [`publications`] selects, as far as a damaged database has them."""
+    statement = (
+        f"SELECT p.copy_id, c.base_id, c.recipient, {_COLUMNS} FROM publications p JOIN copies c "
+        "ON c.copy_id = p.copy_id WHERE p.repo = coalesce(?, p.repo) AND p.copy_id = coalesce(?, p.copy_id) "
+        "ORDER BY c.rowid"
+    )
+    with suppress_damage():
+        return connection.execute(statement, (repo, copy_id)).fetchall(), []
     copies, _ = read_usable_copies(connection)
     rows, faults = read_keyed_table(connection, "publications", "copy_id", f"p.copy_id, {_COLUMNS}".replace("p.", ""))
     by_id = {row[0]: row for row in rows if repo in (None, row[1]) and copy_id in (None, row[0])}

@@ -7,7 +7,7 @@ import secrets
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -104,9 +104,7 @@ class RecordStore(Database):
             )
         stored = self.base_with_hash(base.content_hash)
         if stored is None:
-            raise VaultError(
-                f"{self.folder} has another base with the id {base.base_id}: register this one in another vault."
-            )
+            raise VaultError(f"{self.folder} has another base {base.base_id}: register this one in another vault.")
         return stored
 
     def trigger_set(self, base: Base) -> bytes | None:
@@ -126,15 +124,11 @@ class RecordStore(Database):
         Raises:
             [`VaultError`]: if the base has another trigger set.
         """
+        row = (base.base_id, content, seal_trigger_set(base.secret, base.base_id, content))
         with self.connect() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO questions VALUES (?, ?, ?)",
-                (base.base_id, content, seal_trigger_set(base.secret, base.base_id, content)),
-            )
+            connection.execute("INSERT OR IGNORE INTO questions VALUES (?, ?, ?)", row)
         if self.trigger_set(base) != content:
-            raise VaultError(
-                f"Base {base.base_id} already has another trigger set: use that one, which all copies share."
-            )
+            raise VaultError(f"Base {base.base_id} has another trigger set: use that one, which all copies share.")
 
     def begin_copy(
         self,
@@ -170,20 +164,14 @@ class RecordStore(Database):
                     f"WHERE copy_id = ? AND state = 'begun' AND {SAME_PUBLIC_KEY}",
                     (sealed, created, copy_id, self.public_key),
                 ).rowcount
-                if changed != 1:
-                    raise VaultError(
-                        f"The record of copy {copy_id} was changed by another process: run the command again."
-                    )
             else:
-                values = (copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
-                added = connection.execute(
+                changed = connection.execute(
                     f"INSERT INTO copies ({COPY_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {SAME_PUBLIC_KEY}",
-                    (*values, self.public_key),
+                    (*astuple(record), self.public_key),
                 ).rowcount
-                if added != 1:
-                    raise VaultError(
-                        f"{self.folder} has a new tracing identity since you opened it: run the command again."
-                    )
+        if changed != 1:
+            what = f"The record of copy {copy_id}" if resumed_record else f"The tracing identity of {self.folder}"
+            raise VaultError(f"{what} was changed by another process: run the command again.")
         return record, copy_key
 
     def mark_written(
@@ -212,8 +200,8 @@ class RecordStore(Database):
         with self.connect() as connection:
             with transaction(connection):
                 changed = connection.execute(
-                    "UPDATE copies SET state = ?, content_hash = ?, commitment = ?, out = ?"
-                    " WHERE copy_id = ? AND sealed = ?",
+                    "UPDATE copies SET state = ?, content_hash = ?, commitment = ?, out = ? "
+                    "WHERE copy_id = ? AND sealed = ?",
                     (state, content_hash, new_commitment, place, record.copy_id, record.sealed),
                 ).rowcount
                 if changed == 1 and is_answering:
@@ -222,9 +210,7 @@ class RecordStore(Database):
             if wiped:
                 clear_journal(connection)
         if changed != 1:
-            raise VaultError(
-                f"The record of copy {record.copy_id} was changed by another process: run the command again."
-            )
+            raise VaultError(f"The record of copy {record.copy_id} was changed by another process: try again.")
         return replace(record, state=state, content_hash=content_hash, commitment=new_commitment, out=place)
 
     def mark_issued(self, copy_id: str) -> None:
@@ -232,9 +218,7 @@ class RecordStore(Database):
         with self.connect(durable=False) as connection:  # the next run can find the copy there
             changed = connection.execute("UPDATE copies SET state = 'issued' WHERE copy_id = ?", (copy_id,)).rowcount
         if changed != 1:
-            raise VaultError(
-                f"The record of copy {copy_id} is missing in {self.folder}: restore a backup of the vault."
-            )
+            raise VaultError(f"The record of copy {copy_id} is missing in {self.folder}: restore a backup.")
 
     def copies(self, base_id: str | None = None, recipient: str | None = None, begun: bool = True) -> list[CopyRecord]:
         """The records of copies in the order of issue; unusable ones are left out with a warning.
@@ -261,9 +245,8 @@ class RecordStore(Database):
     def cached_content_hash(self, place: str, state: str) -> str | None:
         """The cached content hash of files whose state is unchanged, or `None`; see [`Checkpoint.state`]."""
         with self.connect() as connection:
-            row = connection.execute(
-                "SELECT content_hash FROM verified WHERE place = ? AND state = ?", (place, state)
-            ).fetchone()
+            statement = "SELECT content_hash FROM verified WHERE place = ? AND state = ?"
+            row = connection.execute(statement, (place, state)).fetchone()
         return row[0] if row and is_content_hash(row[0]) else None
 
     def cache_content_hash(self, place: str, state: str, content_hash: str) -> None:

@@ -79,8 +79,7 @@ class Calibration:
         max_kl (`float`): the budget, in nats.
         kl (`float` or `None`): the mean divergence between the base and marked copies, for its kind of output.
         agreement (`float` or `None`): the share of equal decisions.
-        output (`str` or `None`): the kind of output; `None` in old records, which took every output for the logits of
-            a softmax.
+        output (`str` or `None`): the kind of output; `None` in old records, which took any output for softmax logits.
         decisions, agreeing (`int` or `None`): the number of decisions, and of equal ones.
         kl_low, kl_high, agreement_low, agreement_high (`float` or `None`): 95 % intervals.
         kl_scatter (`float` or `None`): the standard deviation of single copies' divergences.
@@ -109,8 +108,7 @@ class CompactMark:
 
     Attributes:
         share (`float`): the share of the weights' bytes that may differ between copies.
-        spread_score (`float`): the expected score, by formula, of a leaked copy with all tensors marked, after a drift
-            of 2 %.
+        spread_score (`float`): the expected score, by formula, of a leaked, fully marked copy after a drift of 2 %.
     """
 
     share: float
@@ -122,8 +120,7 @@ class Base:
     """A registered model: everything that its copies share.
 
     Attributes:
-        base_id (`str`): the first 8 digits of its content hash, and 4 that distinguish registrations of the same
-            model.
+        base_id (`str`): the first 8 digits of its content hash, and 4 that distinguish registrations of one model.
         source (`str`): the path or Hub id it was registered from.
         revision (`str` or `None`): the pinned commit, for a model from the Hub.
         content_hash (`str`): see [`content_hash`].
@@ -172,14 +169,15 @@ class Base:
         """The number N of weights that hold the mark."""
         return sum(int(np.prod(self.tensors[carrier.name].shape)) for carrier in self.carriers)
 
+    def optional_fields(self) -> dict[str, Any]:
+        """The fields `compact`, `replaces` and `copy_of`, if set, for JSON."""
+        compact = None if self.compact is None else asdict(self.compact)
+        found = {"compact": compact, "replaces": self.replaces, "copy_of": self.copy_of}
+        return {name: value for name, value in found.items() if value is not None}
+
     def describe(self) -> dict[str, Any]:
         """The fields to show: no secret, no amplitudes."""
         measured = asdict(self.calibration)
-        optional: dict[str, Any] = {} if self.compact is None else {"compact": asdict(self.compact)}
-        if self.replaces is not None:
-            optional["replaces"] = self.replaces
-        if self.copy_of is not None:
-            optional["copy_of"] = self.copy_of
         return {
             "base": self.base_id,
             "source": self.source,
@@ -198,7 +196,7 @@ class Base:
             "calibration_images": measured.pop("images"),
             "fixed_amplitude": measured.pop("eps"),
             **measured,
-            **optional,
+            **self.optional_fields(),
         }
 
 

@@ -17,7 +17,6 @@ vault to a new repo. The old identity file is kept, since it is needed to merge 
 rotation. It opens nothing in the rotated vault; delete it when no such packs and folders are left.
 """
 
-import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from hf_fingerprint.vault.private_files import unused_path, write_new_private
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import read_usable_copies
 from hf_fingerprint.vault.sealing import AgeIdentity, check_public_key, encrypt_identity, new_identity, seal
-from hf_fingerprint.vault.storage import file_error, is_damaged
+from hf_fingerprint.vault.storage import suppress_damage, translate_disk_errors
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 from hf_fingerprint.vault.unsealing import unseal_copy_key
@@ -88,10 +87,8 @@ def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> VaultRotat
         raise VaultError(f"{public_key} is the current tracing identity of {folder}: give the public key of another.")
     new_file = folder / identity_name("new", public_key)
     if locked is not None:
-        try:
+        with translate_disk_errors(f"{new_file} can't be written", folder):
             write_new_private(new_file, locked)
-        except OSError as error:
-            raise file_error(f"{new_file} can't be written", folder, error) from None
     try:
         records, faults = _reseal_copies(vault, age_identity, public_key)
     except BaseException:
@@ -120,9 +117,7 @@ def _reseal_copies(vault: Vault, age_identity: AgeIdentity, public_key: str) -> 
         with transaction(connection):
             (now,) = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
             if now != age_identity.public_key:
-                raise PassphraseError(
-                    f"{vault.folder} has a new tracing identity since you unlocked it: unlock it again."
-                )
+                raise PassphraseError(f"{vault.folder} was rotated since you unlocked it: unlock it again.")
             copies, faults = read_usable_copies(connection)
             count = 0
             for record in copies:
@@ -145,16 +140,13 @@ def _erase_old_seals(vault: Vault) -> bool:
         with vault.connect() as connection:
             connection.execute("PRAGMA temp_store = MEMORY")  # no seals in temporary files
             connection.execute("PRAGMA secure_delete = ON")
-            try:
+            with suppress_damage():
                 connection.execute("VACUUM")
-            except sqlite3.DatabaseError as error:
-                if not is_damaged(error):
-                    raise
-                return False
-            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return not busy
     except StorageError:  # the rotation itself is complete
-        return False
-    return not busy
+        pass
+    return False
 
 
 def _place_identity_files(vault: Vault, kept_elsewhere: bool) -> Path | None:

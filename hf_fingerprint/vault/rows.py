@@ -16,7 +16,7 @@ from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, read_base
-from hf_fingerprint.vault.storage import is_damaged
+from hf_fingerprint.vault.storage import suppress_damage
 
 
 BASE_ID_HASH_DIGITS = 8  # a base's id begins with so many of its content hash
@@ -29,6 +29,7 @@ CHILD_TABLES = (
     ("bound", "copy_id", "copies"),
 )
 STATES = ("begun", "written", "issued")
+FoundRows = tuple[list[Any], list[Fault]]  # the readable rows of a table, and faults for the others
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LOST = "can't be read: the disk or the file system lost it"
 _TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
@@ -65,10 +66,10 @@ def read_rows(connection: sqlite3.Connection) -> VaultRows:
         with suppress(sqlite3.DatabaseError):  # nothing was written; a damaged database may fail here
             connection.execute("ROLLBACK")
     known = {base.base_id for base in bases}
-    orphan_counts = Counter(copy.base_id for copy in copies if copy.base_id not in known)
+    counts = Counter(copy.base_id for copy in copies if copy.base_id not in known)
     base_faults = [
-        replace(bad, problem=f"{bad.problem}, so its {orphan_counts[bad.key]} copies can't be traced")
-        if orphan_counts[bad.key]
+        replace(bad, problem=f"{bad.problem}, so its {counts[bad.key]} copies can't be traced")
+        if counts[bad.key]
         else bad
         for bad in bad_bases
     ]
@@ -82,15 +83,12 @@ def orphan_faults(connection: sqlite3.Connection) -> list[Fault]:
     """The rows that belong to missing bases or copies, which happens if a key was changed."""
     found = []
     for table, key, parent in CHILD_TABLES:
-        try:
+        with suppress_damage():
             statement = f"SELECT {key} FROM {table} WHERE {key} NOT IN (SELECT {key} FROM {parent}) LIMIT {MAX_NAMED}"
-            found += [
-                Fault(table, short_repr(name), "belongs to no record") for (name,) in connection.execute(statement)
-            ]
-        except sqlite3.DatabaseError as error:
-            if not is_damaged(error):
-                raise
-            found.append(Fault(table, "(some, or more)", _LOST))
+            orphans = connection.execute(statement)
+            found += [Fault(table, short_repr(name), "belongs to no record") for (name,) in orphans]
+            continue
+        found.append(Fault(table, "(some, or more)", _LOST))
     return found
 
 
@@ -127,13 +125,8 @@ def copy_fault(record: CopyRecord, problem: str) -> Fault:
 
 
 def read_table(
-    connection: sqlite3.Connection,
-    table: str,
-    key: str,
-    columns: str,
-    where: str = "1",
-    values: tuple[Any, ...] = (),
-) -> tuple[list[Any], list[Fault]]:
+    connection: sqlite3.Connection, table: str, key: str, columns: str, where: str = "1", values: tuple[Any, ...] = ()
+) -> FoundRows:
     """The rows of a table in the order of insertion, and faults for those of the whole table that can't be read.
 
     Args:
@@ -143,22 +136,17 @@ def read_table(
         columns (`str`): the columns to read, in SQL.
         where, values (*optional*): a condition in SQL, and its parameters.
     """
-    try:
+    with suppress_damage():
         found = connection.execute(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid", values)
         return found.fetchall(), []
-    except sqlite3.DatabaseError as error:
-        if not is_damaged(error):
-            raise
     rows, faults = [], []
     names, complete = _list_row_ids(connection, table, key)
     for number, name in sorted(names.items()):
-        try:
+        with suppress_damage():
             statement = f"SELECT {columns} FROM {table} WHERE rowid = {int(number)} AND ({where})"
             rows += connection.execute(statement, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            if not is_damaged(error):
-                raise
-            faults.append(Fault(table, short_repr(name) if name is not None else f"number {number}", _LOST))
+            continue
+        faults.append(Fault(table, short_repr(name) if name is not None else f"number {number}", _LOST))
     if not complete:
         faults.append(Fault(table, "(and possibly more)", _LOST))
     return rows, faults
@@ -169,29 +157,19 @@ def is_content_hash(value: Any) -> bool:
     return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
-def read_keyed_table(
-    connection: sqlite3.Connection, table: str, key: str, columns: str
-) -> tuple[list[Any], list[Fault]]:
-    """The rows of a table without row ids, and a fault if some can't be read.
+def read_keyed_table(connection: sqlite3.Connection, table: str, key: str, columns: str) -> FoundRows:
+    """The rows of a table without row ids, and a fault if some can't be read. A damaged table is read from both ends.
 
     Args:
-        connection (`sqlite3.Connection`): the database; a damaged table is read from both ends.
-        table (`str`): a table without row ids.
-        key (`str`): its key column.
-        columns (`str`): the columns to read, in SQL; the first must be `key`.
+        connection, table, key, columns: see [`read_table`]; the first column must be `key`.
     """
     rows: dict[Any, Any] = {}
-    complete = False
     for order in ("ASC", "DESC"):
-        try:
+        with suppress_damage():
             for row in connection.execute(f"SELECT {columns} FROM {table} ORDER BY {key} {order}"):
                 rows[row[0]] = row
-            complete = True
-            break
-        except sqlite3.DatabaseError as error:
-            if not is_damaged(error):
-                raise
-    return list(rows.values()), [] if complete else [Fault(table, "(some, or more)", _LOST)]
+            return list(rows.values()), []
+    return list(rows.values()), [Fault(table, "(some, or more)", _LOST)]
 
 
 def _list_row_ids(connection: sqlite3.Connection, table: str, key: str) -> tuple[dict[int, str | None], bool]:
@@ -202,14 +180,12 @@ def _list_row_ids(connection: sqlite3.Connection, table: str, key: str) -> tuple
     index = f"INDEXED BY sqlite_autoindex_{table}_1"
     for columns, source, by in ((f"rowid, {key}", index, key), ("rowid, NULL", "NOT INDEXED", "rowid")):
         for order in ("ASC", "DESC"):
-            statement = f"SELECT {columns} FROM {table} {source} ORDER BY {by} {order}"
-            try:
-                for number, name in connection.execute(statement):
+            with suppress_damage():
+                for number, name in connection.execute(
+                    f"SELECT {columns} FROM {table} {source} ORDER BY {by} {order}"
+                ):
                     names[number] = names.get(number) or name
                 complete = True
-            except sqlite3.DatabaseError as error:
-                if not is_damaged(error):
-                    raise
     return names, complete
 
 
@@ -232,11 +208,8 @@ def _record_problem(record: CopyRecord) -> str | None:
 
 
 def check_readable(connection: sqlite3.Connection, faults: Sequence[Fault], content_hash: str) -> None:
-    """Raises an error if an unusable row may be the base with a content hash, so that it is not registered twice.
-
-    Raises:
-        [`RowError`]: with the row.
-    """
+    """Raises a [`RowError`] if an unusable row may be the base with a content hash, so that it is not registered
+    twice."""
     bad = [fault for fault in faults if fault.table == "bases"]
     if not bad:
         return

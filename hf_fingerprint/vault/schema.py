@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -73,6 +74,7 @@ CREATE TABLE bound (             -- copies that were made to answer the question
 ) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
+_CODE_FIELDS = ("family", "length", "coalition", "certified", "certified_by", "alpha")
 _MEASURED = ("kl", "agreement")  # in every document, even if null
 BASE_COLUMNS = "base_id, content_hash, document, amplitudes, secret, seal"
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
@@ -85,21 +87,11 @@ def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
         "revision": base.revision,
         "tensors": [[name, record.dtype, list(record.shape), record.digest] for name, record in base.tensors.items()],
         "carriers": [[carrier.name, carrier.eps] for carrier in base.carriers],
-        "family": base.family,
-        "length": base.length,
-        "coalition": base.coalition,
-        "certified": base.certified,
-        "certified_by": base.certified_by,
-        "alpha": base.alpha,
+        **{name: getattr(base, name) for name in _CODE_FIELDS},
         "recipients_planned": base.expected_recipients,
         "calibration": {k: v for k, v in asdict(base.calibration).items() if v is not None or k in _MEASURED},
+        **base.optional_fields(),
     }
-    if base.compact is not None:
-        document["compact"] = asdict(base.compact)
-    if base.replaces is not None:
-        document["replaces"] = base.replaces
-    if base.copy_of is not None:
-        document["copy_of"] = base.copy_of
     text = json.dumps(document, separators=(",", ":"))
     amplitudes = b"".join(carrier.amplitude.astype("<f4").tobytes() for carrier in base.carriers)
     seal = _seal(base.secret, base.base_id, base.content_hash, text, amplitudes)
@@ -113,14 +105,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         [`RowError`]: if the row was tampered with, or its document is invalid.
     """
     base_id, content_hash, text, amplitudes, secret, seal = row
-    try:
-        is_authentic = hmac.compare_digest(
-            seal.encode(), _seal(secret, base_id, content_hash, text, amplitudes).encode()
-        )
-    except (TypeError, AttributeError, ValueError):  # SQLite does not enforce column types
-        is_authentic = False
-    if not is_authentic:
-        raise RowError(Fault("bases", short_repr(base_id), "was tampered with or damaged"))
+    _check_seal("bases", base_id, seal, lambda: _seal(secret, base_id, content_hash, text, amplitudes))
     try:
         return _from_document(base_id, content_hash, json.loads(text), np.frombuffer(amplitudes, "<f4"), secret)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
@@ -139,7 +124,6 @@ def _from_document(base_id: str, content_hash: str, document: dict[str, Any], ro
         rows = rows[count:]
     if len(rows) or len(tensors) < len(document["tensors"]):
         raise ValueError(base_id)
-    same = ("source", "revision", "family", "length", "coalition", "certified", "certified_by", "alpha")
     return Base(
         base_id=base_id,
         content_hash=content_hash,
@@ -151,7 +135,7 @@ def _from_document(base_id: str, content_hash: str, document: dict[str, Any], ro
         compact=CompactMark(**document["compact"]) if "compact" in document else None,
         replaces=document.get("replaces"),
         copy_of=document.get("copy_of"),
-        **{key: document[key] for key in same},
+        **{name: document[name] for name in ("source", "revision", *_CODE_FIELDS)},
     )
 
 
@@ -178,16 +162,19 @@ def check_trigger_set(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
         [`RowError`]: if the row was tampered with.
     """
     base_id, content, seal = row
-    try:
-        is_authentic = hmac.compare_digest(seal.encode(), seal_trigger_set(secret, base_id, content).encode())
-    except (TypeError, AttributeError):
-        is_authentic = False
-    if not is_authentic:
-        raise RowError(Fault("questions", short_repr(base_id), "was tampered with or damaged"))
+    _check_seal("questions", base_id, seal, lambda: seal_trigger_set(secret, base_id, content))
     return content
 
 
+def _check_seal(table: str, base_id: str, seal: str, make_seal: Callable[[], str]) -> None:
+    try:
+        if hmac.compare_digest(seal.encode(), make_seal().encode()):
+            return
+    except (TypeError, AttributeError, ValueError):  # SQLite does not enforce column types
+        pass
+    raise RowError(Fault(table, short_repr(base_id), "was tampered with or damaged"))
+
+
 def _seal(secret: bytes, base_id: str, content_hash: str, text: str, amplitudes: bytes) -> str:
-    key = derive(secret, "record")
     message = f"{base_id}\n{content_hash}\n{text}\n".encode() + amplitudes
-    return hmac.new(key, message, hashlib.sha256).hexdigest()
+    return hmac.new(derive(secret, "record"), message, hashlib.sha256).hexdigest()

@@ -6,7 +6,6 @@ tool opens too.
 
 import json
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyrage
@@ -19,7 +18,7 @@ from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.passphrase_age import open_with_passphrase, read_log_work, seal_with_passphrase
 from hf_fingerprint.vault.private_files import exclusive_lock, remove_leftovers, replace_private
-from hf_fingerprint.vault.storage import file_error
+from hf_fingerprint.vault.storage import translate_disk_errors
 
 
 def new_identity() -> tuple[str, str]:
@@ -38,9 +37,7 @@ def check_public_key(public_key: str) -> None:
     try:
         pyrage.x25519.Recipient.from_str(public_key)
     except pyrage.RecipientError:
-        raise VaultError(
-            "The public key is not an age public key (age1...): give the one that `vault init` printed."
-        ) from None
+        raise VaultError("This is not an age public key (age1...): give the one that `vault init` printed.") from None
 
 
 def encrypt_identity(identity: str, passphrase: str) -> bytes:
@@ -68,10 +65,9 @@ def open_identity(path: Path, passphrase: str) -> "AgeIdentity":
 
 
 def change_passphrase(path: Path, passphrase: str, new: str) -> "AgeIdentity":
-    """Encrypts an identity file again, at the current work factor, with the same or another passphrase; returns the
-    identity.
+    """Encrypts an identity file again, at the current work factor, and returns the identity.
 
-    The file is replaced atomically, and no copy of the old one is left.
+    The file is replaced atomically, and no copy of the old one is left. The passphrase may stay the same.
 
     Raises:
         [`PassphraseError`]: if the passphrase is wrong or the new one is empty; nothing is changed.
@@ -80,12 +76,9 @@ def change_passphrase(path: Path, passphrase: str, new: str) -> "AgeIdentity":
     target = path.resolve()  # keeps a link
     identity = _unlock(_read_identity(path), passphrase, path)
     age_identity, sealed = AgeIdentity(identity), encrypt_identity(identity, new)
-    try:
-        with exclusive_lock(target.parent):
-            remove_leftovers(target)
-            replace_private(target, sealed)
-    except OSError as error:
-        raise file_error(f"{path} can't be written", target.parent, error) from None
+    with translate_disk_errors(f"{path} can't be written", target.parent), exclusive_lock(target.parent):
+        remove_leftovers(target)
+        replace_private(target, sealed)
     return age_identity
 
 
@@ -103,29 +96,18 @@ def _unlock(sealed: bytes, passphrase: str, path: Path) -> str:
         (identity,) = [line for line in lines if line and not line.startswith("#")]  # as age-keygen writes it
         AgeIdentity(identity)
     except (pyrage.IdentityError, ValueError):
-        raise PassphraseError(
-            f"{path} does not hold a tracing identity: give the file that `vault init` made."
-        ) from None
+        raise PassphraseError(f"{path} holds no tracing identity: give the file that `vault init` made.") from None
     return identity
 
 
 def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key: str) -> bytes:
     """A sealed copy key. The record it belongs to is sealed with it, so that a renamed record is noticed."""
     text = json.dumps({"v": 1, "copy": copy_id, "base": base_id, "recipient": recipient, "key": copy_key.hex()})
-    return _encrypt(text.encode(), public_key)
+    return encrypt(text.encode(), public_key)
 
 
-def seal_key_cache(content: bytes, public_key: str) -> bytes:
-    """The sealed content of a key cache."""
-    return _encrypt(content, public_key)
-
-
-def seal_pack(content: bytes, public_keys: Sequence[str]) -> bytes:
-    """The content of a pack, encrypted to several public keys, each of which opens it."""
-    return _encrypt(content, *public_keys)
-
-
-def _encrypt(content: bytes, *public_keys: str) -> bytes:
+def encrypt(content: bytes, *public_keys: str) -> bytes:
+    """A content encrypted to public keys, each of which opens it."""
     try:
         return pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(public_key) for public_key in public_keys])
     except pyrage.RecipientError:
@@ -146,14 +128,10 @@ class AgeIdentity:
         """The public key of this identity."""
         return str(self._identity.to_public())
 
-    def unseal_key_cache(self, sealed: bytes) -> bytes:
-        """The content of a key cache; empty if it can't be opened, since a cache is optional."""
-        return self.unseal_pack(sealed) or b""
-
-    def unseal_pack(self, sealed: bytes) -> bytes | None:
-        """The content of a pack; `None` if it isn't encrypted to this key, or is damaged."""
+    def decrypt(self, content: bytes) -> bytes | None:
+        """The content that [`encrypt`] encrypted; `None` if it isn't encrypted to this key, or is damaged."""
         try:
-            return pyrage.decrypt(sealed, [self._identity])
+            return pyrage.decrypt(content, [self._identity])
         except (pyrage.DecryptError, TypeError):  # SQLite does not enforce column types
             return None
 

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import suppress
 
-from hf_fingerprint.vault.storage import is_damaged
+from hf_fingerprint.vault.storage import suppress_damage
 from hf_fingerprint.vault.transactions import transaction
 
 
@@ -21,7 +21,6 @@ def wipe_training_keys(connection: sqlite3.Connection, condition: str, *values: 
     """Deletes training keys in the caller's transaction.
 
     Args:
-        connection (`sqlite3.Connection`): a connection with an open transaction.
         condition, *values: a condition in SQL, and its parameters.
 
     Returns:
@@ -44,15 +43,11 @@ def clear_journal(connection: sqlite3.Connection) -> None:
 
 def wipe_leftovers(connection: sqlite3.Connection, meta: Mapping[str, str]) -> None:
     """Completes pending wipes, and wipes keys of recorded copies that an interrupted earlier version left."""
-    try:
+    # a vault that can't be written now, or is damaged, is read as far as possible
+    with suppress(sqlite3.OperationalError), suppress_damage():
         leftover = connection.execute(f"SELECT 1 FROM training WHERE {RECORDED_COPIES}").fetchone()
         if leftover is None and _WIPE_PENDING not in meta:
             return
         with transaction(connection):
             wipe_training_keys(connection, RECORDED_COPIES)
         clear_journal(connection)
-    except sqlite3.OperationalError:
-        pass  # the vault can't be written now, but it can be read
-    except sqlite3.DatabaseError as error:
-        if not is_damaged(error):  # a damaged vault is read as far as possible
-            raise

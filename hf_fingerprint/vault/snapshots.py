@@ -90,8 +90,8 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
 
     Args:
         connection (`sqlite3.Connection`): the database. Its `text_factory` is set to [`as_text`].
-        tables (collection of `str`, *optional*): the tables that its format has, if the database was checked to be
-            undamaged. By default it has all tables and may be damaged.
+        tables (collection of `str`, *optional*): the tables of an undamaged database. By default it has all tables
+            and may be damaged.
     """
     connection.text_factory = as_text
     reader = _SnapshotReader(connection, tables)
@@ -106,18 +106,16 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
 
     trigger_sets = reader.take("questions", "base_id, content, seal", tuple, trigger_row_problem)
     copies = reader.take("copies", COPY_COLUMNS, lambda row: CopyRecord(*row), copy_problem)
-    begun = reader.begun
 
     def reference_problem(copy_id: Any) -> str | None:
         return None if copy_id in copies else "belongs to a copy that is missing or can't be used"
 
-    answering = reader.take("bound", "copy_id", tuple, lambda row: reference_problem(row[0]), begun)
+    answering = reader.take("bound", "copy_id", tuple, lambda row: reference_problem(row[0]))
     published = reader.take(
         "publications",
         ", ".join(PublicationRow._fields),
         lambda row: PublicationRow(*row),
         lambda row: publication_problem(row) or reference_problem(row.copy_id),
-        begun,
     )
     issuers = reader.take("issuers", "public_key, name", tuple, lambda row: issuer_problem(*row))
     meta = dict(connection.execute("SELECT key, value FROM meta NOT INDEXED"))
@@ -154,7 +152,7 @@ class _SnapshotReader:
 
     Attributes:
         faults (`list[Fault]`): the rows that were left out.
-        begun (`set[str]`): the ids of unfinished copies, which are not shared.
+        begun (`set[str]`): the ids of unfinished copies, which are not shared, nor what belongs to them.
     """
 
     def __init__(self, connection: sqlite3.Connection, tables: Collection[str] | None):
@@ -163,26 +161,16 @@ class _SnapshotReader:
         self._connection, self._tables = connection, tables
 
     def take(
-        self,
-        table: str,
-        columns: str,
-        make: Callable[[Any], Any],
-        find_problem: Callable[[Any], str | None],
-        skipped_keys: Collection[Any] = frozenset(),
+        self, table: str, columns: str, make: Callable[[Any], Any], find_problem: Callable[[Any], str | None]
     ) -> dict[str, Any]:
-        """The valid rows of a table by key. They are read one at a time, so that a large invalid row is not kept in
-        memory.
+        """The valid rows of a table by key, which is the first column, as `make` makes them from their columns.
 
-        Args:
-            table, columns (`str`): what to read; the first column must be the key.
-            make (callable): makes a row from its columns.
-            find_problem (callable): what is wrong with a row, or `None`.
-            skipped_keys (collection): keys of rows to ignore.
+        They are read one at a time, so that a large invalid row is not kept in memory.
         """
         taken: dict[str, Any] = {}
         for values in self._rows(table, columns):
             row, key = make(values), values[0]
-            if key in skipped_keys:
+            if key in self.begun and table in ("bound", "publications"):
                 continue
             if isinstance(row, CopyRecord) and row.state == "begun":
                 self.begun.add(key)

@@ -23,23 +23,16 @@ FileSignature = tuple[int, int, int]
 
 
 def database_error(database: Path, error: sqlite3.Error) -> VaultError:
-    """The error to raise for an error of SQLite: a [`StorageError`] for problems of the disk, else a [`VaultError`].
-
-    Args:
-        database (`Path`): the vault's database.
-        error (`sqlite3.Error`): the error.
-    """
-    code = getattr(error, "sqlite_errorcode", None)  # errors of Python's module have none
-    primary, folder = (code or 0) & 0xFF, database.parent
+    """The error to raise for SQLite's error about a database: a [`StorageError`] for problems of the disk, else a
+    [`VaultError`]."""
+    primary, folder = _primary_code(error), database.parent
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
-        return StorageError(
-            f"{database} is in use by another process: wait until it ends, then run the command again."
-        )
+        return StorageError(f"{database} is in use by another process: wait until it ends, then try again.")
     if primary == sqlite3.SQLITE_FULL:
         return disk_full_error(folder)
     if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         if not is_writable(database):
-            return _not_writable_error(database, code)
+            return _not_writable_error(database, error)
         if is_disk_full(folder):
             return disk_full_error(folder)
         if primary == sqlite3.SQLITE_READONLY:
@@ -52,20 +45,18 @@ def database_error(database: Path, error: sqlite3.Error) -> VaultError:
     return VaultError(f"{database} can't be used as a vault ({error}): restore a backup.")
 
 
-def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether SQLite found the database to be damaged."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_CORRUPT
+class suppress_damage:
+    """Ends the context without an error if SQLite finds within it that the database is damaged."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, sqlite3.DatabaseError) and _primary_code(error) == sqlite3.SQLITE_CORRUPT
 
 
 def file_error(what: str, place: Path, error: OSError) -> VaultError:
-    """The error to raise for a file or folder that can't be written.
-
-    Args:
-        what (`str`): what failed, as the start of the message.
-        place (`Path`): the folder.
-        error (`OSError`): the reason.
-    """
+    """The error to raise for a file in `place` that can't be written; the message starts with `what`."""
     if is_disk_full_error(error):
         return disk_full_error(place)
     if error.errno in _READ_ONLY:
@@ -154,10 +145,16 @@ def _has_access(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _not_writable_error(database: Path, code: int | None) -> StorageError:
+def _primary_code(error: sqlite3.Error) -> int:
+    """The code of an error of SQLite without its details; 0 for errors of Python's module, which have none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _not_writable_error(database: Path, error: sqlite3.Error) -> StorageError:
     if not _has_access(database, os.R_OK):
-        return _no_access_error(database)
-    if code != sqlite3.SQLITE_READONLY and has_log(database):  # the plain code means an attempt to write
+        return StorageError(f"{database} can't be opened: give yourself access to it and to the folder's other files.")
+    is_plain = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY  # an attempt to write
+    if not is_plain and has_log(database):
         return StorageError(
             f"The vault {database.parent} is read-only, and its last changes are in a log that SQLite can't read "
             f"there: copy the folder, including {database.name}-wal, to a place that you can write to."
@@ -169,10 +166,4 @@ def _read_only_error(database: Path) -> StorageError:
     return StorageError(
         f"The vault {database.parent} is read-only, which allows listing and tracing: to change it, make the folder "
         f"and {database.name} writable, or copy the folder elsewhere."
-    )
-
-
-def _no_access_error(database: Path) -> StorageError:
-    return StorageError(
-        f"{database} can't be opened: give yourself read and write access to it and the other files in the folder."
     )

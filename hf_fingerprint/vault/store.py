@@ -93,11 +93,7 @@ class Vault(RecordStore):
         self._age_identity = age_identity
 
     def check_identity_unchanged(self) -> None:
-        """Raises an error if the vault was rotated since it was opened.
-
-        Raises:
-            [`PassphraseError`]: if it was.
-        """
+        """Raises a [`PassphraseError`] if the vault was rotated since it was opened."""
         with self.connect() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
         if (str(row[0]) if row else "") != self.public_key:

@@ -65,9 +65,8 @@ def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
         with vault.connect() as connection:
             with transaction(connection):
                 wipe_training_keys(connection, "copy_id = ?", copy_id)
-                deleted = connection.execute(
-                    "DELETE FROM copies WHERE copy_id = ? AND state = 'begun'", (copy_id,)
-                ).rowcount
+                statement = "DELETE FROM copies WHERE copy_id = ? AND state = 'begun'"
+                deleted = connection.execute(statement, (copy_id,)).rowcount
             clear_journal(connection)
     if not deleted:
         raise VaultError(

@@ -43,15 +43,13 @@ def union_snapshots(
             f"(`hf-fingerprint vault rotate`)."
         )
     union = _SnapshotUnion(mine, theirs, here, there, refusals or {})
-    bases, trigger_sets = union.bases(), union.trigger_sets()
-    copies, answering, publications = union.copies(), union.answering(), union.publications()
-    return Snapshot(
+    return Snapshot(  # in the order of the tables: a row is refused with the one that it depends on
         public_key=mine.public_key,
-        bases=bases,
-        trigger_sets=trigger_sets,
-        copies=copies,
-        answering=answering,
-        publications=publications,
+        bases=union.bases(),
+        trigger_sets=union.trigger_sets(),
+        copies=union.copies(),
+        answering=union.answering(),
+        publications=union.publications(),
         issuers=union.issuers(),
         faults=tuple(union.refused),
     )
@@ -76,9 +74,9 @@ def find_duplicate_records(mine: Snapshot, theirs: Snapshot) -> Refusals:
         if duplicate is None:
             seen |= {record.commitment: record, record.sealed: record}
         elif duplicate.copy_id != copy_id:
-            problem = "under another id, and is refused"
+            other = copy_fault(duplicate, "").key
             found["copies", copy_id] = (
-                f"has the commitment or the seal of copy {copy_fault(duplicate, problem).key} {problem}"
+                f"has the commitment or the seal of copy {other} under another id, and is refused"
             )
     return found
 
@@ -93,9 +91,14 @@ class _SnapshotUnion:
     refused: list[Fault] = field(default_factory=list)
     refused_keys: set[tuple[str, str]] = field(default_factory=set)  # table and key of each refused row
 
-    def refuse(self, table: str, key: str, problem: str, name: str | None = None) -> None:
-        self.refused.append(Fault(table, short_repr(key) if name is None else name, problem))
-        self.refused_keys.add((table, key))
+    def add(self, rows: dict[str, Any], table: str, key: str, row: Any, problem: str | None) -> None:
+        """Adds one of their rows to the union's rows of a table, or refuses it if there is a problem."""
+        if problem is None:
+            rows[key] = row
+        else:
+            fault = Fault(table, short_repr(key), problem)
+            self.refused.append(copy_fault(row, problem) if isinstance(row, CopyRecord) else fault)
+            self.refused_keys.add((table, key))
 
     def bases(self) -> dict[str, BaseRow]:
         joined = dict(self.mine.bases)
@@ -108,10 +111,7 @@ class _SnapshotUnion:
                 )
             if problem is None and base_id not in joined:
                 problem = self._wrong_predecessor(row)
-            if problem is None:
-                joined[base_id] = row
-            else:
-                self.refuse("bases", base_id, problem)
+            self.add(joined, "bases", base_id, row, problem)
         return joined
 
     def _wrong_predecessor(self, row: BaseRow) -> str | None:
@@ -131,10 +131,7 @@ class _SnapshotUnion:
                     f"was made separately in {self.here} and {self.there}, and is refused: copies answer one set or "
                     f"the other, so keep both vaults, and query with each"
                 )
-            if problem is None:
-                joined[base_id] = row
-            else:
-                self.refuse("questions", base_id, problem)
+            self.add(joined, "questions", base_id, row, problem)
         return joined
 
     def copies(self) -> dict[str, CopyRecord]:
@@ -150,10 +147,7 @@ class _SnapshotUnion:
                     f"differs between {self.there} and {self.here}, and the other is refused: one of the two was "
                     f"tampered with, so restore a backup of that vault"
                 )
-            if problem is None:
-                joined[copy_id] = record
-            else:
-                self.refuse("copies", copy_id, problem, copy_fault(record, problem).key)
+            self.add(joined, "copies", copy_id, record, problem)
         return joined
 
     def answering(self) -> dict[str, Any]:
@@ -164,10 +158,7 @@ class _SnapshotUnion:
             problem = self.refusals.get(("bound", copy_id)) or self._refused_parent_problem("copies", copy_id)
             if problem is None:
                 problem = self._refused_parent_problem("questions", self.theirs.copies[copy_id].base_id)
-            if problem is None:
-                joined[copy_id] = row
-            else:
-                self.refuse("bound", copy_id, problem)
+            self.add(joined, "bound", copy_id, row, problem)
         return joined
 
     def publications(self) -> dict[str, PublicationRow]:
@@ -184,17 +175,14 @@ class _SnapshotUnion:
                     f"is recorded in {self.there} with a push to {short_repr(row.repo)}{elsewhere}, which differ, and "
                     f"the other is refused: one of the two was tampered with, so restore a backup of that vault"
                 )
-                self.refuse("publications", copy_id, problem)
+                self.add(joined, "publications", copy_id, row, problem)
         return joined
 
     def issuers(self) -> dict[str, str]:
         joined = dict(self.mine.issuers)
         for public_key, name in self.theirs.issuers.items():
-            problem = self.refusals.get(("issuers", public_key))
-            if problem is None:
-                joined[public_key] = min(joined.get(public_key, name), name)
-            else:
-                self.refuse("issuers", public_key, problem)
+            first = min(joined.get(public_key, name), name)
+            self.add(joined, "issuers", public_key, first, self.refusals.get(("issuers", public_key)))
         return joined
 
     def _refused_parent_problem(self, table: str, key: str) -> str | None:

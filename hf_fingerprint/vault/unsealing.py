@@ -6,6 +6,7 @@ The unsealed keys of a base are cached, which makes the next trace faster; see [
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.errors import StorageError
@@ -14,7 +15,7 @@ from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.key_cache import pack_keys, record_digest, unpack_keys
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import copy_fault, read_usable_copies
-from hf_fingerprint.vault.sealing import AgeIdentity, seal_key_cache
+from hf_fingerprint.vault.sealing import AgeIdentity, encrypt
 
 
 if TYPE_CHECKING:
@@ -77,21 +78,19 @@ def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> OpenedCopies:
 def find_unusable_rows(vault: "Vault") -> tuple[Fault, ...]:
     """All unusable bases and records of copies. The vault must be unlocked, since every record is opened."""
     rows = vault.rows()
-    return (
-        *rows.faults,
-        *(fault for base in rows.bases for fault in open_copies(vault, rows.copies_of(base.base_id)).faults),
-    )
+    opened = [open_copies(vault, rows.copies_of(base.base_id)) for base in rows.bases]
+    return tuple(chain(rows.faults, *(copies.faults for copies in opened)))
 
 
 def opens_most_records(vault: "Vault", age_identity: AgeIdentity) -> bool:
-    """Whether an identity opens most of the vault's first records. Then it is the vault's, even if the public key in
-    the database was changed."""
+    """Whether an identity opens most of a vault's first records, and so is its own even with another public key."""
     with vault.connect() as connection:
         records, _ = read_usable_copies(connection, "rowid IN (SELECT rowid FROM copies LIMIT ?)", (SAMPLED_RECORDS,))
     opened = 0
     for record in records:
         with suppress(RowError):
-            opened += len(unseal_copy_key(record, age_identity)) > 0
+            unseal_copy_key(record, age_identity)
+            opened += 1
     return 2 * opened > len(records)
 
 
@@ -107,11 +106,7 @@ def unseal_copy_key(record: CopyRecord, age_identity: AgeIdentity) -> bytes:
 
 
 def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
-    """Raises an error if a record's key, recipient and content hash don't open its commitment.
-
-    Raises:
-        [`RowError`]: with the record.
-    """
+    """Raises a [`RowError`] if a record's key, recipient and content hash don't open its commitment."""
     if record.state == "begun" and record.content_hash is None and record.commitment is None:
         return
     try:
@@ -137,12 +132,12 @@ def _cached_key(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
 def _load_key_cache(vault: "Vault", age_identity: AgeIdentity, base_id: str) -> dict[bytes, bytes]:
     with vault.connect() as connection:
         row = connection.execute("SELECT sealed FROM bundles WHERE base_id = ?", (base_id,)).fetchone()
-    return unpack_keys(age_identity.unseal_key_cache(row[0])) if row else {}
+    return unpack_keys(age_identity.decrypt(row[0]) or b"") if row else {}
 
 
 def _store_key_cache(vault: "Vault", opened: OpenedCopies) -> None:
     keys = {record_digest(record): key for record, key in zip(opened.copies, opened.keys, strict=True)}
-    sealed = seal_key_cache(pack_keys(keys), vault.public_key)
+    sealed = encrypt(pack_keys(keys), vault.public_key)
     with suppress(StorageError), vault.connect() as connection:  # the cache is optional
         connection.execute(
             f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_PUBLIC_KEY}",

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes, read_bounded
@@ -57,19 +56,17 @@ def read_vault_folder(folder: str | Path) -> Snapshot:
     def make_error(why: str) -> VaultError:
         return VaultError(f"{file} can't be merged, {why}: restore a backup of that vault.")
 
-    with _memory_database() as connection:
+    with _memory_database(make_error) as connection:
         try:
             content = _read_stable(file)
-            if content is None:
-                _back_up_into(file, connection)
-            else:
-                _load_bytes(connection, content)
-            del content
-            return _read_database(connection, make_error, str(folder), allow_other_tables=True)
         except OSError as error:
             raise VaultError(f"{file} can't be read ({error.strerror}): give this account access to it.") from None
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes a schema that is not text
-            raise make_error(_describe_error(error)) from None
+        if content is None:
+            _back_up_into(file, connection)
+        else:
+            _load_bytes(connection, content)
+        del content
+        return _read_database(connection, make_error, str(folder), allow_other_tables=True)
 
 
 def read_pack(content: bytes, where: str) -> Snapshot:
@@ -85,19 +82,17 @@ def read_pack(content: bytes, where: str) -> Snapshot:
             f"The pack {where} does not hold a complete vault ({why}): restore an earlier commit of it, or push again."
         )
 
-    with _memory_database() as connection:
-        try:
-            if not content.startswith(SQLITE):
-                raise make_error("it is not a database")
-            _load_bytes(connection, content)
-            return _read_database(connection, make_error, where, allow_other_tables=False)
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes a schema that is not text
-            raise make_error(_describe_error(error)) from None
+    with _memory_database(make_error) as connection:
+        if not content.startswith(SQLITE):
+            raise make_error("it is not a database")
+        _load_bytes(connection, content)
+        return _read_database(connection, make_error, where, allow_other_tables=False)
 
 
 @contextmanager
-def _memory_database() -> Iterator[sqlite3.Connection]:
-    """An empty database in memory that runs no code from its content and stops after `MAX_STEPS`."""
+def _memory_database(make_error: _MakeError) -> Iterator[sqlite3.Connection]:
+    """An empty database in memory that runs no code from its content and stops after `MAX_STEPS`; turns SQLite's
+    errors into ours."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         calls_left = MAX_STEPS // _STEPS_AT_ONCE
 
@@ -113,7 +108,11 @@ def _memory_database() -> Iterator[sqlite3.Connection]:
         connection.text_factory = as_text
         for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "ignore_check_constraints = ON"):
             connection.execute(f"PRAGMA {pragma}")
-        yield connection
+        try:
+            yield connection
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes a schema that is not text
+            interrupted = "interrupted" in str(error)
+            raise make_error("it takes too long to read" if interrupted else "it is damaged") from None
 
 
 def _load_bytes(connection: sqlite3.Connection, content: bytes) -> None:
@@ -148,9 +147,7 @@ def _back_up_into(file: Path, connection: sqlite3.Connection) -> None:
 
     def watch(status: int, remaining: int, total: int) -> None:
         if total * page > MAX_PACK:
-            raise VaultError(
-                f"{file} has more than {megabytes(MAX_PACK)} MB and can't be merged: trace with that vault."
-            )
+            raise VaultError(f"{file} has over {megabytes(MAX_PACK)} MB and can't be merged: trace with that vault.")
 
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as source:
         (page,) = source.execute("PRAGMA page_size").fetchone()
@@ -164,15 +161,20 @@ def _read_database(
     tables = {name for name, sql in schema if isinstance(sql, str) and sql.upper().startswith("CREATE TABLE ")}
     plain = all(sql is None or _PLAIN_SCHEMA.match(str(sql)) for _, sql in schema)  # automatic indexes have no SQL
     own = _vault_tables()
-    if not plain or "meta" not in tables or not _has_vault_columns(connection, "meta"):
+    if not plain or "meta" not in tables or _columns(connection, "meta") != own["meta"]:
         raise make_error("its tables are not those of a vault")
     meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('format', 'public_key')"))
     found = meta.get("format")
     if found not in (str(FORMAT), *UPGRADABLE):
-        raise make_error("it has no format") if found is None else _format_error(where, found)
+        if found is None:
+            raise make_error("it has no format")
+        raise VaultError(
+            f"The vault in {where} has format {short_repr(found)} and this version reads {FORMAT}: upgrade "
+            f"hf-fingerprint everywhere, and push again."
+        )
     needed = own.keys() - _TABLES_ADDED_LATER.get(found, ()) - {"training"}  # format 1 made `training` when needed
     more = tables - needed - {"training"} if not allow_other_tables else set()
-    fitting = all(_has_vault_columns(connection, table) for table in tables & own.keys())
+    fitting = all(_columns(connection, table) == own[table] for table in tables & own.keys())
     if needed - tables or more or not fitting:
         raise make_error("its tables are not those of a vault")
     for (line,) in connection.execute("PRAGMA quick_check(1000000)"):
@@ -185,19 +187,8 @@ def _read_database(
     return read_snapshot(connection, TABLE_KEYS.keys() & tables)
 
 
-def _format_error(where: str, found: Any) -> VaultError:
-    return VaultError(
-        f"The vault in {where} has format {short_repr(found)} and this version reads {FORMAT}: upgrade hf-fingerprint "
-        f"everywhere, and push again."
-    )
-
-
-def _has_vault_columns(connection: sqlite3.Connection, table: str) -> bool:
-    """Whether a table has exactly a vault's columns, and no generated ones."""
-    return _columns(connection, table) == _vault_tables()[table]
-
-
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[tuple[str, str, int], ...]:
+    """The columns of a table, with those that SQLite generates."""
     found = connection.execute(f"PRAGMA main.table_xinfo({table})")
     return tuple((name, kind, hidden) for _, name, kind, _, _, _, hidden in found)
 
@@ -208,9 +199,3 @@ def _vault_tables() -> dict[str, tuple[tuple[str, str, int], ...]]:
         connection.executescript(TABLES)
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: _columns(connection, name) for name in names}
-
-
-def _describe_error(error: Exception) -> str:
-    if "interrupted" in str(error):
-        return "it takes too long to read"
-    return "it is damaged"

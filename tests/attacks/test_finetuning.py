@@ -106,7 +106,7 @@ def test_labels_that_the_model_does_not_know_are_refused():
     attacker = make_attacker(CNN)
     other = replace(attacker, labels=attacker.labels + 7)
 
-    with pytest.raises(FingerprintError, match="go up to 10, but the model has 4 classes"):
+    with pytest.raises(FingerprintError, match="Labels reach 10, but the model has 4 classes"):
         FineTuning(1e-3, 1)(fresh(CNN), other)
 
 

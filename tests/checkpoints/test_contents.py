@@ -142,7 +142,7 @@ def test_a_token_in_a_configuration_is_dropped_and_the_rest_included(tmp_path):
 
 
 def test_a_file_that_is_too_large_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents_module, "MAX_FILE", 10)
+    monkeypatch.setattr(contents_module.limits, "MAX_FILE", 10)
     model(tmp_path, **{"vocab.txt": "x" * 11, "LICENSE": "x" * 10})
 
     assert sorted_of(tmp_path) == (["LICENSE"], ["vocab.txt"])
@@ -158,14 +158,14 @@ def test_many_skipped_files_are_summarized_by_their_number(tmp_path):
 
 
 def test_a_folder_with_too_many_files_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents_module, "MAX_FILES_PER_FOLDER", 10)
+    monkeypatch.setattr(contents_module.limits, "MAX_FILES_PER_FOLDER", 10)
     model(tmp_path, **{f"data/{i}.txt": b"x" for i in range(12)}, **{f"few/{i}.csv": b"x" for i in range(9)})
 
     assert sorted_of(tmp_path) == ([], ["data/", *(f"few/{i}.csv" for i in range(9))])
 
 
 def test_a_tree_with_too_many_files_is_searched_breadth_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents_module, "MAX_FILES_IN_FOLDERS", 40)
+    monkeypatch.setattr(contents_module.limits, "MAX_FILES_IN_FOLDERS", 40)
     model(tmp_path, **{f"d{i:02}/labels.txt": b"x" for i in range(40)})
 
     handed, left = sorted_of(tmp_path)

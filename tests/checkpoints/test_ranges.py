@@ -17,8 +17,9 @@ from hf_fingerprint.checkpoints import (
     open_ranged_checkpoint,
     ranges,
 )
+from hf_fingerprint.checkpoints.limits import MAX_RANGE_BYTES
 from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError
-from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, MAX_RANGE_BYTES, merge_ranges
+from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, merge_ranges
 from hf_fingerprint.errors import StorageError
 from tests.helpers.checkpoint_files import entry, raw_safetensors, refused
 from tests.helpers.loopback_hub import Fault, LoopbackHub

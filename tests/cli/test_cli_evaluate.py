@@ -38,11 +38,12 @@ def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW]
     chosen = ["--attacks", "half,average", "--coalitions", "2,3", "--max-images", "20"]
-    code, out, _ = run(*arguments, *chosen)
+    code, out, err = run(*arguments, *chosen)
     again, printed, _ = run(*arguments, *chosen, "--json")
     summary = json.loads(printed)
 
     assert (code, again) == (0, 0)
+    assert err.splitlines().count("issuing 3 copies") == 1
     assert "a copy as issued" in out
     assert str(place / "out" / "report.html") in out.replace("\n", "")
     assert json.loads((place / "out" / "results.json").read_text()) == summary

@@ -12,8 +12,10 @@ from safetensors.numpy import save, save_file
 from hf_fingerprint.carriers import MarkDelta, TensorUpdate
 from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranged_checkpoint
 from hf_fingerprint.codes import Tardos
-from hf_fingerprint.extraction import Looks, extract, has_unambiguous_names, plan_looks
+from hf_fingerprint.extraction import Looks, extract
 from hf_fingerprint.extraction.extract import CarrierRows, ExtractionSums
+from hf_fingerprint.extraction.looks import plan_looks
+from hf_fingerprint.extraction.match import has_unambiguous_names
 from hf_fingerprint.extraction.weigh import extract_tensor
 from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord

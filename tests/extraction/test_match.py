@@ -8,8 +8,13 @@ from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction import carriers_with_matching_shape, match_names
-from hf_fingerprint.extraction.match import _best_columns, match_tensors, sample_row_indices
+from hf_fingerprint.extraction.match import (
+    _best_columns,
+    carriers_with_matching_shape,
+    match_names,
+    match_tensors,
+    sample_row_indices,
+)
 from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 

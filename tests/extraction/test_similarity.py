@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.extraction import SampledWeights, estimate_shares, mean_cosine
+from hf_fingerprint.extraction.similarity import SampledWeights, estimate_shares, mean_cosine
 
 
 SIZES = {"a": 4000, "b": 9000, "c": 500}

@@ -14,7 +14,7 @@ from pathlib import Path
 from hf_fingerprint.checkpoints.limits import MAX_PACK
 from hf_fingerprint.keys import commitment, derive
 from hf_fingerprint.vault import CopyRecord
-from hf_fingerprint.vault.sealing import new_identity, seal, seal_pack
+from hf_fingerprint.vault.sealing import encrypt, new_identity, seal
 from hf_fingerprint.vault.snapshots import insert_rows
 from tests.helpers.hostile_vaults import WHOLE, Kind, MergeFixture
 
@@ -117,7 +117,7 @@ def _forged_record(
 
 def _resealed(content: bytes) -> Callable[[Path, MergeFixture], None]:
     """The victim's seal holds what the colleague likes."""
-    return lambda path, world: _set_value("copies", "sealed", seal_pack(content, [world.age_identity.public_key]))(
+    return lambda path, world: _set_value("copies", "sealed", encrypt(content, world.age_identity.public_key))(
         path, world
     )
 

@@ -21,7 +21,7 @@ from hf_fingerprint.vault import (
     read_vault_folder,
     take_snapshot,
 )
-from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, encrypt, new_identity
 from hf_fingerprint.vault.unsealing import unseal_copy_key
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
@@ -118,7 +118,7 @@ def packed(folder: Path, world: MergeFixture) -> bytes:
     content = bytearray((folder / "vault.db").read_bytes())
     if len(content) > 19:
         content[18:20] = b"\x01\x01"
-    return seal_pack(bytes(content), [world.age_identity.public_key])
+    return encrypt(bytes(content), world.age_identity.public_key)
 
 
 def entry_points(folder: Path, world: MergeFixture) -> dict[str, Callable[[], Snapshot]]:

@@ -280,5 +280,5 @@ def test_one_process_alone_is_refused():
         lambda: owner_loop(partition, bottleneck, denoiser, optimizer, 1),
         lambda: data_holder_loop(partition, bottleneck, *data(1), ImageNoise(secret_of(1)), 1),
     ):
-        with pytest.raises(FingerprintError, match="needs an owner and at least one data holder"):
+        with pytest.raises(FingerprintError, match="needs an owner and data holders"):
             loop()

@@ -70,5 +70,5 @@ def test_a_derivation_that_changed_would_be_seen():
 
 def test_the_secret_is_not_shown_and_must_be_one():
     assert SECRET.hex() not in repr(ImageNoise(SECRET)) and repr(SECRET) not in repr(ImageNoise(SECRET))
-    with pytest.raises(FingerprintError, match="A data holder's secret needs 32 bytes, got 5"):
+    with pytest.raises(FingerprintError, match="A secret needs 32 bytes, got 5"):
         ImageNoise(b"short")

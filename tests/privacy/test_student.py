@@ -121,5 +121,5 @@ def separated(bottleneck: Bottleneck, features: torch.Tensor, labels: torch.Tens
 
 def test_fewer_images_than_numbers_are_refused(scene):
     partition, features, _ = scene
-    with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions: give more"):
+    with pytest.raises(FingerprintError, match="20 images are too few for 33 directions: give more"):
         init_task_directions(partition, Bottleneck(partition.shape, 33, flatten_features=True), features[:20])

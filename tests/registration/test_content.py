@@ -6,7 +6,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.registration import content, weights_hash
+from hf_fingerprint.registration import content
+from hf_fingerprint.registration.content import weights_hash
 from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 

@@ -63,7 +63,7 @@ def test_a_frozen_carrier_is_named(base):
     model.get_parameter(CARRIER).requires_grad_(False)
 
     assert refusal(base, FingerprintError, model) == (
-        f"{CARRIER} is a carrier and is frozen: unfreeze it, or issue the copy in closed form after training."
+        f"{CARRIER} is a frozen carrier: unfreeze it, or issue the copy after training."
     )
 
 
@@ -75,8 +75,7 @@ def test_a_model_wrapped_by_peft_is_refused(base, targets):
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=targets, exclude_modules=["classifier"]))
 
     assert refusal(base, FingerprintError, wrapped) == (
-        "The model is wrapped by PEFT, whose base weights don't train: merge the adapter first, and mark the merged "
-        "model."
+        "The model is wrapped by PEFT, which freezes its weights: merge the adapter first."
     )
 
 
@@ -90,7 +89,7 @@ def test_a_model_wrapped_by_fsdp1_is_refused(base):
     model.vit.layers[0] = FullyShardedDataParallel(model.vit.layers[0])
 
     assert refusal(base, FingerprintError, model) == (
-        "The model is wrapped by FSDP1, whose flattened weights can't be marked: use FSDP2 (fsdp_version: 2)."
+        "The model is wrapped by FSDP1, which flattens weights: use FSDP2 (fsdp_version: 2)."
     )
 
 

@@ -117,7 +117,7 @@ def test_arrivals_stay_on_this_machine(pair, identity, tmp_path):
     merge(mine, take_snapshot(theirs))
 
     with closing(sqlite3.connect(":memory:")) as connection:
-        connection.deserialize(identity[0].unseal_pack(pack_vault(mine)))
+        connection.deserialize(identity[0].decrypt(pack_vault(mine)))
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert "arrivals" not in tables
         assert {key for (key,) in connection.execute("SELECT key FROM meta")} == {"format", "public_key"}

@@ -197,5 +197,5 @@ def test_another_kind_of_age_file_is_not_used_as_the_identity(tmp_path):
     (tmp_path / "identity.age").write_bytes(encrypt_identity("AGE-SECRET-KEY-1NOTREALLY", PASSPHRASE))
     before = bytes_of(tmp_path)
 
-    assert "not hold a tracing identity" in refusal(Vault.create, tmp_path, PASSPHRASE)
+    assert "holds no tracing identity" in refusal(Vault.create, tmp_path, PASSPHRASE)
     assert bytes_of(tmp_path) == before

@@ -14,7 +14,7 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
-from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
+from hf_fingerprint.vault.sealing import encrypt, new_identity, seal
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, PublicationRow, Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.union import union_snapshots
 from tests.helpers.checkpoint_files import NO_DEADLINE
@@ -477,7 +477,7 @@ def test_with_the_identity_a_new_record_that_does_not_open_is_refused(pair, junk
     with two.connect() as connection:
         connection.execute(
             f"UPDATE copies SET {junk} = ?",
-            (seal_key_cache(b"junk", new_identity()[1]) if junk == "sealed" else "00" * 32,),
+            (encrypt(b"junk", new_identity()[1]) if junk == "sealed" else "00" * 32,),
         )
     one.unlock(PASSPHRASE)
 

@@ -22,7 +22,7 @@ from hf_fingerprint.vault.issuers import (
 )
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.packing import open_pack, pack_snapshot, pack_vault
-from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal, seal_key_cache, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, encrypt, new_identity, seal
 from hf_fingerprint.vault.snapshots import take_snapshot
 from hf_fingerprint.vault.union import drop_refused
 from tests.helpers.error_checks import refused
@@ -49,7 +49,7 @@ def template(tmp_path_factory):
     vault.cache_content_hash("/here", "state", WHOLE)
     with vault.connect() as connection:
         connection.execute(
-            "INSERT INTO bundles VALUES (?, ?)", (vault.bases()[0].base_id, seal_key_cache(b"x", vault.public_key))
+            "INSERT INTO bundles VALUES (?, ?)", (vault.bases()[0].base_id, encrypt(b"x", vault.public_key))
         )
     return root
 
@@ -102,7 +102,7 @@ class TestAPack:
         with vault.connect() as connection:
             (key,) = connection.execute("SELECT copy_key FROM training").fetchone()
 
-        content = ci.unseal_pack(pack_vault(vault))
+        content = ci.decrypt(pack_vault(vault))
 
         assert content.startswith(b"SQLite format 3\0")
         for secret in (key, key.hex().encode(), training.encode(), b"carol", b"bob", b"/here", b"SECRET-KEY"):
@@ -128,7 +128,7 @@ class TestAPack:
 
     def test_is_a_vaults_database_once_decrypted(self, vault, age_identity, tmp_path):
         (tmp_path / "by hand").mkdir()
-        (tmp_path / "by hand" / "vault.db").write_bytes(age_identity.unseal_pack(pack_vault(vault)))
+        (tmp_path / "by hand" / "vault.db").write_bytes(age_identity.decrypt(pack_vault(vault)))
 
         found = Vault(tmp_path / "by hand")
 
@@ -167,16 +167,16 @@ class TestAPack:
 def packed_database(vault: Vault, age_identity: AgeIdentity, *statements: str) -> bytes:
     """A pack as a stranger could make it, who knows the public key."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        connection.deserialize(age_identity.unseal_pack(pack_vault(vault)))
+        connection.deserialize(age_identity.decrypt(pack_vault(vault)))
         for statement in statements:
             connection.execute(statement)
-        return seal_pack(connection.serialize(), [vault.public_key])
+        return encrypt(connection.serialize(), vault.public_key)
 
 
 class TestAStrangersPack:
     @pytest.mark.parametrize("content", [b"", b"nothing", b"SQLite format 3\0", b"SQLite format 3\0" + bytes(5000)])
     def test_that_is_no_database_is_refused(self, vault, age_identity, content):
-        packed = seal_pack(content, [vault.public_key])
+        packed = encrypt(content, vault.public_key)
 
         assert "org/keys" in refusal(open_pack, packed, age_identity, "org/keys")
 

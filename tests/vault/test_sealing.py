@@ -286,4 +286,4 @@ def test_two_identities_in_a_file_are_refused_without_showing_them(tmp_path, ide
     (tmp_path / "identity.age").write_bytes(lock_quickly(f"{identity[0]}\n{new_identity()[0]}", PASSPHRASE))
 
     said = refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
-    assert "not hold a tracing identity" in said and "SECRET" not in said
+    assert "holds no tracing identity" in said and "SECRET" not in said

@@ -19,7 +19,7 @@ from hf_fingerprint.vault import Base, Calibration, Carrier, CopyRecord, TensorR
 from hf_fingerprint.vault.key_cache import pack_keys, record_digest
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.schema import base_to_row
-from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
+from hf_fingerprint.vault.sealing import encrypt, new_identity, seal
 from hf_fingerprint.vault.unsealing import open_copies, unseal_copy_key
 from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
 from tests.helpers.error_checks import refused
@@ -629,7 +629,7 @@ def test_a_damaged_key_cache_only_costs_time(mine, made, monkeypatch):
     monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
-    for damage in (b"", b"x" * 500, seal_key_cache(b"odd length", vault.public_key)):
+    for damage in (b"", b"x" * 500, encrypt(b"odd length", vault.public_key)):
         mine.sql("UPDATE bundles SET sealed = ?", damage)
         assert vault.copy_keys(vault.copies()) == made.keys
 
@@ -657,7 +657,7 @@ def test_a_key_cache_does_not_hide_that_a_record_was_changed(mine, made, monkeyp
 def test_a_forged_key_cache_does_not_give_a_committed_copy_another_key(mine, made):
     """An issuer has the public key and can seal a key cache, but must not choose an earlier recipient's codeword."""
     forged = pack_keys({record_digest(record): bytes(32) for record in made.records})
-    mine.sql("INSERT INTO bundles VALUES (?, ?)", BASE.base_id, seal_key_cache(forged, made.vault.public_key))
+    mine.sql("INSERT INTO bundles VALUES (?, ?)", BASE.base_id, encrypt(forged, made.vault.public_key))
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
 

@@ -1,12 +1,9 @@
 """Read a pickle's contents without executing it.
 
 A pickle is a program that imports names, calls them and sets attributes. Here its instructions only build a
-description: dictionaries, lists, strings and numbers are returned as such, a name becomes a [`GlobalRef`] and a call a
-[`CallRecord`]. Nothing is imported, looked up or called, so a hostile file has nothing to run. Python's own unpickler
-is not used.
-
-The number of instructions is bounded, strings are bounded by the file, and nothing is copied more often than it was
-written. Keys that may be crafted to collide are compared by identity.
+description: a name becomes a [`GlobalRef`] and a call a [`CallRecord`]; other values are returned as such. Nothing is
+imported, looked up or called, and Python's own unpickler is not used. The number of instructions is bounded, strings
+are bounded by the file, nothing is copied twice, and keys that may be crafted to collide are compared by identity.
 """
 
 import struct
@@ -28,6 +25,7 @@ from hf_fingerprint.checkpoints.limits import MAX_PICKLE_STEPS, MAX_PICKLE_TEXT
 _MAX_DIGITS = 64  # bytes of a binary number, and characters of a decimal one
 _MAX_LINE_BYTES = 1 << 20
 _MAX_COPIED_BYTES = 4096  # bytes objects up to this size are copied out of the file
+_DAMAGED, _MANY_DIGITS = "a pickle that is cut off or damaged", "a number of too many digits"
 
 
 Build = Callable[[Any, Any], Any]
@@ -54,10 +52,8 @@ def read_pickle(
     machine = _Machine(data, start, build, persistent_load)
     try:
         return machine.run(), machine.at
-    except InvalidPickleError:
-        raise
     except (LookupError, ValueError, TypeError, AttributeError, struct.error, OverflowError, RecursionError):
-        raise InvalidPickleError("a pickle that is cut off or damaged") from None
+        raise InvalidPickleError(_DAMAGED) from None
 
 
 class _Machine:
@@ -85,7 +81,7 @@ class _Machine:
         """The next `count` bytes."""
         begin = self.at
         if count > self.end - begin:
-            raise InvalidPickleError("a pickle that is cut off or damaged")
+            raise InvalidPickleError(_DAMAGED)
         self.at = begin + count
         return self.data[begin : self.at]
 
@@ -96,7 +92,7 @@ class _Machine:
         """The text up to the next line feed."""
         stop = self.data.find(b"\n", self.at, self.at + _MAX_LINE_BYTES)
         if stop < 0:
-            raise InvalidPickleError("a pickle that is cut off or damaged")
+            raise InvalidPickleError(_DAMAGED)
         found = self.take(stop - self.at)
         self.at += 1
         return found.decode(encoding, "surrogatepass")
@@ -104,7 +100,7 @@ class _Machine:
     def digits(self) -> str:
         found = self.line()
         if len(found) > _MAX_DIGITS:
-            raise InvalidPickleError("a number of too many digits")
+            raise InvalidPickleError(_MANY_DIGITS)
         return found
 
     def words(self, count: int) -> str:
@@ -120,12 +116,23 @@ class _Machine:
 
     def raw(self, count: int) -> None:
         if count <= _MAX_COPIED_BYTES:
-            self.stack.append(self.take(count))
+            self.push(self.take(count))
         elif count > self.end - self.at:
-            raise InvalidPickleError("a pickle that is cut off or damaged")
+            raise InvalidPickleError(_DAMAGED)
         else:
             self.at += count
-            self.stack.append(memoryview(self.data)[self.at - count : self.at])
+            self.push(memoryview(self.data)[self.at - count : self.at])
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self, count: int) -> list[Any]:
+        """The last `count` items, in the order in which they were pushed."""
+        if count > len(self.stack):
+            raise InvalidPickleError(_DAMAGED)
+        found = self.stack[-count:]
+        del self.stack[-count:]
+        return found
 
     def marked(self) -> list[Any]:
         """Pops the items above the last mark."""
@@ -137,7 +144,7 @@ class _Machine:
         self.stack = []
 
     def make(self, kind: Any, args: Any) -> None:
-        self.stack.append(self.build(kind, args))
+        self.push(self.build(kind, args))
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -159,56 +166,19 @@ class _Machine:
 
 def _number(machine: _Machine) -> None:
     text = machine.digits()
-    machine.stack.append({"00": False, "01": True}[text] if text in ("00", "01") else int(text.removesuffix("L")))
+    machine.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text.removesuffix("L")))
 
 
 def _long(machine: _Machine, count: int) -> None:
     if count > _MAX_DIGITS:
-        raise InvalidPickleError("a number of too many digits")
-    machine.stack.append(int.from_bytes(machine.take(count), "little", signed=True))
-
-
-def _tuple(machine: _Machine, count: int) -> None:
-    stack = machine.stack
-    if len(stack) < count:
-        raise InvalidPickleError("a pickle that is cut off or damaged")
-    stack[-count:] = [tuple(stack[-count:])]
-
-
-def _marked_tuple(machine: _Machine) -> None:
-    items = machine.marked()
-    machine.stack.append(tuple(items))
-
-
-def _marked_list(machine: _Machine) -> None:
-    items = machine.marked()
-    machine.stack.append(items)
-
-
-def _appends(machine: _Machine) -> None:
-    items = machine.marked()
-    machine.append(items)
-
-
-def _set_items(machine: _Machine) -> None:
-    items = machine.marked()
-    machine.set_items(items)
-
-
-def _pair(machine: _Machine) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    machine.set_items([key, value])
+        raise InvalidPickleError(_MANY_DIGITS)
+    machine.push(int.from_bytes(machine.take(count), "little", signed=True))
 
 
 def _dict(machine: _Machine) -> None:
     items = machine.marked()
-    machine.stack.append({})
+    machine.push({})
     machine.set_items(items)
-
-
-def _append(machine: _Machine) -> None:
-    value = machine.stack.pop()
-    machine.append([value])
 
 
 def _pop(machine: _Machine) -> None:
@@ -220,17 +190,12 @@ def _pop(machine: _Machine) -> None:
 
 def _memoize(machine: _Machine, place: int) -> None:
     if place >= MAX_SMALL_INT:
-        raise InvalidPickleError("a pickle that is cut off or damaged")
+        raise InvalidPickleError(_DAMAGED)
     machine.memo[place] = machine.stack[-1]
 
 
-def _call(machine: _Machine) -> None:
-    args, kind = machine.stack.pop(), machine.stack.pop()
-    machine.make(kind, args)
-
-
 def _call_with_names(machine: _Machine) -> None:
-    named, args, kind = machine.stack.pop(), machine.stack.pop(), machine.stack.pop()
+    kind, args, named = machine.pop(3)
     machine.make(kind, (args, named))
 
 
@@ -242,15 +207,14 @@ def _set_state(machine: _Machine) -> None:
 
 
 def _name(machine: _Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
+    module, name = machine.pop(2)
     named = isinstance(module, str) and isinstance(name, str)
-    machine.stack.append(GlobalRef(module, name) if named else CallRecord(module, name))
+    machine.push(GlobalRef(module, name) if named else CallRecord(module, name))
 
 
 def _instance(machine: _Machine) -> None:
-    module, name = machine.line(), machine.line()
-    args = machine.marked()
-    machine.make(GlobalRef(module, name), tuple(args))
+    kind = GlobalRef(machine.line(), machine.line())
+    machine.make(kind, tuple(machine.marked()))
 
 
 def _object(machine: _Machine) -> None:
@@ -260,11 +224,11 @@ def _object(machine: _Machine) -> None:
 
 def _extension(machine: _Machine, count: int) -> None:
     """An extension code, which each process resolves with its own registry."""
-    machine.stack.append(GlobalRef("extension", str(machine.number(count))))
+    machine.push(GlobalRef("extension", str(machine.number(count))))
 
 
 def _refuse(machine: _Machine) -> None:
-    raise InvalidPickleError("a pickle that is cut off or damaged")
+    raise InvalidPickleError(_DAMAGED)
 
 
 _STOP = ord(".")
@@ -274,57 +238,57 @@ _CODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"(": _Machine.mark,
     b"0": _pop,
     b"1": _Machine.marked,
-    b"2": lambda m: m.stack.append(m.stack[-1]),
-    b"N": lambda m: m.stack.append(None),
-    b"\x88": lambda m: m.stack.append(True),
-    b"\x89": lambda m: m.stack.append(False),
+    b"2": lambda m: m.push(m.stack[-1]),
+    b"N": lambda m: m.push(None),
+    b"\x88": lambda m: m.push(True),
+    b"\x89": lambda m: m.push(False),
     b"I": _number,
     b"L": _number,
-    b"J": lambda m: m.stack.append(int.from_bytes(m.take(4), "little", signed=True)),
-    b"K": lambda m: m.stack.append(m.number(1)),
-    b"M": lambda m: m.stack.append(m.number(2)),
+    b"J": lambda m: m.push(int.from_bytes(m.take(4), "little", signed=True)),
+    b"K": lambda m: m.push(m.number(1)),
+    b"M": lambda m: m.push(m.number(2)),
     b"\x8a": lambda m: _long(m, m.number(1)),
     b"\x8b": lambda m: _long(m, m.number(4)),
-    b"F": lambda m: m.stack.append(float(m.digits())),
-    b"G": lambda m: m.stack.append(struct.unpack(">d", m.take(8))[0]),
-    b"S": lambda m: m.stack.append(m.line().strip()[1:-1]),
-    b"V": lambda m: m.stack.append(m.line("raw-unicode-escape")),
-    b"U": lambda m: m.stack.append(m.words(m.number(1))),
-    b"T": lambda m: m.stack.append(m.words(m.number(4))),
-    b"\x8c": lambda m: m.stack.append(m.words(m.number(1))),
-    b"X": lambda m: m.stack.append(m.words(m.number(4))),
-    b"\x8d": lambda m: m.stack.append(m.words(m.number(8))),
+    b"F": lambda m: m.push(float(m.digits())),
+    b"G": lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
+    b"S": lambda m: m.push(m.line().strip()[1:-1]),
+    b"V": lambda m: m.push(m.line("raw-unicode-escape")),
+    b"U": lambda m: m.push(m.words(m.number(1))),
+    b"T": lambda m: m.push(m.words(m.number(4))),
+    b"\x8c": lambda m: m.push(m.words(m.number(1))),
+    b"X": lambda m: m.push(m.words(m.number(4))),
+    b"\x8d": lambda m: m.push(m.words(m.number(8))),
     b"C": lambda m: m.raw(m.number(1)),
     b"B": lambda m: m.raw(m.number(4)),
     b"\x8e": lambda m: m.raw(m.number(8)),
     b"\x96": lambda m: m.raw(m.number(8)),
-    b")": lambda m: m.stack.append(()),
-    b"t": _marked_tuple,
-    b"\x85": lambda m: _tuple(m, 1),
-    b"\x86": lambda m: _tuple(m, 2),
-    b"\x87": lambda m: _tuple(m, 3),
-    b"]": lambda m: m.stack.append([]),
-    b"l": _marked_list,
-    b"}": lambda m: m.stack.append({}),
+    b")": lambda m: m.push(()),
+    b"t": lambda m: m.push(tuple(m.marked())),
+    b"\x85": lambda m: m.push(tuple(m.pop(1))),
+    b"\x86": lambda m: m.push(tuple(m.pop(2))),
+    b"\x87": lambda m: m.push(tuple(m.pop(3))),
+    b"]": lambda m: m.push([]),
+    b"l": lambda m: m.push(m.marked()),
+    b"}": lambda m: m.push({}),
     b"d": _dict,
-    b"\x8f": lambda m: m.stack.append([]),  # a set
-    b"\x90": _appends,
-    b"\x91": _marked_tuple,  # a frozen set
-    b"a": _append,
-    b"e": _appends,
-    b"s": _pair,
-    b"u": _set_items,
-    b"g": lambda m: m.stack.append(m.memo[int(m.digits())]),
-    b"h": lambda m: m.stack.append(m.memo[m.number(1)]),
-    b"j": lambda m: m.stack.append(m.memo[m.number(4)]),
+    b"\x8f": lambda m: m.push([]),  # a set
+    b"\x90": lambda m: m.append(m.marked()),
+    b"\x91": lambda m: m.push(tuple(m.marked())),  # a frozen set
+    b"a": lambda m: m.append(m.pop(1)),
+    b"e": lambda m: m.append(m.marked()),
+    b"s": lambda m: m.set_items(m.pop(2)),
+    b"u": lambda m: m.set_items(m.marked()),
+    b"g": lambda m: m.push(m.memo[int(m.digits())]),
+    b"h": lambda m: m.push(m.memo[m.number(1)]),
+    b"j": lambda m: m.push(m.memo[m.number(4)]),
     b"p": lambda m: _memoize(m, int(m.digits())),
     b"q": lambda m: _memoize(m, m.number(1)),
     b"r": lambda m: _memoize(m, m.number(4)),
     b"\x94": lambda m: _memoize(m, len(m.memo)),
-    b"c": lambda m: m.stack.append(GlobalRef(m.line(), m.line())),
+    b"c": lambda m: m.push(GlobalRef(m.line(), m.line())),
     b"\x93": _name,
-    b"R": _call,
-    b"\x81": _call,
+    b"R": lambda m: m.make(*m.pop(2)),
+    b"\x81": lambda m: m.make(*m.pop(2)),
     b"\x92": _call_with_names,
     b"b": _set_state,
     b"i": _instance,
@@ -332,7 +296,7 @@ _CODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x82": lambda m: _extension(m, 1),
     b"\x83": lambda m: _extension(m, 2),
     b"\x84": lambda m: _extension(m, 4),
-    b"P": lambda m: m.stack.append(m.persistent_load(m.line())),
-    b"Q": lambda m: m.stack.append(m.persistent_load(m.stack.pop())),
+    b"P": lambda m: m.push(m.persistent_load(m.line())),
+    b"Q": lambda m: m.push(m.persistent_load(m.stack.pop())),
 }
 _INSTRUCTIONS: list[Callable[[_Machine], Any]] = [_CODES.get(bytes([code]), _refuse) for code in range(256)]

@@ -47,11 +47,10 @@ def load_pickled(paths: tuple[Path, ...], left_out: dict[str, str] | None = None
         own: dict[str, LazyTensor] = {}
         for name, tensor in _load_tensors(path, left_out):
             reason = _unreadable_reason(name, tensor, byte_budget, suspect=left_out is not None)
-            if reason is not None and left_out is None:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} can't be read ({reason}): convert it or export without it."
-                )
-            if reason is not None and left_out is not None:
+            if reason is not None:
+                if left_out is None:
+                    problem = f"{path}: tensor {name!r} can't be read ({reason})"
+                    raise CheckpointError(f"{problem}: convert it or export without it.")
                 left_out[printable(str(name))] = reason
                 continue
             byte_budget -= tensor.nbytes
@@ -90,8 +89,7 @@ def _select_tensors(
 
 def _unreadable_reason(name: object, tensor: LazyTensor, byte_budget: int, suspect: bool) -> str | None:
     """Why a tensor can't be read, or `None`."""
-    reason = tensor.unreadable_reason()
-    if reason is not None:
+    if (reason := tensor.unreadable_reason()) is not None:
         return reason
     if not _is_valid_name(name):
         return "an invalid name"
@@ -108,11 +106,7 @@ def _is_valid_name(name: object) -> bool:
 
 
 def _find_tied(tensors: dict[str, LazyTensor], path: Path) -> dict[str, str]:
-    """Names of tensors that share memory with an earlier one, each with that one's name.
-
-    Raises:
-        [`CheckpointError`]: if tensors overlap in part.
-    """
+    """Names of tensors that share memory with an earlier one, each with that one's name; none may overlap in part."""
     spans = [
         (id(tensor.storage.data), *tensor.span, number, name)
         for number, (name, tensor) in enumerate(tensors.items())

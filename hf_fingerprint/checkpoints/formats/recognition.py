@@ -1,9 +1,7 @@
 """Detect the format of a weight file from its first bytes."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
 from hf_fingerprint.checkpoints.formats.torch_files import list_members
@@ -22,84 +20,46 @@ _INCOMPLETE = "is neither safetensors nor a PyTorch file, or is incomplete: down
 _NO_WEIGHTS = "is not a weight file: give a .safetensors file, a PyTorch file, a model folder or a Hub id"
 
 
-class _Magic(NamedTuple):
-    """Magic bytes of a file format.
-
-    Attributes:
-        at (`int`): offset of the bytes.
-        magic (`re.Pattern`): pattern that they match.
-        message (`str`): message for such a file, to follow its name.
-    """
-
-    at: int
-    magic: re.Pattern[bytes]
-    message: str
-
-
-def _magic(magic: bytes, message: str, at: int = 0) -> _Magic:
-    return _Magic(at, re.compile(magic, re.DOTALL | re.IGNORECASE), message)
-
-
-_MAGICS = (
-    _magic(
-        rb"version https://git-lfs\.github\.com/spec|version https://hawser",
-        "is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download the file",
-    ),
-    _magic(
-        rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--)",
-        "is a web page, not the file: download it by its direct link (on the Hub, /resolve/ instead of /blob/)",
-    ),
-    _magic(rb"\s*<(\?xml|Error)", "is an XML document, not weights: download the file again"),
-    _magic(rb"\x1f\x8b", f"is packed (gzip): {_UNPACK}"),
-    _magic(rb"BZh\d", f"is packed (bzip2): {_UNPACK}"),
-    _magic(rb"\xfd7zXZ\x00", f"is packed (xz): {_UNPACK}"),
-    _magic(rb"\x28\xb5\x2f\xfd", f"is packed (zstd): {_UNPACK}"),
-    _magic(rb"7z\xbc\xaf\x27\x1c", f"is packed (7z): {_UNPACK}"),
-    _magic(rb"ustar", f"is packed (tar): {_UNPACK}", 257),
-    _magic(rb"\x89HDF\r\n\x1a\n", f"holds HDF5, as Keras and TensorFlow write it, {_NOT_READ}"),
-    _magic(rb"gguf|ggml|ggjt|tjgg|lmgg", f"holds GGUF, {_NOT_READ}"),
-    _magic(rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
-    _magic(rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}", 4),
-    _magic(rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
-    _magic(rb"SQLite format 3\x00", "is a database, not weights: check that it is the right file"),
-    _magic(rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
-    _magic(rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
+_MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes, message to follow the name
+    (0, rb"version https://git-lfs\.github\.com/spec|version https://hawser",
+     "is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download the file"),
+    (0, rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--)",
+     "is a web page, not the file: download it by its direct link (on the Hub, /resolve/ instead of /blob/)"),
+    (0, rb"\s*<(\?xml|Error)", "is an XML document, not weights: download the file again"),
+    (0, rb"\x1f\x8b", f"is packed (gzip): {_UNPACK}"),
+    (0, rb"BZh\d", f"is packed (bzip2): {_UNPACK}"),
+    (0, rb"\xfd7zXZ\x00", f"is packed (xz): {_UNPACK}"),
+    (0, rb"\x28\xb5\x2f\xfd", f"is packed (zstd): {_UNPACK}"),
+    (0, rb"7z\xbc\xaf\x27\x1c", f"is packed (7z): {_UNPACK}"),
+    (257, rb"ustar", f"is packed (tar): {_UNPACK}"),
+    (0, rb"\x89HDF\r\n\x1a\n", f"holds HDF5, as Keras and TensorFlow write it, {_NOT_READ}"),
+    (0, rb"gguf|ggml|ggjt|tjgg|lmgg", f"holds GGUF, {_NOT_READ}"),
+    (0, rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
+    (4, rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}"),
+    (0, rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
+    (0, rb"SQLite format 3\x00", "is a database, not weights: check that it is the right file"),
+    (0, rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
+    (0, rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
 _BY_NAME = {
-    ".h5": "HDF5",
-    ".keras": "Keras",
-    ".msgpack": "Flax",
-    ".onnx": "ONNX",
-    ".tflite": "TensorFlow Lite",
-    ".pb": "TensorFlow",
-    ".gguf": "GGUF",
-    ".ot": "tch (Rust)",
-    ".pdparams": "PaddlePaddle",
-    ".params": "MXNet",
-    ".mlmodel": "Core ML",
-    ".engine": "TensorRT",
-    ".plan": "TensorRT",
-    ".trt": "TensorRT",
+    ".h5": "HDF5", ".keras": "Keras", ".msgpack": "Flax", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
+    ".pb": "TensorFlow", ".gguf": "GGUF", ".ot": "tch (Rust)", ".pdparams": "PaddlePaddle", ".params": "MXNet",
+    ".mlmodel": "Core ML", ".engine": "TensorRT", ".plan": "TensorRT", ".trt": "TensorRT",
     ".distcp": "a part of a distributed checkpoint",
-}
-_ZIP_FORMATS: tuple[tuple[Callable[[str], bool], str], ...] = (
-    (lambda name: name.endswith(".npy"), f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
+}  # fmt: skip
+_ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
+    (r"\.npy\Z", f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
     (
-        lambda name: bool(
-            re.search(r"(^|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$", name)
-        ),
+        r"(\A|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$",
         "holds an exported program (torch.export), which is not supported: save the model's state dict",
     ),
-    (lambda name: name in ("model.weights.h5", "metadata.json"), f"holds Keras, {_NOT_READ}"),
-    (lambda name: name.endswith("MAR-INF/MANIFEST.json"), f"is a TorchServe archive: {_UNPACK}"),
+    (r"\A(model\.weights\.h5|metadata\.json)\Z", f"holds Keras, {_NOT_READ}"),
+    (r"MAR-INF/MANIFEST\.json\Z", f"is a TorchServe archive: {_UNPACK}"),
 )
 
 
 def detect_format(path: Path) -> str:
-    """[`SAFETENSORS`] or [`PYTORCH`].
-
-    Args:
-        path (`Path`): a regular file.
+    """[`SAFETENSORS`] or [`PYTORCH`] for a regular file.
 
     Raises:
         [`CheckpointError`]: if it is neither, with what it is and what to do.
@@ -135,9 +95,8 @@ def inspect_file(path: Path) -> str:
             head = stream.read(_HEAD_BYTES)
         size = path.stat().st_size
     except OSError as error:
-        raise CheckpointError(
-            f"{path.parent / printable(path.name)} can't be read: {error.strerror or error}."
-        ) from None
+        shown = path.parent / printable(path.name)
+        raise CheckpointError(f"{shown} can't be read: {error.strerror or error}.") from None
     if not size:
         return "is empty: download it again"
     # before the other formats, whose magic bytes are short
@@ -148,9 +107,9 @@ def inspect_file(path: Path) -> str:
         return PYTORCH if first.endswith(b"/data.pkl") and first.count(b"/") == 1 else _describe_zip(path)
     if (head[0] == 0x80 and head[1:2] in b"\x02\x03\x04\x05") or _OLD_PICKLE.match(head):
         return PYTORCH
-    for sign in _MAGICS:
-        if sign.magic.match(head, sign.at):
-            return _legacy_tar_message(head) or sign.message
+    for at, magic, message in _MAGICS:
+        if re.match(magic, head[at:], re.DOTALL | re.IGNORECASE):
+            return _legacy_tar_message(head) or message
     return _describe_by_name(path, head)
 
 
@@ -164,8 +123,7 @@ def _legacy_tar_message(head: bytes) -> str | None:
 def _describe_by_name(path: Path, head: bytes) -> str:
     """The format or message for a file whose first bytes are not known, by its name."""
     suffix = path.suffix.lower()
-    described = next((p for p in (path.with_suffix(".xml"),) if p != path and p.is_file()), None)
-    if suffix == ".bin" and (described is not None or path.name.lower().startswith("openvino")):
+    if suffix == ".bin" and (path.with_suffix(".xml").is_file() or path.name.lower().startswith("openvino")):
         return "holds OpenVINO weights, which are not supported: give the model that it was converted from"
     if suffix in _BY_NAME:
         return f"holds {_BY_NAME[suffix]}, {_NOT_READ}"
@@ -173,9 +131,7 @@ def _describe_by_name(path: Path, head: bytes) -> str:
         return SAFETENSORS  # its reader reports the damage
     if not any(head):
         return "begins with zeros only, as interrupted downloads do: download it again"
-    if WEIGHT_SUFFIXES.search(path.name):
-        return _INCOMPLETE
-    return _NO_WEIGHTS
+    return _INCOMPLETE if WEIGHT_SUFFIXES.search(path.name) else _NO_WEIGHTS
 
 
 def _describe_zip(path: Path) -> str:
@@ -187,5 +143,5 @@ def _describe_zip(path: Path) -> str:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
     if any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):
         return PYTORCH
-    messages = (message for fits, message in _ZIP_FORMATS if any(map(fits, names)))
+    messages = (message for pattern, message in _ZIP_FORMATS if any(re.search(pattern, name) for name in names))
     return next(messages, f"is packed (zip): {_UNPACK}")

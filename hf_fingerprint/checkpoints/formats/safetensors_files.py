@@ -1,9 +1,8 @@
 """Read the layout of a .safetensors file: the offset of each tensor.
 
-The `safetensors` library checks the file (sizes, offsets, overlaps, truncation) but doesn't expose the offsets, so
-this module parses the header itself: 8 bytes with its length, little-endian, then JSON, then the data. If the library
-rejects a suspect's file for an unknown dtype, this module repeats its other checks. The library accepts headers of
-100 MB, which take 2.4 GB once parsed, so the header's limits are checked first.
+The `safetensors` library checks the file but doesn't expose the offsets, so this module parses the header itself: 8
+bytes with its length, little-endian, then JSON. If the library rejects a suspect's file for an unknown dtype, this
+module repeats its other checks. Limits come first: the library's 100 MB of header take 2.4 GB once parsed.
 """
 
 import os
@@ -17,15 +16,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.dtypes import SIZES
-from hf_fingerprint.checkpoints.limits import (
-    MAX_DIMENSIONS,
-    MAX_HEADER,
-    MAX_TENSORS,
-    check_json_values,
-    megabytes,
-    parse_json,
-)
+from hf_fingerprint.checkpoints.limits import check_json_values, megabytes, parse_json
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -96,17 +89,16 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
             if left_out is None:
                 raise
             refusal = error
-        length = len(raw)
-        start = 8 + length
-        if refusal is None and left_out is None and length <= _MAX_CACHED_HEADER:
+        start = 8 + len(raw)
+        if refusal is None and left_out is None and len(raw) <= _MAX_CACHED_HEADER:
             tensors, unreadable = _cached_layout(raw, file)
         else:
             header = parse_json(raw)
             if refusal is not None and not _has_only_unknown_dtypes(header, path.stat().st_size - start):
                 raise refusal
-            if left_out is None and len(header) > MAX_TENSORS + 1:
+            if left_out is None and len(header) > limits.MAX_TENSORS + 1:
                 raise CheckpointError(
-                    f"{path} holds {len(header)} tensors, and the limit is {MAX_TENSORS}: split the model."
+                    f"{path} holds {len(header)} tensors, and the limit is {limits.MAX_TENSORS}: split the model."
                 )
             tensors, unreadable = _parse_tensors(header, file, start, empty=left_out is None)
     except (SafetensorError, ValueError, RecursionError) as error:
@@ -130,17 +122,12 @@ def _cached_layout(raw: bytes, file: int) -> tuple[list[TensorInfo], list[tuple[
 
 
 def _read_header(path: Path) -> bytes:
-    """A file's header, within the limits for parsing it.
-
-    Raises:
-        [`CheckpointError`]: if it is too large.
-        [`ValueError`]: if it has too many values, or the file is truncated.
-    """
-    length = header_length(path)
-    if length > MAX_HEADER:
+    """A file's header, within the limits for parsing it; `ValueError` if it has too many values or is truncated."""
+    length = header_size(path)
+    if length > limits.MAX_HEADER:
         raise CheckpointError(
-            f"{path} has a header of {megabytes(length, round_up=True)} MB, and the limit is {megabytes(MAX_HEADER)} "
-            f"MB: download the file again."
+            f"{path} has a header of {megabytes(length, round_up=True)} MB, and the limit is "
+            f"{megabytes(limits.MAX_HEADER)} MB: download the file again."
         )
     with path.open("rb") as stream:
         stream.seek(8)
@@ -155,13 +142,12 @@ def check_header(content: bytes) -> None:
     Raises:
         [`ValueError`]: if it is not.
     """
-    length = int.from_bytes(content[:8], "little")
-    if length > MAX_HEADER:
+    if (length := int.from_bytes(content[:8], "little")) > limits.MAX_HEADER:
         raise ValueError("its header is too large")
     check_json_values(content[8 : 8 + length])
 
 
-def header_length(path: Path) -> int:
+def header_size(path: Path) -> int:
     """Size of a file's header in bytes.
 
     Raises:
@@ -175,27 +161,25 @@ def header_length(path: Path) -> int:
     return length
 
 
-def total_header_length(paths: Iterable[Path]) -> int:
+def headers_size(paths: Iterable[Path]) -> int:
     """Total size of the headers of several files in bytes. Damaged files count as 0."""
     total = 0
     for path in paths:
         with suppress(OSError, ValueError):  # read_layout reports the damage
-            total += header_length(path)
+            total += header_size(path)
     return total
 
 
 def largest_tensors(tensors: Iterable[TensorInfo], left_out: dict[str, str]) -> set[str] | None:
     """Names of the [`MAX_TENSORS`] largest tensors of a suspect, or `None` if it has no more than that.
 
-    The largest are read because filler tensors that displace them would cost the most. `left_out` receives the number
-    of the others.
+    Filler tensors that displace the largest cost the most. `left_out` receives the number of the others.
     """
-    found = list(tensors)
-    if len(found) <= MAX_TENSORS:
+    found = sorted(tensors, key=lambda info: -info.nbytes)
+    if len(found) <= limits.MAX_TENSORS:
         return None
-    found.sort(key=lambda info: -info.nbytes)
-    left_out["..."] = f"{len(found) - MAX_TENSORS} tensors beyond the {MAX_TENSORS} largest"
-    return {info.name for info in found[:MAX_TENSORS]}
+    left_out["..."] = f"{len(found) - limits.MAX_TENSORS} tensors beyond the {limits.MAX_TENSORS} largest"
+    return {info.name for info in found[: limits.MAX_TENSORS]}
 
 
 def _parse_tensors(
@@ -203,8 +187,7 @@ def _parse_tensors(
 ) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
     """The readable tensors of a well-formed header, ordered by offset, and the unreadable ones with the reason.
 
-    `empty` says whether tensors without elements count as readable.
-    """
+    With `empty`, tensors without elements are readable."""
     tensors, unreadable = [], []
     for name, entry in header.items():
         if name == "__metadata__":
@@ -220,10 +203,7 @@ def _parse_tensors(
 
 
 def _has_only_unknown_dtypes(header: Any, size: int) -> bool:
-    """Whether unknown dtypes are all that is wrong with a header for `size` bytes of data.
-
-    Every byte must belong to exactly one tensor, and sizes of known dtypes must match their shapes.
-    """
+    """Whether unknown dtypes are all that is wrong with a header for `size` bytes of data, which tensors must tile."""
     if not isinstance(header, dict):
         return False
     metadata = header.pop("__metadata__", {})
@@ -249,7 +229,7 @@ def _has_only_unknown_dtypes(header: Any, size: int) -> bool:
 
 def _sizes(value: Any) -> list[int] | None:
     """The value if it is a list of possible sizes, else `None`."""
-    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+    if not isinstance(value, list) or len(value) > limits.MAX_DIMENSIONS:
         return None
     return value if all(type(each) is int and 0 <= each < _MAX_OFFSET for each in value) else None
 

@@ -12,32 +12,20 @@ from hf_fingerprint.checkpoints.formats.torch_tensors import (
     LazyTensor,
     NumpyArray,
     Storage,
+    as_sizes,
     is_size,
-    parse_sizes,
 )
 from hf_fingerprint.printable import printable
 
 
 _STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-    "UntypedStorage": "uint8",
-    "QUInt8Storage": "quint8",
-    "QInt8Storage": "qint8",
-    "QInt32Storage": "qint32",
-    "QUInt4x2Storage": "quint4x2",
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
+    "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8", "QUInt8Storage": "quint8",
+    "QInt8Storage": "qint8", "QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2",
     "QUInt2x4Storage": "quint2x4",
-}
+}  # fmt: skip
 
 
 def parse_storage(found: Any) -> Storage:
@@ -74,7 +62,7 @@ def build_call(kind: Any, args: Any) -> Any:
 def _rebuild(
     storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None, signs: Any = None
 ) -> LazyTensor:
-    shape, strides = parse_sizes(shape), parse_sizes(strides)
+    shape, strides = as_sizes(shape), as_sizes(strides)
     if not isinstance(storage, Storage) or shape is None or strides is None or not is_size(offset):
         return LazyTensor("", reason="impossible sizes")
     if len(shape) != len(strides):

@@ -12,20 +12,10 @@ from hf_fingerprint.printable import printable
 
 
 DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-}
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2", "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8",
+    "bool": "BOOL", "complex64": "C64",
+}  # fmt: skip
 _OTHER_SIZES = {"complex128": 16, "quint8": 1, "qint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
 _NUMPY = {
     "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32", "i2": "int16", "i1": "int8",
@@ -152,7 +142,7 @@ class NumpyArray(LazyTensor):
 
     def fill(self, shape: Any, dtype: Any, columns_first: Any, raw: Any) -> None:
         """Receives the array's bytes, in row-major order or, with `columns_first`, in column-major order."""
-        sizes, named = parse_sizes(shape), _numpy_dtype(dtype)
+        sizes, named = as_sizes(shape), _numpy_dtype(dtype)
         raw = raw.encode("latin-1", "replace") if isinstance(raw, str) else raw  # as Python 2 wrote it
         if sizes is None or named is None or not isinstance(raw, bytes | memoryview):
             self.reason = "a NumPy array of unsupported dtype"
@@ -182,7 +172,7 @@ def _numpy_dtype(dtype: Any) -> str | None:
     return _NUMPY.get(dtype.args[0]) if isinstance(dtype.args[0], str) else None
 
 
-def parse_sizes(value: Any) -> tuple[int, ...] | None:
+def as_sizes(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS or not all(map(is_size, value)):
         return None
     return tuple(value)

@@ -63,14 +63,11 @@ def difference_set(points: int) -> tuple[int, ...]:
     J. Singer, Trans. AMS 43 (1938): for a generator x of GF(q^3), the i with `x^i` of trace 0 over GF(q), modulo
     `v = q^2 + q + 1`. This returns the translate that contains 0 and 1.
 
-    Args:
-        points (`int`): v, one of `SIZES`.
-
     Returns:
         `tuple[int, ...]`: the q + 1 members, ascending.
 
     Raises:
-        [`CodeError`]: if `points` is not one of `SIZES`.
+        [`CodeError`]: if `points`, v, is not one of `SIZES`.
     """
     if points not in SIZES:
         near = sorted(sorted(SIZES, key=lambda size: abs(size - points))[:3])
@@ -101,8 +98,7 @@ class BlockDesign:
     """
 
     def __init__(self, points: int):
-        self._base = difference_set(points)
-        self.points = points
+        self.points, self._base = points, difference_set(points)
         self.block_size = len(self._base)
         self.resilience = self.block_size - 1
 
@@ -132,23 +128,16 @@ class BlockDesign:
         return self.check_extracted(extracted) > threshold
 
     def covered_by(self, word: np.ndarray) -> tuple[int, ...]:
-        """Recipients whose codeword's zeros all are zeros of the word, whether or not they explain the whole word.
-
-        Args:
-            word (`np.ndarray` of shape `(v,)`): bits.
-        """
+        """Recipients whose codeword's zeros all are zeros of the word `(v,)`, even if they don't explain all of it."""
         return self._covered(self._bits(word))
 
     def coalition_of(self, word: np.ndarray) -> tuple[int, ...]:
-        """The one coalition of at most k - 1 recipients whose codewords have this AND; `()` if there is none.
+        """The one coalition of at most k - 1 recipients whose codewords have this AND, `(v,)`; `()` if there is none.
 
         The zeros of an AND are the union of the coalition's blocks, so each colluder is covered. Nobody else is: two
         blocks meet in exactly one point, so K <= k - 1 blocks hold at most K < k of the k points of another block. So
         the covered recipients are the coalition. If they are more than k - 1 or have another AND, the word belongs to
         no coalition. The all-ones word covers nobody.
-
-        Args:
-            word (`np.ndarray` of shape `(v,)`): bits.
         """
         word = self._bits(word)
         covered = self._covered(word)

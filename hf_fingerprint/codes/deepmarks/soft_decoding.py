@@ -61,8 +61,7 @@ def soft_decode(
     not in the true T, so accusing any innocent requires that one event: there is no union over recipients or
     coalitions. The proof assumes that the keyed generator of U is pseudo-random and that the suspect was made without
     feedback. (Trying only the T of exactly K would not do: a smaller coalition lies in many of them, each of which
-    spares different innocents.) If all T are refuted, there were more than K colluders, which the proof excludes, and
-    nobody is accused.
+    spares different innocents.) If all T are refuted, there were more than K colluders, and nobody is accused.
 
     All `b_j` have the same inner product with each other and are independent, so the energy of y in the span of any
     of them follows from the sum and the sum of squares of their `<y, b_j>`.
@@ -70,7 +69,7 @@ def soft_decode(
     Args:
         design (`BlockDesign`): the code.
         extracted (`np.ndarray` of shape `(v,)`): y, on any scale.
-        coalition (`int`, *optional*): K, the largest number of colluders that the bound holds for. It may exceed the
+        coalition (`int`, *optional*): K, the largest number of colluders that the bound holds for, even beyond the
             design's resilience. Defaults to the largest number within it that is feasible.
         alpha (`float`): the bound on the probability of accusing any innocent, at most 0.05.
 
@@ -98,8 +97,7 @@ def soft_decode(
         for j in sets[top]:
             best[j] = log10_p[(sets != j).all(axis=1)].max()
         np.maximum(ranked, best, out=ranked)
-    bounds = np.empty(design.points)
-    weights = np.empty(design.points)
+    bounds, weights = np.empty((2, design.points))
     bounds[order] = ranked
     weights[order] = from_unit_scale(refuter.weights(), exponent)
     level = math.log10(alpha)
@@ -130,9 +128,7 @@ class _Refuter:
     """Refutes coalitions of recipients, who are ranked by their inner product with y, highest first."""
 
     def __init__(self, design: BlockDesign, inner: np.ndarray, energy: float, coalition: int):
-        self._inner = inner
-        self._energy = energy
-        self._size = coalition
+        self._inner, self._energy, self._size = inner, energy, coalition
         self._diagonal = 4 * design.resilience  # the Gram matrix of the b_j is diagonal I + common J
         self._common = design.points - self._diagonal
 
@@ -147,10 +143,8 @@ class _Refuter:
 
     def residual_energy(self, total: np.ndarray, squares: np.ndarray, number: np.ndarray | int) -> np.ndarray:
         """The energy of y outside the span of `number` of the `b_j`, given the sums of `<y, b_j>` and squares."""
-        return (
-            self._energy
-            - (squares - self._common / (self._diagonal + number * self._common) * total**2) / self._diagonal
-        )
+        shared = self._common / (self._diagonal + number * self._common) * total**2
+        return self._energy - (squares - shared) / self._diagonal
 
     def log10_p(self, sets: np.ndarray) -> np.ndarray:
         """`log10 p_T` for each row of ranks."""

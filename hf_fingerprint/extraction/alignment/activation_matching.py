@@ -20,6 +20,7 @@ MIN_IMAGES, MAX_IMAGES, BATCH = 16, 256, 8
 PIXELS = MIN_IMAGES * 224 * 224  # smaller images are more in number, since late layers have few places in each
 SAMPLES = 768
 MAX_ABS = 1e12
+ActivationPairs = dict[str, tuple["Activations", "Activations"]]  # the base's and the suspect's, by module
 
 
 class Activations(NamedTuple):
@@ -28,9 +29,8 @@ class Activations(NamedTuple):
     Attributes:
         inputs (`np.ndarray` of shape `(channels in, samples)`): `float32`.
         outputs (`np.ndarray` of shape `(channels out, samples)`): `float32`.
-        gain, shift (`np.ndarray` of shape `(channels in,)`, *optional*): those of the layer normalization that outputs
-            the inputs.
-        scale (`np.ndarray` of shape `(channels out,)`, *optional*): the layer scale that multiplies the outputs.
+        gain, shift (`np.ndarray` of shape `(channels in,)`, *optional*): of the layer normalization before the module.
+        scale (`np.ndarray` of shape `(channels out,)`, *optional*): the layer scale after the module.
     """
 
     inputs: np.ndarray
@@ -40,18 +40,15 @@ class Activations(NamedTuple):
     scale: np.ndarray | None = None
 
 
-def record_activation_pairs(
-    ours: BuiltModel, theirs: "torch.nn.Module", modules: dict[str, str]
-) -> dict[str, tuple[Activations, Activations]]:
+def record_activation_pairs(ours: BuiltModel, theirs: "torch.nn.Module", modules: dict[str, str]) -> ActivationPairs:
     """Runs two models on the same synthetic images.
 
     Args:
-        ours ([`BuiltModel`]): the base.
-        theirs (`torch.nn.Module`): the suspect, in evaluation mode.
+        ours, theirs ([`BuiltModel`] and `torch.nn.Module`): the base, and the suspect in evaluation mode.
         modules (`dict[str, str]`): the names of modules of the base, and of their counterparts in the suspect.
 
-    Returns:
-        `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` for each module of the base that ran in both.
+        Returns:
+            `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` by the base's module, if it ran in both.
     """
     _, height, width = ours.size
     images = synthetic_images(ours, min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // (height * width))))
@@ -66,16 +63,13 @@ def record_activation_pairs(
 def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names: list[str]) -> dict[str, Activations]:
     import torch
 
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
+    found: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in names}
     norms: dict[str, dict[str, np.ndarray]] = {}
-    wanted = set(names)
     n_places = -(-SAMPLES * BATCH // len(images))
     normed: tuple[torch.Tensor, torch.nn.Module] | None = None
     latest: tuple[torch.Tensor, str] | None = None
 
-    def record_norm_or_scale(
-        called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor"
-    ) -> None:
+    def record_norm(called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
         nonlocal normed
         scale = _layer_scale(called)
         if scale is None:
@@ -88,9 +82,7 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
             nonlocal latest
             latest = output, name
             if inputs:
-                found[name].append(
-                    (_sample_channels(inputs[0], called, n_places), _sample_channels(output, called, n_places))
-                )
+                found[name].append(tuple(_sample_channels(each, called, n_places) for each in (inputs[0], output)))
                 if normed is not None and inputs[0] is normed[0]:
                     norms.setdefault(name, {}).update(_norm_affine(normed[1], inputs[0].shape[-1]))
 
@@ -98,11 +90,11 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
 
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
     hooks = [
-        part.register_forward_hook(hook(name) if isinstance(part, kinds) else record_norm_or_scale)
+        part.register_forward_hook(hook(name) if isinstance(part, kinds) else record_norm)
         for name, part in module.named_modules()
-        if (name in wanted and isinstance(part, kinds))
-        or isinstance(part, torch.nn.LayerNorm)
+        if isinstance(part, torch.nn.LayerNorm)
         or _layer_scale(part) is not None
+        or (name in found and isinstance(part, kinds))
     ]
     try:
         with torch.no_grad():

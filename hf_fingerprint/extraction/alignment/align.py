@@ -25,15 +25,18 @@ from hf_fingerprint.vault import Base
 
 SAMPLE_ROWS = 8
 MIN_ROW_COSINE, MAX_SCALE_RATIO = 0.97, 1.05
-MIN_COSINE, IMPROVED_RATIO = 0.5, 0.8
+MIN_COSINE = 0.5
+IMPROVED_RATIOS = (
+    0.8,
+    0.5,
+)  # of the residual before, and of another transform's: a basis has more freedom than an order
 MIN_MISALIGNED_SHARE = 0.02
 PROBED_TENSORS = 8  # if none of so many tensors of all sizes can be aligned, the models are unrelated
 PASSES = 16
 SHORT_ROW = 64  # weights in a row
 MAX_CONSENSUS_RATIO = 1.5
 MAX_EXACT_RESIDUAL = 0.01  # share of a tensor's energy: more than a mark leaves, less than a wrong order
-BARELY_IMPROVED_RATIO = 0.99  # a rotation common to all tensors needs no further evidence
-MUCH_IMPROVED_RATIO = 0.5  # a basis has more freedom than an order, so it must explain more
+BARELY_IMPROVED_RATIOS = 0.99, 0.99  # a rotation common to all tensors needs no further evidence
 
 
 def align_suspect(
@@ -47,13 +50,9 @@ def align_suspect(
     """Aligns a suspect's carriers with the base's, where they aren't.
 
     Args:
-        base ([`Base`]): the registered base.
-        original ([`Checkpoint`]): its open files.
-        suspect ([`TensorReader`]): the open suspect.
+        base, original, suspect, progress: see [`extract`].
         matches (`dict[str, TensorInfo]`): the known counterparts of carriers.
-        progress (callable, *optional*): a [`Progress`].
-        always (`bool`, *optional*, defaults to `False`): whether to try tensors too that look aligned but drifted,
-            since a small rotation looks like drift.
+        always (`bool`, *optional*, defaults to `False`): also tries tensors that look aligned, but may be rotated.
 
     Returns:
         [`AlignedWeights`], or `None` if the weights are aligned already, or nothing improves them.
@@ -73,43 +72,30 @@ def align_suspect(
         if name in first or found:
             ours, theirs = pairs.load_pair(name)
             if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
-                _keep_if_better(
-                    found,
-                    name,
-                    ours,
-                    theirs,
-                    match_weights(ours, theirs, pairs.activations.get(name), pairs.duplicates(name)),
-                )
+                order = match_weights(ours, theirs, pairs.activations.get(name), pairs.duplicates(name))
+                _keep_if_better(found, name, ours, theirs, order)
         count(sizes[name])
     if not found:
         _try_known_orders(pairs, first, found)
     if found:
-        _try_known_orders(
-            pairs, [*names, *(n for n in aligned_matches if not _all_rows_similar(*pairs.load_pair(n)))], found
-        )
+        doubtful = [name for name in aligned_matches if not _all_rows_similar(*pairs.load_pair(name))]
+        _try_known_orders(pairs, [*names, *doubtful], found)
     _apply_consensus(pairs, found)
     if found:
-        aligned_weights = _aligned_weights(base, suspect, pairs, found)
-        if rotated or has_common_rotation(
-            base, original, aligned_weights, aligned_matches | aligned_weights.aligned_tensors
-        ):
+        aligned = _aligned_weights(base, suspect, pairs, found)
+        if rotated or has_common_rotation(base, original, aligned, aligned_matches | aligned.aligned_tensors):
             rotated = {*aligned_matches, *found}
     unexplained = {name for name in names if name not in found or found[name].residual > MAX_EXACT_RESIDUAL}
     if found or rotated or _any_rotated(pairs, unexplained):
-        enough = (BARELY_IMPROVED_RATIO, BARELY_IMPROVED_RATIO) if rotated else (IMPROVED_RATIO, MUCH_IMPROVED_RATIO)
+        enough = BARELY_IMPROVED_RATIOS if rotated else IMPROVED_RATIOS
         for name, transform in pairs.fit_rotations(unexplained | rotated).items():
-            _keep_if_better(found, name, *pairs.load_pair(name), transform, *enough)
-    if not found:
-        return None
-    return _aligned_weights(base, suspect, pairs, found)
+            _keep_if_better(found, name, *pairs.load_pair(name), transform, enough)
+    return _aligned_weights(base, suspect, pairs, found) if found else None
 
 
-def _aligned_weights(
-    base: Base, suspect: TensorReader, pairs: LayerPairs, found: "dict[str, _FoundTransform]"
-) -> AlignedWeights:
-    return AlignedWeights(
-        base, suspect, {name: (pairs.counterparts[name], each.transform) for name, each in found.items()}
-    )
+def _aligned_weights(base: Base, suspect: TensorReader, pairs: LayerPairs, found: "_Found") -> AlignedWeights:
+    transforms = {name: (pairs.counterparts[name], each.transform) for name, each in found.items()}
+    return AlignedWeights(base, suspect, transforms)
 
 
 def _any_rotated(pairs: LayerPairs, names: set[str]) -> bool:
@@ -120,7 +106,7 @@ def _any_rotated(pairs: LayerPairs, names: set[str]) -> bool:
     return bool(found)
 
 
-def _try_known_orders(pairs: LayerPairs, names: Sequence[str], found: "dict[str, _FoundTransform]") -> None:
+def _try_known_orders(pairs: LayerPairs, names: Sequence[str], found: "_Found") -> None:
     """Tries the orders of aligned tensors on the others, since the channels that one layer writes another reads."""
     for _ in range(PASSES):
         before = len(found)
@@ -138,16 +124,15 @@ def _try_known_orders(pairs: LayerPairs, names: Sequence[str], found: "dict[str,
             break
 
 
-def _apply_consensus(pairs: LayerPairs, found: "dict[str, _FoundTransform]") -> None:
+def _apply_consensus(pairs: LayerPairs, found: "_Found") -> None:
     """Gives tensors with nearly the same order one common order; see `permutation_consensus.py`."""
     permuted = {name: each.transform for name, each in found.items() if isinstance(each.transform, ScaledPermutation)}
     for name, transform in permuted.items():
         ours, theirs = pairs.load_pair(name)
         if len(theirs) > len(ours):
             permuted[name] = replace(transform, rows=first_duplicate_rows(theirs)[transform.rows])
-    orders = find_consensus(
-        side for name, transform in permuted.items() for side in axis_orders(name, transform, *pairs.load_pair(name))
-    )
+    sides = (side for name, each in permuted.items() for side in axis_orders(name, each, *pairs.load_pair(name)))
+    orders = find_consensus(sides)
     for name, transform in permuted.items():
         rows, columns = orders.get((name, 0), transform.rows), orders.get((name, 1), transform.columns)
         if rows is not transform.rows or columns is not transform.columns:
@@ -158,7 +143,7 @@ def _apply_consensus(pairs: LayerPairs, found: "dict[str, _FoundTransform]") -> 
                 found[name] = found[name]._replace(transform=other, residual=residual)
 
 
-def _known_orders(found: "dict[str, _FoundTransform]", counts: tuple[int, int]) -> list[np.ndarray]:
+def _known_orders(found: "_Found", counts: tuple[int, int]) -> list[np.ndarray]:
     """The distinct orders of `counts` (base, suspect) channels that were found in tensors with long rows."""
     orders: dict[bytes, np.ndarray] = {}
     for each in found.values():
@@ -183,14 +168,16 @@ class _FoundTransform(NamedTuple):
     counts: tuple[tuple[int, int], tuple[int, int]]
 
 
+_Found = dict[str, _FoundTransform]
+
+
 def _keep_if_better(
-    found: dict[str, _FoundTransform],
+    found: _Found,
     name: str,
     ours: np.ndarray,
     theirs: np.ndarray,
     transform: Transform,
-    ratio_to_before: float = IMPROVED_RATIO,
-    ratio_to_found: float = MUCH_IMPROVED_RATIO,
+    ratios: tuple[float, float] = IMPROVED_RATIOS,
 ) -> None:
     """Keeps a transform if it makes a tensor similar to the base's, and clearly more so than before."""
     after = transform(theirs)
@@ -200,14 +187,13 @@ def _keep_if_better(
         return
     residual = _residual_share(ours, after)
     if name in found:
-        enough = ratio_to_found * found[name].residual
+        enough = ratios[1] * found[name].residual
     else:
         before = theirs if ours.shape == theirs.shape else np.zeros_like(ours)
-        enough = ratio_to_before * float(np.square(before - ours).sum()) / power
+        enough = ratios[0] * float(np.square(before - ours).sum()) / power
     if residual < enough:
-        found[name] = _FoundTransform(
-            transform, residual, ((len(ours), len(theirs)), (ours.shape[1], theirs.shape[1]))
-        )
+        rows, columns = zip(ours.shape[:2], theirs.shape[:2], strict=True)
+        found[name] = _FoundTransform(transform, residual, (rows, columns))
 
 
 def _residual_share(ours: np.ndarray, after: np.ndarray) -> float:
@@ -229,9 +215,8 @@ def is_aligned(original: Checkpoint, suspect: TensorReader, name: str, matches: 
 
 def _all_rows_similar(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether all rows of a tensor are similar to the base's; a sample may miss the few that were permuted."""
-    return ours.shape == theirs.shape and bool(
-        _similar_rows(*(each.reshape(len(each), -1) for each in (ours, theirs))).all()
-    )
+    rows = (each.reshape(len(each), -1) for each in (ours, theirs))
+    return ours.shape == theirs.shape and bool(_similar_rows(*rows).all())
 
 
 def _similar_rows(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -239,9 +224,5 @@ def _similar_rows(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     kept = theirs != 0
     products, powers = np.einsum("rc,rc->r", theirs, ours), np.einsum("rc,rc->r", kept, ours**2)
     scales = np.sqrt(powers * np.einsum("rc,rc->r", theirs, theirs))
-    is_similar = (
-        (products >= MIN_ROW_COSINE * scales)
-        & (powers <= MAX_SCALE_RATIO * products)
-        & (products <= MAX_SCALE_RATIO * powers)
-    )
-    return (scales == 0) | is_similar
+    same_size = (powers <= MAX_SCALE_RATIO * products) & (products <= MAX_SCALE_RATIO * powers)
+    return (scales == 0) | ((products >= MIN_ROW_COSINE * scales) & same_size)

@@ -29,14 +29,13 @@ class AlignedWeights:
         self.source, self.tensors = suspect.source, dict(suspect.tensors)
         self.aligned_tensors: dict[str, TensorInfo] = {}
         self._suspect = suspect
-        self._transforms: dict[str, tuple[TensorInfo, Transform]] = {}
+        self._transforms = {info.name: (info, transform) for info, transform in found.values()}
         self._cache: dict[str, np.ndarray] = {}
         self._lock = Lock()
-        for carrier, (info, transform) in found.items():
+        for carrier, (info, _) in found.items():
             shape = base.tensors[carrier].shape
             aligned_info = replace(info, dtype="F32", shape=shape, nbytes=4 * int(np.prod(shape)))
             self.tensors[info.name] = self.aligned_tensors[carrier] = aligned_info
-            self._transforms[info.name] = (info, transform)
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
@@ -46,10 +45,9 @@ class AlignedWeights:
             return self._suspect.read(info, start, stop, out)
         values = self._transformed_bytes(info.name)
         piece = values[start:stop]
-        if out is None:
-            return piece
-        out[: len(piece)] = piece
-        return out[: len(piece)]
+        if out is not None:
+            out[: len(piece)] = piece
+        return piece if out is None else out[: len(piece)]
 
     def _transformed_bytes(self, name: str) -> np.ndarray:
         """A tensor's bytes. The last few tensors are cached, since callers read them in pieces."""

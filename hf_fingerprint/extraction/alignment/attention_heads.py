@@ -1,8 +1,7 @@
 """Aligns attention heads that were permuted, or whose weights were changed to another basis.
 
 A head's scores are `q^T k`, so `q' = A q`, `k' = A^-T k` gives the same for any invertible A; likewise values and the
-output projection. A is fitted to the base's weights. The fit absorbs the part of the mark that looks like a change of
-basis.
+output projection. A is fitted to the base's weights, so it absorbs the part of the mark that looks like such a change.
 """
 
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 STEPS, MAX_STEP, TOLERANCE = 16, 0.5, 1e-3  # of the steps' sizes
 _TINY = 1e-9
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 class HeadBasisChange(NamedTuple):
@@ -21,23 +21,21 @@ class HeadBasisChange(NamedTuple):
 
     Attributes:
         order (`np.ndarray` of shape `(heads,)`): for each head of the base, the index of the suspect's head.
-        basis_change (`np.ndarray` of shape `(heads, width, width)`): the matrices that multiply the first weights
-            (queries, values).
-        dual_basis_change (`np.ndarray` of shape `(heads, width, width)`): the matrices that multiply the second
-            weights (keys, output columns), their transposed inverses.
+        basis (`np.ndarray` of shape `(heads, width, width)`): multiplies the first weights (queries, values).
+        dual_basis (`np.ndarray` of the same shape): its transposed inverses, for the second weights (keys, outputs).
     """
 
     order: np.ndarray
-    basis_change: np.ndarray
-    dual_basis_change: np.ndarray
+    basis: np.ndarray
+    dual_basis: np.ndarray
 
     def first(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's first weights, `(heads, width, n)`, aligned with the base's."""
-        return self.basis_change @ theirs[self.order]
+        return self.basis @ theirs[self.order]
 
     def second(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's second weights, `(heads, width, n)`, aligned with the base's."""
-        return self.dual_basis_change @ theirs[self.order]
+        return self.dual_basis @ theirs[self.order]
 
 
 def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -55,14 +53,12 @@ def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.square(inside).sum((2, 3)) / energy[:, None]
 
 
-def match_heads(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def match_heads(*pairs: Pair) -> np.ndarray:
     """For each head of the base, the index of the suspect's head, by the similarity of all their weights."""
     return linear_sum_assignment(-sum(head_similarity(ours, theirs) for ours, theirs in pairs))[1]
 
 
-def fit_head_bases(
-    order: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> HeadBasisChange:
+def fit_head_bases(order: np.ndarray, first: Pair, second: Pair) -> HeadBasisChange:
     """Fits the changes of basis that make a suspect's heads most similar to the base's.
 
     The start is the better least-squares fit of the first or the second weights. Then Gauss-Newton steps
@@ -71,40 +67,32 @@ def fit_head_bases(
 
     Args:
         order (`np.ndarray` of shape `(heads,)`): see [`match_heads`].
-        first, second (pair of `np.ndarray` of shape `(heads, width, n)`): the base's weights and the suspect's:
-            queries and keys, or values and the columns of the output projection.
+        first, second (pair of `np.ndarray` of shape `(heads, width, n)`): the base's and the suspect's queries and
+            keys, or values and output columns.
     """
-    (a, a_theirs), (b, b_theirs) = ((ours, theirs[order]) for ours, theirs in (first, second))
-    pairs = [_fit_basis(*head) for head in zip(a, a_theirs, b, b_theirs, strict=True)]
-    return HeadBasisChange(
-        order,
-        np.array([basis_change for basis_change, _ in pairs]),
-        np.array([dual_basis_change for _, dual_basis_change in pairs]),
-    )
+    (a, a2), (b, b2) = ((ours, theirs[order]) for ours, theirs in (first, second))
+    pairs = [_fit_basis(*head) for head in zip(a, a2, b, b2, strict=True)]
+    bases, dual_bases = (np.array(each) for each in zip(*pairs, strict=True))
+    return HeadBasisChange(order, bases, dual_bases)
 
 
-def _fit_basis(
-    a: np.ndarray, a_theirs: np.ndarray, b: np.ndarray, b_theirs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _fit_basis(a: np.ndarray, a2: np.ndarray, b: np.ndarray, b2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     identity = np.eye(len(a))
 
-    def residual_energy(basis_change: np.ndarray) -> float:
-        return float(
-            np.square(a - basis_change @ a_theirs).sum()
-            + np.square(b - np.linalg.inv(basis_change).T @ b_theirs).sum()
-        )
+    def residual_energy(basis: np.ndarray) -> float:
+        return float(np.square(a - basis @ a2).sum() + np.square(b - np.linalg.inv(basis).T @ b2).sum())
 
     try:
-        starts = _fit_matrix(a, a_theirs), np.linalg.inv(_fit_matrix(b, b_theirs)).T
-        basis_change = min(starts, key=residual_energy)
+        starts = _fit_matrix(a, a2), np.linalg.inv(_fit_matrix(b, b2)).T
+        basis = min(starts, key=residual_energy)
         for _ in range(STEPS):
-            p, r = basis_change @ a_theirs, np.linalg.inv(basis_change).T @ b_theirs
+            p, r = basis @ a2, np.linalg.inv(basis).T @ b2
             step = solve_sylvester(r @ r.T, p @ p.T, (a - p) @ p.T - r @ (b - r).T)
             size = float(np.linalg.norm(step))
-            basis_change = (identity + step * min(1.0, MAX_STEP / max(size, _TINY))) @ basis_change
+            basis = (identity + step * min(1.0, MAX_STEP / max(size, _TINY))) @ basis
             if size < TOLERANCE:
                 break
-        return basis_change, np.linalg.inv(basis_change).T
+        return basis, np.linalg.inv(basis).T
     except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to fit
         return identity, identity
 

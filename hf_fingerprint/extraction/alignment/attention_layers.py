@@ -17,9 +17,8 @@ class Attention(NamedTuple):
     """One self-attention.
 
     Attributes:
-        inputs (`tuple[str, ...]`): the names of the layers that compute queries, keys and values, or of the one layer
-            that computes all three.
-        output (`str`): the name of the output projection.
+        inputs (`tuple[str, ...]`): the layers that compute queries, keys and values, or one that computes all three.
+        output (`str`): the output projection.
         heads (`int`): the number of heads.
     """
 
@@ -29,11 +28,7 @@ class Attention(NamedTuple):
 
 
 def find_attentions(module: "torch.nn.Module") -> Iterator[Attention]:
-    """Yields the self-attentions of a model.
-
-    Args:
-        module (`torch.nn.Module`): the model.
-    """
+    """Yields the self-attentions of a model."""
     import torch
 
     layers = {name for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}

@@ -1,5 +1,4 @@
-"""Finds input channels of a suspect that are duplicates: the parts of a split unit carry the same activation, and the
-next layer adds them up.
+"""Finds duplicate input channels of a suspect: parts of a split unit, whose activations the next layer adds up.
 
 Channels that vary are recognized by their activations. Those that are constant, or vary in only a few samples,
 resemble others by chance; they are recognized by the rows of the layer that writes them.
@@ -40,8 +39,7 @@ def find_duplicate_units(inputs: np.ndarray, writers: Iterable[np.ndarray] = ())
 
     Args:
         inputs (`np.ndarray` of shape `(channels, samples)`): the activations.
-        writers (iterable of `np.ndarray` of shape `(channels, channels in, kernel)`, *optional*): weights of layers
-            that may write these channels; others are ignored.
+        writers (iterable of `np.ndarray`, *optional*): weights of layers that may write these channels, rows first.
     """
     moving = inputs - inputs.mean(1, keepdims=True)
     norms, energy = np.linalg.norm(inputs, axis=1), (moving**2).sum(1)

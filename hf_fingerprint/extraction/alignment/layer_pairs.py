@@ -11,7 +11,7 @@ from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, TensorRea
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
-from hf_fingerprint.extraction.alignment.activation_matching import Activations, record_activation_pairs
+from hf_fingerprint.extraction.alignment.activation_matching import ActivationPairs, record_activation_pairs
 from hf_fingerprint.extraction.alignment.aligned import load_tensor
 from hf_fingerprint.extraction.alignment.attention_layers import Attention, find_attentions
 from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, find_duplicate_units
@@ -26,21 +26,14 @@ T = TypeVar("T")
 
 
 class LayerPairs:
-    """The carriers, their counterparts and the activations of both.
-
-    Args:
-        base ([`Base`]): the registered base.
-        original ([`Checkpoint`]): its open files.
-        suspect ([`TensorReader`]): the open suspect.
-        matches (`dict[str, TensorInfo]`): the counterparts found by similarity.
-    """
+    """The carriers, their counterparts and the activations of both; for the arguments see [`align_suspect`]."""
 
     def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader, matches: dict[str, TensorInfo]):
         self._original, self._suspect = original, suspect
         named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
         namesakes = {c.name: named[normalize_name(c.name)] for c in base.carriers if normalize_name(c.name) in named}
         self.counterparts = {**matches, **namesakes}
-        self.activations: dict[str, tuple[Activations, Activations]] = {}
+        self.activations: ActivationPairs = {}
         self._attentions: list[Attention] = []
         self._duplicates: dict[str, DuplicateUnits | None] = {}
         self._run_models()
@@ -57,9 +50,8 @@ class LayerPairs:
             return None
         inputs = self.activations[name][1].inputs
         if name not in self._duplicates and len(inputs) == channels:  # not a depthwise convolution
-            writers = (
-                load_tensor(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == channels
-            )
+            infos = (each for each in self.counterparts.values() if each.shape[0] == channels)
+            writers = (load_tensor(self._suspect, each) for each in infos)
             self._duplicates[name] = find_duplicate_units(inputs, writers)
         return self._duplicates.get(name)
 
@@ -68,11 +60,8 @@ class LayerPairs:
         attentions = [each for each in self._attentions if names & {*each.inputs, each.output}]
         together = names.union(*({*each.inputs, each.output} for each in attentions))
         matrices = [name for name in sorted(together & self.counterparts.keys()) if self._is_matrix(name)]
-        return {
-            n: t
-            for n, t in fit_rotation_transforms(matrices, attentions, self.activations, self.load_pair).items()
-            if n in names
-        }
+        found = fit_rotation_transforms(matrices, attentions, self.activations, self.load_pair)
+        return {name: transform for name, transform in found.items() if name in names}
 
     def sample_layers(self, names: set[str]) -> set[str]:
         """Some attentions and some other layers, spread over the depth."""
@@ -81,9 +70,8 @@ class LayerPairs:
         return set().union(*_spread(attentions, SOME_ATTENTIONS), _spread(others, SOME_OTHERS))
 
     def _is_matrix(self, name: str) -> bool:
-        return len(self._original.tensors[name].shape) == 2 == len(self.counterparts[name].shape) and (
-            self._original.tensors[name].shape == self.counterparts[name].shape
-        )
+        shape = self._original.tensors[name].shape
+        return len(shape) == 2 and shape == self.counterparts[name].shape
 
     def _run_models(self) -> None:
         """Runs the base and the suspect on the same inputs, if both can be run."""
@@ -93,19 +81,14 @@ class LayerPairs:
             with nullcontext(self._original) if known else open_checkpoint(source) as whole:
                 ours = build_model(whole)
         except BuildError as error:
-            warnings.warn(
-                f"{error} Permuted channels are found by their weights alone.",
-                FingerprintWarning,
-                stacklevel=2,
-            )
+            message = f"{error} Permuted channels are found by their weights alone."
+            warnings.warn(message, FingerprintWarning, stacklevel=2)
             return
         file_names = map_parameter_names(ours.module, self._original)
         theirs = load_into_base_model(ours, file_names, self._suspect)
         if theirs is None:
             return
-        carriers = {
-            name.rpartition(".")[0]: file_names[name] for name in file_names if file_names[name] in self.counterparts
-        }
+        carriers = {n.rpartition(".")[0]: name for n, name in file_names.items() if name in self.counterparts}
         found = record_activation_pairs(ours, theirs, {module: module for module in carriers})
         self.activations = {carrier: found[module] for module, carrier in carriers.items() if module in found}
         self._attentions = [

@@ -61,18 +61,15 @@ def find_consensus(sides: Iterable[AxisOrder]) -> dict[tuple[str, int], np.ndarr
     """
     groups: list[list[AxisOrder]] = []
     for axis_order in sorted(sides, key=lambda each: -float(each.confidence.mean())):
-        for group in groups:
-            if _agree(group[0], axis_order):
-                group.append(axis_order)
-                break
-        else:
+        group = next((each for each in groups if _agree(each[0], axis_order)), None)
+        if group is None:
             groups.append([axis_order])
-    changed = {}
+        else:
+            group.append(axis_order)
+    changed: dict[tuple[str, int], np.ndarray] = {}
     for group in groups:
         order = _consensus_order(group)
-        for axis_order in group:
-            if not np.array_equal(order, axis_order.order):
-                changed[axis_order.name, axis_order.axis] = order
+        changed |= {(each.name, each.axis): order for each in group if not np.array_equal(order, each.order)}
     return changed
 
 
@@ -81,9 +78,8 @@ def _agree(one: AxisOrder, other: AxisOrder) -> bool:
     if (len(one.order), one.suspect_size) != (len(other.order), other.suspect_size):
         return False
     same, places = one.order == other.order, np.arange(len(one.order))
-    moved = ((one.order != places) | (other.order != places)) & (
-        np.minimum(one.confidence, other.confidence) >= MIN_CONFIDENCE
-    )
+    moved = (one.order != places) | (other.order != places)
+    moved &= np.minimum(one.confidence, other.confidence) >= MIN_CONFIDENCE
     return float(same[moved].mean() if moved.any() else same.mean()) >= MIN_AGREEMENT
 
 

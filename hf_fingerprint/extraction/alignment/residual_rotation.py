@@ -30,10 +30,8 @@ class StreamSide:
 
     Attributes:
         basis (`np.ndarray` of shape `(channels, channels)`): see [`fit_stream_rotation`].
-        gains (pair of `np.ndarray`, *optional*): the base's and the suspect's gains of the normalization before a
-            weight that reads the stream.
-        scales (pair of `np.ndarray`, *optional*): the base's and the suspect's layer scales after a weight that
-            writes to it.
+        gains (pair of `np.ndarray`, *optional*): both models' normalization gains before a weight that reads it.
+        scales (pair of `np.ndarray`, *optional*): both models' layer scales after a weight that writes to it.
     """
 
     basis: np.ndarray
@@ -59,10 +57,9 @@ class StreamSide:
         return values
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
-        """Factors that undo the drift of the normalization's gain, which was folded into the weights before rotation.
+        """Factors, one for each channel of the stream, that undo the drift of the gain folded in before rotation.
 
-        Fitted as `back = ours / drift + noise`, one factor for each channel of the stream; they broadcast over
-        `(rows, columns)`.
+        Fitted as `back = ours / drift + noise`; they broadcast over `(rows, columns)`.
         """
         if self.gains is None and (self.scales is None or np.all(self.scales[0] == 1)):
             return np.ones((1, 1))
@@ -82,7 +79,7 @@ class StreamSide:
 
 @dataclass(frozen=True)
 class RotationTransform:
-    """The transform that aligns a suspect's tensor: its stream side, then the other side, then the gains.
+    """Aligns a suspect's tensor: its stream side, then the other side, then the gains.
 
     The part that a normalization removes is taken from the base's weights.
     """
@@ -114,8 +111,7 @@ def fit_rotation_transforms(
         `dict[str, RotationTransform]`: by carrier; empty if no carrier reads a stream.
     """
     names = list(names)
-    found = fit_stream_rotation(activations[name] for name in names if name in activations)
-    if found is None:
+    if (found := fit_stream_rotation(activations[name] for name in names if name in activations)) is None:
         return {}
     basis: np.ndarray = found
     complete = [each for each in attentions if {*each.inputs, each.output} <= set(names)]
@@ -140,9 +136,8 @@ def fit_rotation_transforms(
     transforms: dict[str, RotationTransform] = {}
     for name, other in others.items():
         side, ours, theirs = pair(name)
-        transforms[name] = RotationTransform(
-            side, other, side.drift(ours, other(theirs)), _base_loader(load_pair, name)
-        )
+        drift = side.drift(ours, other(theirs))
+        transforms[name] = RotationTransform(side, other, drift, _base_loader(load_pair, name))
     return transforms
 
 
@@ -173,15 +168,11 @@ def _match_units(ours: np.ndarray, theirs: np.ndarray) -> OtherSide:
 
 
 def _align_heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, OtherSide]:
-    """Aligns permuted heads and heads in another basis, if that explains more than so many free parameters would.
-
-    A fit without need would absorb a part of the mark.
-    """
+    """Aligns heads, if that explains more than so many parameters would; else the fit would absorb a part of the
+    mark."""
     heads = attention.heads
     ours, theirs = ([pairs[name][which] for name in attention.inputs] for which in (0, 1))
-    (q, k, v), (q2, k2, v2) = (
-        _split_rows(np.concatenate(each), 3 * heads).reshape(3, heads, -1, each[0].shape[1]) for each in (ours, theirs)
-    )
+    (q, k, v), (q2, k2, v2) = (np.concatenate(each).reshape(3, heads, -1, each[0].shape[1]) for each in (ours, theirs))
     o, o2 = (_split_rows(each.T, heads) for each in pairs[attention.output])
     order = match_heads((q, q2), (k, k2), (v, v2), (o, o2))
     scores, values = fit_head_bases(order, (q, q2), (k, k2)), fit_head_bases(order, (v, v2), (o, o2))
@@ -197,14 +188,9 @@ def _align_heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.nda
     inputs = parts if len(attention.inputs) == 3 else [fused]
     others = {**dict(zip(attention.inputs, inputs, strict=True)), attention.output: output}
     share = len(q[0]) / (2 * q.shape[-1])  # 2 matrices for each head's 4
-    residual_before, left = (
-        sum(float(np.square(back - pairs[name][0]).sum()) for name, back in each)
-        for each in (
-            [(name, pairs[name][1]) for name in others],
-            [(name, other(pairs[name][1])) for name, other in others.items()],
-        )
-    )
-    return dict.fromkeys(others, _identity) if (1 - share) * residual_before <= SIMPLER_RATIO * left else others
+    before = sum(float(np.square(pairs[name][1] - pairs[name][0]).sum()) for name in others)
+    left = sum(float(np.square(other(pairs[name][1]) - pairs[name][0]).sum()) for name, other in others.items())
+    return dict.fromkeys(others, _identity) if (1 - share) * before <= SIMPLER_RATIO * left else others
 
 
 def _identity(weights: np.ndarray) -> np.ndarray:

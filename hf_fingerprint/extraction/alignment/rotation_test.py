@@ -32,12 +32,7 @@ def has_common_rotation(
     """Whether a suspect's weights differ from the base's by one small common rotation.
 
     Reads some rows of a few tensors and, if these drifted by more than a mark, of all tensors that may read a stream.
-
-    Args:
-        base ([`Base`]): the registered base.
-        original ([`Checkpoint`]): its open files.
-        suspect ([`TensorReader`]): the open suspect.
-        matches (`dict[str, TensorInfo]`): the counterparts of the carriers that are aligned.
+    `matches` holds the counterparts of the carriers that are aligned.
     """
     widths: dict[int, list[Carrier]] = defaultdict(list)
     for carrier in base.carriers:
@@ -58,8 +53,7 @@ def rotation_statistic(pairs: list[RowPair]) -> float:
     """The test statistic for a common rotation of rows.
 
     Args:
-        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): for each tensor, the base's rows and the
-            suspect's.
+        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): each tensor's rows in the base and suspect.
 
     Returns:
         `float`: in standard deviations, estimated across parts of tensors; about normal without a rotation.
@@ -82,11 +76,9 @@ def _row_pairs(
 ) -> Iterator[RowPair]:
     """Yields evenly spread rows of each tensor, since adjacent rows may drift together."""
     for carrier in readers:
-        chosen = sample_row_indices(original.tensors[carrier.name].rows, ROWS)
-        yield (
-            load_rows(original, original.tensors[carrier.name], chosen),
-            load_rows(suspect, matches[carrier.name], chosen),
-        )
+        info = original.tensors[carrier.name]
+        chosen = sample_row_indices(info.rows, ROWS)
+        yield load_rows(original, info, chosen), load_rows(suspect, matches[carrier.name], chosen)
 
 
 def _drift(carrier: Carrier, ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -30,9 +30,8 @@ def load_into_base_model(
     """The base's architecture with the suspect's weights, or `None` if they don't fit.
 
     Args:
-        ours ([`BuiltModel`]): the base.
-        file_names (`dict[str, str]`): the names of its parameters in its file, where they differ.
-        suspect ([`TensorReader`]): the open suspect.
+        ours, suspect ([`BuiltModel`] and [`TensorReader`]): the base, and the open suspect.
+        file_names (`dict[str, str]`): the names of the base's parameters in its file, where they differ.
     """
     module = deepcopy(ours.module)
     named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
@@ -59,7 +58,6 @@ class _WeightLoader:
         if is_batch_norm and self._bias is not None and not self._find(f"{dot}weight"):
             self._unfold_norm(part)
             return
-        convolution = isinstance(part, torch.nn.modules.conv._ConvNd)
         for kind, values in [*part._parameters.items(), *part._buffers.items()]:
             if values is None or not values.is_floating_point():
                 continue
@@ -69,7 +67,7 @@ class _WeightLoader:
                 self.missing.append(dot + kind)
             else:
                 _set_tensor(part, kind, content)
-        if convolution:
+        if isinstance(part, torch.nn.modules.conv._ConvNd):
             bias = self._find(f"{dot}bias")
             self._bias = self._load(bias) if bias is not None and part.bias is None else None
             if part.groups > 1 and part.weight.shape[1] == 1:
@@ -94,10 +92,8 @@ class _WeightLoader:
         """The values in a shape that this module can run with, or `None`."""
         import torch
 
-        if values.shape == shape:
-            return values
-        if values.ndim != len(shape):
-            return None
+        if values.shape == shape or values.ndim != len(shape):
+            return values if values.shape == shape else None
         kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm)
         if isinstance(part, kinds):
             if values.ndim > 2 and shape[1] == self._channels and values.shape[1] != shape[1]:
@@ -127,7 +123,6 @@ def _resize_position_embedding(values: np.ndarray, shape: tuple[int, ...]) -> np
         if old * old + prefix == values.shape[1] and new * new + prefix == shape[1]:
             grid = torch.from_numpy(values[:, prefix:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
             scaled = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", antialias=True)
-            return np.concatenate(
-                [values[:, :prefix], scaled.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()], 1
-            )
+            resized = scaled.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()
+            return np.concatenate([values[:, :prefix], resized], 1)
     return None

@@ -31,8 +31,7 @@ class ScaledPermutation:
 
     Attributes:
         rows (`np.ndarray` of shape `(rows,)`): for each row of the base, the index of the suspect's row.
-        columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the index of the
-            suspect's channel.
+        columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the suspect's.
         row_factors, column_factors (`np.ndarray`): the factors that multiply rows and columns.
         duplicates ([`DuplicateUnits`], *optional*): duplicate input channels of the suspect.
     """
@@ -60,17 +59,15 @@ def match_weights(
     Args:
         ours (`np.ndarray` of shape `(rows, channels in, kernel)`): the base's weights, `float32`.
         theirs (`np.ndarray` of the same shape, or larger): the suspect's weights.
-        activations (pair of [`Activations`], *optional*): the module's activations in both models. Without them, rows
-            or columns must be in the base's order.
+        activations (pair of [`Activations`], *optional*): without them, rows or columns must be in the base's order.
         duplicates ([`DuplicateUnits`], *optional*): duplicate input channels of the suspect.
     """
     channels = ours.shape[1]
     if activations is None:
         return match_weights_given_orders(ours, theirs, [np.arange(len(ours))], [np.arange(channels)])
+    depthwise = len(activations[0].inputs) != channels
     outputs = _centered(activations[0].outputs, activations[1].outputs)
-    inputs = (
-        _centered(activations[0].inputs, activations[1].inputs) if len(activations[0].inputs) == channels else None
-    )  # if not depthwise
+    inputs = None if depthwise else _centered(activations[0].inputs, activations[1].inputs)
     row_similarity, column_similarity = cosines(*outputs), None if inputs is None else cosines(*inputs)
     if column_similarity is not None and ours.shape == theirs.shape and ours.size >= LARGE_TENSOR:
         greedy = _match_greedily(row_similarity, column_similarity)
@@ -87,10 +84,8 @@ def match_weights(
 
 
 def _match_greedily(*similarity: np.ndarray) -> ScaledPermutation:
-    """Matches each channel to the most similar one, even if another channel has the same match.
-
-    For related models enough of these are right to show it. For unrelated models, a proper assignment takes longest.
-    """
+    """Matches each channel to the most similar one, unassigned: enough to tell related models, and quick for
+    others."""
     rows, columns = (np.abs(each).argmax(1) for each in similarity)
     row_signs, column_signs = (
         np.where(each[np.arange(len(order)), order] < 0, np.float32(-1), np.float32(1))
@@ -111,8 +106,7 @@ def match_weights_given_orders(
     Args:
         ours, theirs (`np.ndarray` of shape `(rows, channels in, kernel)`): see [`match_weights`].
         rows (sequence of `np.ndarray` of shape `(rows,)`): candidate orders of the rows.
-        columns (sequence of `np.ndarray` of shape `(channels in,)`): candidate orders of the input channels. There
-            must be at least one candidate in all.
+        columns (sequence of `np.ndarray` of shape `(channels in,)`): those of the input channels; one or more in all.
         duplicates ([`DuplicateUnits`], *optional*): duplicate input channels of the suspect.
     """
     count, channels, _ = ours.shape
@@ -151,12 +145,9 @@ def _simplify_factors(ours: np.ndarray, theirs: np.ndarray, found: ScaledPermuta
         (no_rows, _ratio(power.sum(0), products.sum(0), no_columns)),
         (found.row_factors, found.column_factors),
     ]
-    left = [
-        _unexplained(np.square(placed * r[:, None, None] * c[:, None] - reference).sum(2), power) for r, c in choices
-    ]
-    rows, columns = next(
-        choice for choice, each in zip(choices, left, strict=True) if each <= SIMPLER_RATIO * min(left)
-    )
+    scaled = (placed * rows[:, None, None] * columns[:, None] for rows, columns in choices)
+    left = [_unexplained(np.square(each - reference).sum(2), power) for each in scaled]
+    rows, columns = next(c for c, each in zip(choices, left, strict=True) if each <= SIMPLER_RATIO * min(left))
     return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
 
 
@@ -168,10 +159,7 @@ def _unexplained(left: np.ndarray, power: np.ndarray) -> float:
 def _refine_by_weights(
     ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation, columns_first: bool, known: bool = False
 ) -> ScaledPermutation:
-    """Corrects columns by rows and rows by columns until neither changes.
-
-    With `known`, gives up at once if the given order makes the other side no more similar than chance does.
-    """
+    """Corrects columns by rows and rows by columns until neither changes; with `known`, not if they fit by chance."""
     for half in range(2 * PASSES):
         columns = columns_first == (half % 2 == 0)
         if columns:
@@ -231,8 +219,7 @@ def _fit_factors(
 ) -> ScaledPermutation:
     """Fits the factors of rows and columns in turn; weights that are exactly 0 don't count.
 
-    The model is `theirs = ours / factor + noise` and not its inverse, since noise in a regressor would bias the
-    factors toward 0.
+    The model is `theirs = ours / factor + noise`, since noise in a regressor would bias the factors toward 0.
     """
     placed = theirs[found.rows][:, found.columns].astype(np.float64)
     kept = placed != 0

@@ -229,8 +229,7 @@ def test_a_header_that_costs_too_much_to_parse_is_refused_unparsed(tmp_path, mon
 
 
 def test_of_too_many_tensors_the_largest_are_read_of_a_suspect_and_a_base_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_files, "MAX_TENSORS", 3)
-    monkeypatch.setattr(reader, "MAX_TENSORS", 3)
+    monkeypatch.setattr(reader.limits, "MAX_TENSORS", 3)
     path = save_model(tmp_path / "m.safetensors", **{f"x{i}": np.zeros(i + 1, np.float32) for i in range(5)})
 
     with open_checkpoint(path, suspect=True) as suspect:
@@ -240,7 +239,7 @@ def test_of_too_many_tensors_the_largest_are_read_of_a_suspect_and_a_base_is_ref
 
 
 def test_headers_that_are_too_large_together_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "MAX_HEADERS", 150)
+    monkeypatch.setattr(reader.limits, "MAX_HEADERS", 150)
     folder = save_shards(tmp_path, {f"m-{i}.safetensors": {f"x{i}": np.zeros(2, np.float32)} for i in range(3)})
 
     assert "headers have" in refused(open_checkpoint, folder)

@@ -23,8 +23,9 @@ from hf_fingerprint.attacks import (
     StreamRotation,
 )
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction import extract, match_tensors
+from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_test
+from hf_fingerprint.extraction.match import match_tensors
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
