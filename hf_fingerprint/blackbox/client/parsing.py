@@ -65,10 +65,8 @@ class ResponseParser:
                 return None
             self._unparsed += 1
             if self._unparsed == MAX_UNPARSED:
-                raise FingerprintError(
-                    f"None of the first {MAX_UNPARSED} responses of {self._suspect} predicts a class of the base, "
-                    f"which has {len(self._labels)}; the last one {error}."
-                ) from None
+                problem = f"None of the first {MAX_UNPARSED} responses of {self._suspect} predicts a class of the base"
+                raise FingerprintError(f"{problem}, which has {len(self._labels)}; the last one {error}.") from None
             return None
         self._unparsed = None
         return index

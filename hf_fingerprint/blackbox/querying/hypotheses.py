@@ -35,17 +35,13 @@ class QueriedRecord:
     e_process: EProcess
     alpha: float
 
-    @property
-    def answering_count(self) -> int:
-        """The number of copies that were taught trigger labels."""
-        return len(self.copies) - len(self.non_answering)
-
     def miss_probability(self) -> float:
         """A bound on the probability that the responses so far would have missed some verbatim copy."""
-        triggers, answered = self.trigger_set, self.e_process.queried
-        return self.answering_count * 10 ** log10_miss_probability(
-            answered, triggers.assigned_share, triggers.recall, triggers.classes, len(self.copies), self.alpha
+        triggers, copies = self.trigger_set, len(self.copies)
+        log10_missed = log10_miss_probability(
+            self.e_process.queried, triggers.assigned_share, triggers.recall, triggers.classes, copies, self.alpha
         )
+        return (copies - len(self.non_answering)) * 10**log10_missed
 
 
 def records_to_query(
@@ -125,10 +121,8 @@ def query_outcome(
     missed = [each.miss_probability() for each in queried]
     if sum(missed) > MAX_MISS_PROBABILITY:
         if 2 * stats.answered < stats.queried:
-            reasons.append(
-                f"most responses predict no class: {stats.answered} of {stats.queried} images have a usable response, "
-                f"so check --labels and --field"
-            )
+            usable = f"{stats.answered} of {stats.queried} images have a usable response"
+            reasons.append(f"most responses predict no class: {usable}, so check --labels and --field")
         elif stats.stop_reason == BUDGET:
             reasons.append(f"{stats.answered} of {images} images have a response: continue with a larger --budget")
         elif stats.answered < stats.queried:
@@ -136,10 +130,8 @@ def query_outcome(
             reasons.append(f"{few}: trace the suspect by its weights")
         else:
             worst = max(zip(missed, queried, strict=True), key=lambda pair: pair[0])[1]
-            reasons.append(
-                f"the {worst.trigger_set.count} triggers of base {worst.base.base_id} are too few to accuse every "
-                f"copy at alpha {alpha:.0e}: trace the suspect by its weights"
-            )
+            too_few = f"the {worst.trigger_set.count} triggers of base {worst.base.base_id} are too few"
+            reasons.append(f"{too_few} to accuse every copy at alpha {alpha:.0e}: trace the suspect by its weights")
     untested = sum(len(each.non_answering) for each in queried) + sum(each.untested_copies for each in skipped)
     if untested:
         copies = sum(len(each.copies) for each in queried) + sum(each.untested_copies for each in skipped)
