@@ -142,8 +142,8 @@ def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str |
     model_class = getattr(transformers, named, None) if isinstance(named, str) and output != "" else None
     if model_class is None or getattr(model_class, "main_input_name", "") not in ("pixel_values", "inputs"):
         raise BuildError(
-            f"{where} names {printable_value(named)}, which is not a transformers image classifier, segmenter or backbone "
-            f"that takes pixels: use one of these."
+            f"{where} names {printable_value(named)}, which is not a transformers image classifier, segmenter or "
+            f"backbone that takes pixels: use one of these."
         )
     return model_class, output
 
