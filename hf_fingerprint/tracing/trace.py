@@ -105,35 +105,6 @@ def _trace(request: TraceRequest, suspect: str | Path, full: bool, max_bytes: in
     return _apply_unread_files(_merge_results(results, found.unread))
 
 
-def verify(
-    suspect: str | Path,
-    recipient: str,
-    vault: Vault | str | Path,
-    base: str | Path | None = None,
-    passphrase: str | None = None,
-    progress: Progress | None = None,
-    full: bool = False,
-    max_bytes: int | None = None,
-    all_scores: bool = False,
-) -> TraceResult:
-    """Tests one claim: that a suspect comes from a recipient's copy. No other recipient is scored.
-
-    The bound pays for all copies in the vault, as in a trace. So even a claim that was chosen after a trace is
-    confirmed for an innocent with probability at most alpha.
-
-    Args:
-        recipient (`str`): the recipient of the copy.
-        suspect, vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
-
-    Returns:
-        [`TraceResult`]: the claim is confirmed if the recipient is accused.
-
-    Raises:
-        [`VaultError`]: if the vault has no copy for the recipient.
-    """
-    return trace(suspect, vault, base, passphrase, progress, full, max_bytes, recipient, all_scores)
-
-
 def _unread_result(suspect: str | Path, request: TraceRequest, reason: str) -> TraceResult:
     """The result for a suspect without a weight file that could be opened."""
     alpha = min(base.alpha for base in request.bases)
