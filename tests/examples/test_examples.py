@@ -168,7 +168,14 @@ def test_the_plot_shows_every_recipient(tmp_path):
     scores = tuple(RecipientScore(name, "0", score, 0.0, score > 10) for name, score in (("a", 60.0), ("b", -1.0)))
     figures = {"tensors_matched": 1, "tensors_marked": 1, "weights_read": 10, "weights_dropped": 0, "alpha": 1e-6}
     result = TraceResult(
-        *("s", None, "b", "b", Outcome.ACCUSED, scores[:1], scores, 2, 2),
+        suspect="s",
+        base="b",
+        base_source="b",
+        outcome=Outcome.ACCUSED,
+        accused=scores[:1],
+        scores=scores,
+        recipients_tested=2,
+        recipients_covered=2,
         **figures,
         lineage=Lineage(True, 1.0, 0.0),
         threshold=6.5,
