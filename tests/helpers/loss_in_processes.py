@@ -3,6 +3,7 @@
 `run_in_processes` starts them; this file is then their script. Weights, losses and the seen world size come back.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -197,6 +198,7 @@ def run_in_processes(jobs: list[dict[str, Any]], work: Path, processes: int) -> 
 
 
 if __name__ == "__main__":
+    gc.freeze()  # accelerate collects garbage
     there = Path(sys.argv[1])
     dist.init_process_group("gloo")
     for number, next_job in enumerate(json.loads((there / "jobs.json").read_text())):
@@ -205,3 +207,4 @@ if __name__ == "__main__":
             save_file(weights, there / f"{number}.safetensors")
         dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # without gloo's threads, which may abort an interpreter that ends

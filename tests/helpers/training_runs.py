@@ -331,6 +331,7 @@ def enable_fsdp_on_cpu() -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # Trainers collect garbage several times a training
     enable_fsdp_on_cpu()
     for next_job in json.loads(Path(sys.argv[1]).read_text()):
         run_job(next_job)
