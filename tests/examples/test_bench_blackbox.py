@@ -7,7 +7,7 @@ import timm
 from examples.benchmarks import blackbox as bench_blackbox
 
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.slow
 
 
 def test_attacks_on_a_copy_are_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):

@@ -49,6 +49,7 @@ def compared(tmp_path_factory):
     return out / "resnet", json.loads(printed)
 
 
+@pytest.mark.slow
 def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     out, summary = compared
     rows = [report.Row(**values) for values in json.loads((out / "results.json").read_text())["rows"]]
@@ -69,6 +70,7 @@ def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     assert all(f"\n| {attack} | " in table for attack in (*ATTACKS, "the base, unmarked", "a copy as issued"))
 
 
+@pytest.mark.slow
 def test_every_suspect_is_a_line_on_the_disk(compared):
     out, _ = compared
     lines = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]

@@ -198,7 +198,7 @@ def test_every_example_says_what_it_is_and_compiles():
     assert not [script for script in scripts if not ast.get_docstring(ast.parse(script.read_text()))]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(tmp_path):
     chosen = ["resnet", "--scale", 0.01, "--coalitions", 3, "--attacks", "half", "average", "--out", tmp_path]
     run_here("benchmarks.attacks", tmp_path, *chosen)

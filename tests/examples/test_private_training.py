@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.processes import environment, module
 
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.slow
 
 
 def test_an_owner_and_two_data_holders_train_in_private_and_the_leaked_copy_is_traced(tmp_path):

@@ -23,6 +23,7 @@ def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path
     check_training(tmp_path, out)
 
 
+@pytest.mark.slow
 def test_the_accelerate_loop_trains_a_copy_in_two_processes_that_traces_to_its_recipient(tmp_path):
     done = run("accelerate_loop", tmp_path, "--steps", "12")
 

@@ -38,6 +38,7 @@ def narrow(scene: tuple[Partition, torch.Tensor, torch.Tensor]) -> Bottleneck:
     return bottleneck
 
 
+@pytest.mark.slow
 def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
     _, images, features = scene
     bottleneck, tries = narrow(scene), []

@@ -80,6 +80,7 @@ def with_noise(noise: float, code: torch.Tensor) -> torch.Tensor:
     return code + noise * torch.randn_like(code)
 
 
+@pytest.mark.slow
 def test_the_adversary_draws_from_clear_codes_and_less_from_noise():
     images = digits(32)[0]
     public, private = images[:1200], images[1200:1400]

@@ -59,6 +59,15 @@ TRANSFORMER = {
     "momentum over three epochs": WINDOWS | {"num_train_epochs": 3, "optim_args": "momentum=0.9"},
 }
 CNN = {"channels_last": WINDOWS | {"channels_last": True}}
+# others hold the same with one more thing on top
+SLOW = {"accumulation", "accumulation, clipping off", "AdamW", "scaler and accumulation", "compiled"}
+SLOW |= {"momentum over three epochs", "activation checkpointing, reentrant"}
+
+
+def cases(names):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
 BF16 = WINDOWS | {"bf16": True}
 
 
@@ -93,12 +102,12 @@ def assert_same(base, options):
     return called
 
 
-@pytest.mark.parametrize("case", BOTH | TRANSFORMER)
+@pytest.mark.parametrize("case", cases(BOTH | TRANSFORMER))
 def test_a_transformer_ends_where_the_loss_written_by_hand_takes_it(transformer, case):
     assert_same(transformer, (BOTH | TRANSFORMER)[case])
 
 
-@pytest.mark.parametrize("case", BOTH | CNN)
+@pytest.mark.parametrize("case", cases(BOTH | CNN))
 def test_a_cnn_ends_where_the_loss_written_by_hand_takes_it(cnn, case):
     assert_same(cnn, (BOTH | CNN)[case])
 
@@ -129,7 +138,7 @@ def steps_apart(base, how, **options):
     return max(other.apart)
 
 
-@pytest.mark.parametrize("name", ["transformer", "cnn"])
+@pytest.mark.parametrize("name", ["transformer", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_in_bf16_each_step_ends_where_the_loss_written_by_hand_takes_it(name, request):
     base = request.getfixturevalue(name)
 
