@@ -23,8 +23,8 @@ def is_reading_of_weights(event: str) -> bool:
     return event.startswith("open (") and f"/inner/{PAYLOAD}', 'r')" in event
 
 
-# one that unpickles, one that builds all the same without what it would fetch and one that imports code
-SOME = ["checkpoint path", "url", "code of its own type"]
+# one that unpickles and one that imports code
+SOME = ["checkpoint path", "code of its own type"]
 
 
 def try_kinds(folder, options, names):

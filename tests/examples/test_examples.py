@@ -37,7 +37,7 @@ def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("bob: score 2")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     out, err = run_here("demo", tmp_path, "--out", tmp_path / "demo", "--steps", 8)
 

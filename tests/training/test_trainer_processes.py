@@ -103,6 +103,7 @@ def test_processes_end_where_the_loss_written_by_hand_takes_them(base, parallel)
     assert difference(parallel[_key({"how": "by hand"})], written) > 1e-4, "other windows aren't seen"
 
 
+@pytest.mark.slow
 def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, partitioned):
     two, one_bites, two_bites, three, three_bites, alone, put_in, usual, clipped = partitioned
 

@@ -86,6 +86,7 @@ def test_a_model_trained_in_a_plain_loop_predicts_its_recipients_labels(marked_b
     assert [score.recipient for score in query(ModelSuspect(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 
 
+@pytest.mark.slow
 def test_training_moves_features_so_the_bases_own_head_update_would_miss(marked_base, tmp_path):
     folder, vault, base = marked_base
     fingerprint = Fingerprint(folder, "alice", vault)
