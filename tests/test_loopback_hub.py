@@ -33,6 +33,9 @@ from safetensors.numpy import save
 from tests.helpers.loopback_hub import Blob, Fault, LoopbackHub, Request, blob_hash
 
 
+pytestmark = pytest.mark.integration
+
+
 FILES = {
     "config.json": b"{}",
     "model.safetensors": save({"a": np.arange(6, dtype=np.float32)}),

@@ -40,6 +40,9 @@ from tests.helpers.small_models import (
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
 State = dict[str, torch.Tensor]
 

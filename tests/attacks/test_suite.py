@@ -10,6 +10,9 @@ from hf_fingerprint.errors import FingerprintError
 from tests.helpers.attackers import CNN, VIT, fresh, make_attacker, same
 
 
+pytestmark = pytest.mark.integration
+
+
 QUICK = {"steps": 2, "repair": 1, "rounds": 1, "queries": 8, "times": 2}
 
 

@@ -9,6 +9,9 @@ from examples.benchmarks import codes as bench_codes
 from hf_fingerprint.codes import FAMILIES, FORGERIES, decoding, make_codebook
 
 
+pytestmark = pytest.mark.integration
+
+
 PLAN = replace(bench_codes.QUICK, length=1024, runs=((3, 1),), many=600, innocents=5_000)
 
 

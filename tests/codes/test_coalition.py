@@ -14,6 +14,9 @@ from hf_fingerprint.codes.collusion import POSITION_STRATEGIES, collude_at_posit
 from hf_fingerprint.codes.residual import residual_signal
 
 
+pytestmark = pytest.mark.integration
+
+
 SECRET = bytes(range(32))
 ALPHA = 1e-6
 TARDOS = Tardos(4096, 10, SECRET)

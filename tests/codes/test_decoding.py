@@ -10,6 +10,9 @@ from hf_fingerprint.codes.decoding import MAX_ROUNDS
 from hf_fingerprint.codes.residual import is_unexplained, residual_signal
 
 
+pytestmark = pytest.mark.integration
+
+
 SECRET = bytes(range(32))
 LOG_ALPHA = math.log(1e-6)
 

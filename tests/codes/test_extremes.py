@@ -19,6 +19,9 @@ from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 from hf_fingerprint.errors import CodeError
 
 
+pytestmark = pytest.mark.integration
+
+
 SECRET = bytes(range(32))
 LENGTH, ALPHA = 256, 0.05
 CODES = {

@@ -1,7 +1,12 @@
 from dataclasses import replace
 
+import pytest
+
 from hf_fingerprint.evaluation.coalition_outcomes import CoalitionOutcome, outcomes
 from hf_fingerprint.evaluation.trials import COLLUSION
+
+
+pytestmark = pytest.mark.integration
 
 
 def test_runs_are_counted_by_strategy_and_size(evaluation):

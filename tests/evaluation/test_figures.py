@@ -7,6 +7,9 @@ from hf_fingerprint.evaluation import figures
 from tests.helpers.evaluation_runs import make_trial
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture
 def some(evaluation):
     """The copy at 90 %, pruned to 85 % and 30 % with the mark gone, and two coalitions of each of two kinds."""

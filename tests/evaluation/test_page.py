@@ -11,6 +11,9 @@ from hf_fingerprint.evaluation import write_report
 from hf_fingerprint.evaluation.trials import COLLUSION
 
 
+pytestmark = pytest.mark.integration
+
+
 PICTURES = ("attacks", "frontier", "coalitions", "innocents", "layers")
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

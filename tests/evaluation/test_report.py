@@ -15,6 +15,9 @@ from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
 
 
+pytestmark = pytest.mark.integration
+
+
 HOSTILE = "org/<script>alert(1)</script>|`x`\n# big\x1b[2J\u202e"
 
 

@@ -12,6 +12,9 @@ from tests.helpers.evaluation_runs import SETTINGS
 from tests.helpers.small_models import save_plain
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def testbed(place, evaluation):
     """Three recipients, of whom the last is always innocent."""

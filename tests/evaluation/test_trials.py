@@ -13,6 +13,9 @@ from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
 
 
+pytestmark = pytest.mark.integration
+
+
 def kept_in(folder):
     return folder / PRIVATE / RESULTS
 

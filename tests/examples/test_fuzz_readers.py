@@ -7,6 +7,9 @@ from examples.benchmarks.fuzz_targets import TARGETS, Target, targets_in
 from hf_fingerprint.errors import FingerprintError
 
 
+pytestmark = pytest.mark.integration
+
+
 IN_ALL = 1000  # a hundredth of what the script feeds; the bombs are the script's alone
 
 

@@ -11,6 +11,9 @@ from tests.helpers.hostile_folders import KINDS, Watch, write_hostile_folder
 from tests.helpers.small_models import build, save_timm, save_vit
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """The models that hostile folders are made from, and what they give."""

@@ -32,6 +32,9 @@ from tests.helpers.small_models import (
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A base and two of its copies in a vault that stays locked. Not to be added to."""

@@ -29,6 +29,9 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_tim
 from tests.helpers.trigger_models import ModelSuspect, base_with_triggers, built, names_of
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A base with a trigger set, and copies issued to others."""

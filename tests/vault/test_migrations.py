@@ -18,6 +18,9 @@ from tests.helpers.quick_age import lock_quickly
 from tests.helpers.two_processes import run_two_and_get_errors
 
 
+pytestmark = pytest.mark.integration
+
+
 PASSPHRASE = "correct horse battery staple"
 WHOLE = "f0" * 32
 BASE = "53e1e7b2c8d4"

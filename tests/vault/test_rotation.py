@@ -29,6 +29,9 @@ from tests.helpers.small_models import (
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 NEW = "a new passphrase"
 WHOLE = "f0" * 32
 refusal = partial(refused, error=VaultError)

@@ -14,6 +14,9 @@ from tests.helpers.error_checks import refused
 from tests.helpers.trigger_models import ModelSuspect
 
 
+pytestmark = pytest.mark.integration
+
+
 NAME = "recipient 1"
 
 

@@ -16,6 +16,9 @@ from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
 from tests.helpers.trigger_models import COUNT, DECOYS, WIDTH, ModelSuspect
 
 
+pytestmark = pytest.mark.integration
+
+
 NAMES = [f"recipient {i}" for i in range(8)]
 
 

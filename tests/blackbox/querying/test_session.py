@@ -20,6 +20,9 @@ from tests.helpers.error_checks import refused
 from tests.helpers.processes import ROOT
 
 
+pytestmark = pytest.mark.integration
+
+
 KEYS = [i.to_bytes(32, "big") for i in range(50)]
 TRIGGERS, DECOYS, CLASSES = 60, 15, 10
 POOL = [np.full((2, 2, 3), index, np.uint8) for index in range(TRIGGERS + DECOYS)]
