@@ -27,7 +27,7 @@ def results(name: str) -> list[PrintableResult]:
     check = AccusationCheck(name, "https://x", "a" * 64, 17, 18, 8, 1e-6, -12.3, True, True, True)
     trace = trace_result([name], ["carol"])
     ids = {"copy_id": "0" * 16, "base_id": "0" * 12, "new": False}
-    left_out = (SkippedFile(name, "not needed"),)
+    left = {"left_out": (SkippedFile(name, "not needed"),)}
     return [
         trace,
         query_result([QueryScore(name, "a" * 16, 17, 18, -12.34, True, "0123456789ab", "pushed")]),
@@ -37,7 +37,7 @@ def results(name: str) -> list[PrintableResult]:
         IssuedCopy(
             name, Path("out"), content_hash="h", commitment="c", coalition_certified=3, left_out=left_out, **ids
         ),
-        PublishedCopy(name, "org/x", "c0ffee", left_out=left_out, **ids),
+        PublishedCopy(name, "org/x", "c0ffee", **left, **ids),
     ]
 
 
