@@ -34,9 +34,7 @@ def results(name: str) -> list[PrintableResult]:
         ProofCheck((check,)),
         KeyImageMatch("x.png", 0, (name,), 304, 3, -80.0, Outcome.ACCUSED),
         WatchResult("org/x", "c0ffee", None, (name,), -12.0, outcome="accused", accusations=trace.accused),
-        IssuedCopy(
-            name, Path("out"), content_hash="h", commitment="c", coalition_certified=3, left_out=left_out, **ids
-        ),
+        IssuedCopy(name, Path("out"), content_hash="h", commitment="c", coalition_certified=3, **left, **ids),
         PublishedCopy(name, "org/x", "c0ffee", **left, **ids),
     ]
 
