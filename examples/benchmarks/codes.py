@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.codes import FAMILIES, Codebook, decode, decode_all, make_codebook
+from hf_fingerprint.codes import FAMILIES, FORGERIES, Codebook, decode, decode_all, forge, make_codebook
 from hf_fingerprint.codes.bounds import ChernoffBound
 from hf_fingerprint.codes.codebook import SCALE
-from hf_fingerprint.codes.collusion import FORGERIES, forge
 from hf_fingerprint.codes.residual import residual_signal
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 

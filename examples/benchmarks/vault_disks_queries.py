@@ -77,7 +77,7 @@ CASES = {
     ),
     "key-images export": Case(
         lambda place: None,
-        "key-images export alice {0.small}/set --vault {0.blackbox}/set_vault",
+        "key-images export alice --out {0.small}/set --vault {0.blackbox}/set_vault",
         key_images_are_complete,
         max_free=600 << 10,
     ),

@@ -2,8 +2,10 @@
 
 from typing import Annotated
 
+from hf_fingerprint.choices import FORGERIES
 from hf_fingerprint.cli import options, output
-from hf_fingerprint.cli.options import option, required
+from hf_fingerprint.cli.options import option
+from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
 from hf_fingerprint.tables import Table
 
 
@@ -24,15 +26,20 @@ MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of
 
 
 def design(
-    recipients: Annotated[int, required("--recipients", "Number of recipients.", min=1)],
-    coalition: Annotated[int, required("--coalition", "Number of colluders that must all be accused.", min=1)],
+    expected_recipients: options.ExpectedRecipients = None,
+    coalition: options.Coalition = None,
     alpha: options.Alpha = None,
     drift: Annotated[
         float, option("--drift", "Noise in each weight, in amplitudes of the mark; fine-tuning adds about 5.", min=0)
     ] = 5.0,
     strategy: Annotated[
         list[str] | None,
-        option("--strategy", "Collusion strategy to withstand. Repeat the option for several; defaults to all."),
+        option(
+            "--strategy",
+            f"Collusion strategy to withstand: {', '.join(FORGERIES)}. Repeat the option for several; defaults to all "
+            "distinct ones.",
+            autocompletion=options.complete_from(lambda: FORGERIES),
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -46,8 +53,10 @@ def design(
 
     counts = {name: round(millions * 1e6) for name, millions in MODELS.items()}
     counts = {name: _carrier_weights(name) for name in model or []} | counts
+    FingerprintConfig(coalition=coalition, expected_recipients=expected_recipients, alpha=alpha)  # checks the numbers
+    wanted = (expected_recipients or EXPECTED_RECIPIENTS, coalition or COALITION, alpha or ALPHA)
     with output.progress_bars() as progress:
-        found = design_code(recipients, coalition, alpha or 1e-6, drift, strategy or STRATEGIES, progress)
+        found = design_code(*wanted, drift, strategy or STRATEGIES, progress)
     needed = found.best.weights if found.best else None
     enough = {name: needed is not None and count >= needed for name, count in counts.items()}
     if as_json:

@@ -10,6 +10,12 @@ from hf_fingerprint.cli.options import option
 from hf_fingerprint.errors import FingerprintError
 
 
+def _attack_names() -> list[str]:
+    from hf_fingerprint.attacks.suite import GROUPS, attack_names
+
+    return [*GROUPS, *attack_names()]
+
+
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a timm or transformers classifier.")] = None,
     data: Annotated[
@@ -21,7 +27,11 @@ def evaluate(
     ] = None,
     attacks: Annotated[
         str | None,
-        option("--attacks", "Names or groups of attacks, separated by commas; defaults to all. See --list."),
+        option(
+            "--attacks",
+            "Names or groups of attacks, separated by commas; defaults to all. See --list.",
+            autocompletion=options.complete_from(_attack_names),
+        ),
     ] = None,
     max_images: Annotated[int, option("--max-images", "Maximum number of test images.", min=2)] = 1000,
     coalitions: Annotated[

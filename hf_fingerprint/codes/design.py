@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from hf_fingerprint.choices import FORGERIES, Strategy, wrong_choice
 from hf_fingerprint.codes.bounds import check_alpha
 from hf_fingerprint.codes.coalition import accusation_threshold, expected_score
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.collusion import FORGERIES, forge
+from hf_fingerprint.codes.collusion import forge
 from hf_fingerprint.codes.decoding import Decoding, decode
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import MAX_COALITION, Nuida
@@ -24,7 +25,15 @@ WEIGHTS_PER_POSITION = 40
 LENGTHS = tuple(64 << i for i in range(11))
 MAX_WEIGHTS_PER_POSITION = WEIGHTS_PER_POSITION << 10
 TRIALS = 2
-STRATEGIES = ("average", "random pick", "minority", "median", "min-max", "minimum", "random extreme")
+STRATEGIES: tuple[Strategy, ...] = (
+    "average",
+    "random pick",
+    "minority",
+    "median",
+    "min-max",
+    "minimum",
+    "random extreme",
+)
 _SECRET = bytes(32)
 _MIN_EXPECTED_SHARE = 0.8  # of the threshold: codes with lower expected scores are not simulated
 
@@ -128,9 +137,10 @@ def design_code(
     check_alpha(alpha)
     if not (np.isfinite(drift) and drift >= 0):
         raise CodeError(f"`drift` must be finite and at least 0, got {drift}.")
-    unknown = set(strategies) - set(FORGERIES)
-    if unknown or not strategies:
-        raise CodeError(f"There is no strategy {', '.join(unknown)}: choose from {', '.join(FORGERIES)}.")
+    if not strategies:
+        raise CodeError(f"`strategies` is empty: choose from {', '.join(FORGERIES)}.")
+    for unknown in set(strategies) - set(FORGERIES):
+        raise CodeError(wrong_choice("strategies", unknown, FORGERIES))
     families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
     required = CodeDesign(recipients, coalition, alpha, drift, ())
     found = (_smallest_option(family, required, strategies, progress or silent) for family in families)

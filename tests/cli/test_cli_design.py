@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from hf_fingerprint.cli.design_command import MODELS
 
 
-ARGUMENTS = ["design", "--recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
+ARGUMENTS = ["design", "--expected-recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
 
 
 def test_a_design_names_code_weights_scores_and_models(run):
@@ -56,9 +56,9 @@ def test_what_no_code_withstands_is_said(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipients", "10", "--coalition", "11"], "recipients, 10, got 11"),
-        (["--recipients", "10", "--coalition", "2", "--strategy", "tie-dye"], "tie-dye"),
-        (["--recipients", "10", "--coalition", "2", "--alpha", "0.9"], "at most 0.05, got 0.9"),
+        (["--expected-recipients", "10", "--coalition", "11"], "recipients, 10, got 11"),
+        (["--expected-recipients", "10", "--coalition", "2", "--strategy", "tie-dye"], "tie-dye"),
+        (["--expected-recipients", "10", "--coalition", "2", "--alpha", "0.9"], "at most 0.05, got 0.9"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_exit_code_2(run, arguments, said):
