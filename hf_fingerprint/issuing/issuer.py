@@ -28,7 +28,7 @@ from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.destination import checked_name, partial_path
 from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.progress import Progress, part_of
+from hf_fingerprint.progress import Progress, part_of, shows_progress
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
 
@@ -76,6 +76,7 @@ class Issuer:
         progress (callable, *optional*): a [`Progress`] for the registration.
     """
 
+    @shows_progress
     def __init__(
         self,
         model: str | Path,
@@ -111,6 +112,7 @@ class Issuer:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
+    @shows_progress
     def issue_all(
         self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
@@ -132,6 +134,7 @@ class Issuer:
             if before is not None:
                 yield before.result()
 
+    @shows_progress
     def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
         """Issues one copy. A second call with the same arguments returns the existing copy."""
         with self.prepare(recipient, out, progress) as finish:

@@ -13,7 +13,7 @@ from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL,
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.registration.amplitude_search import (
     MAX_SECONDS,
     MarkedModel,
@@ -29,6 +29,7 @@ from hf_fingerprint.registration.prediction import check_dtypes, code_length, dr
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder
 
 
+@shows_progress
 def register(
     model: str | Path | Checkpoint,
     vault: Vault,
@@ -115,6 +116,7 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
             )
 
 
+@shows_progress
 def analyze_base(
     checkpoint: Checkpoint,
     config: FingerprintConfig,
