@@ -1,7 +1,5 @@
 """Measures two risks for innocents: verifying the top scorer of a trace, and an attacker who frames one of them."""
 
-import contextlib
-import io
 import itertools
 import math
 import re
@@ -19,7 +17,6 @@ from examples._common.figures import Figure
 from examples._common.real_inputs import save_timm
 from examples.benchmarks.verdicts_scale import AMPLITUDE, Scale, drifted, new_vault, opened, record
 from hf_fingerprint import TraceResult, Vault, trace, verify
-from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.outcomes import Outcome
 
 
@@ -179,7 +176,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
 def figures_of(result: TraceResult) -> Iterator[tuple[str, float]]:
     """Yields all figures of a trace's default output: JSON values by path, numbers of the text by order."""
     yield from _flat("", result.to_dict())
-    text = _printed(lambda: print_trace(result))
+    text = str(result)
     for i, number in enumerate(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)):
         yield f"text {i}", float(number)
     yield "length of text", float(len(text))
@@ -197,12 +194,6 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield name, float(value)
     elif isinstance(value, str):
         yield f"{name}/length", float(len(value))
-
-
-def _printed(show: Callable[[], None]) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        show()
-    return out.getvalue()
 
 
 def _unit(noise: np.ndarray) -> np.ndarray:
