@@ -253,17 +253,17 @@ class Fingerprint:
         if folder.is_dir():
             check_holds_no_vault(folder, "the copy's folder", self.vault.folder, include_identities=True)
         check = partial(check_mark, folder, base, self.vault, self._bits)
-        digest, score, agreement = check()
+        digest, score, agreement = check(() if key is None else self._frozen)  # an issued copy's are marked
         is_new, labeled = self._find_record(base, digest) is None, False
         if is_new and self._labeled_state is not None:
             labeled = self._labeled_state == _checkpoint_state(folder)
         if key is not None and is_new and not labeled:
-            marked = mark_frozen_carriers(folder, base, self.vault, self._frozen, key)
+            mark_frozen_carriers(folder, base, self.vault, self._frozen, key)
             labeled = embed_trigger_labels(folder, base, self.vault, key, images)
             if labeled:
                 self._labeled_state = _checkpoint_state(folder)  # not embedded again if the rest is interrupted
-            if marked or labeled:
-                digest, score, agreement = check()
+        if self._frozen or labeled:
+            digest, score, agreement = check()
         recorded = self._write_record(base, self._record, folder, digest, labeled)
         self._release_lock()
         commitment = recorded.commitment if recorded.content_hash == digest else None

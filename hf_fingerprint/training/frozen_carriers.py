@@ -74,7 +74,7 @@ def check_frozen(base: Base, trained: LocatedCarriers, frozen: LocatedCarriers, 
     warnings.warn(f"{said}: the others {rest}.", FingerprintWarning, stacklevel=2)
 
 
-def mark_frozen_carriers(folder: Path, base: Base, vault: Vault, names: tuple[str, ...], copy_key: bytes) -> bool:
+def mark_frozen_carriers(folder: Path, base: Base, vault: Vault, names: tuple[str, ...], copy_key: bytes) -> None:
     """Adds the mark in closed form to carriers of a saved model that do not have it yet.
 
     Each weight file is replaced atomically. After an interruption, the same call adds what is missing.
@@ -86,14 +86,11 @@ def mark_frozen_carriers(folder: Path, base: Base, vault: Vault, names: tuple[st
         names (`tuple[str, ...]`): the carriers that did not train, by their names in the base.
         copy_key (`bytes`): the recipient's copy key.
 
-    Returns:
-        `bool`: whether the model changed.
-
     Raises:
         [`FingerprintError`]: if a carrier can't be changed in the saved model.
     """
     if not names:
-        return False
+        return
     codeword = base.codebook().codeword(copy_key)
     packed = np.packbits(codeword > 0)
     rewrites: dict[Path, list[tuple[TensorInfo, Rewrite]]] = defaultdict(list)
@@ -117,7 +114,6 @@ def mark_frozen_carriers(folder: Path, base: Base, vault: Vault, names: tuple[st
                 rewrites[saved.source.weights[info.file]].append((info, update))
     for path, updates in rewrites.items():
         rewrite_tensors(path, updates)
-    return bool(rewrites)
 
 
 def _share_held(

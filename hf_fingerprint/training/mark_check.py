@@ -1,5 +1,7 @@
 """Whether a trained model carries its mark."""
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,25 @@ from hf_fingerprint.registration import open_base
 from hf_fingerprint.vault import Base, Vault
 
 
-def check_mark(folder: Path, base: Base, vault: Vault, bits: np.ndarray) -> tuple[str, float, float]:
-    """A model's content hash, and the score and agreement of `bits` in it. Raises an error unless they trace."""
+def check_mark(
+    folder: Path, base: Base, vault: Vault, bits: np.ndarray, unmarked: Collection[str] = ()
+) -> tuple[str, float, float]:
+    """A model's content hash, and the score and agreement of its mark.
+
+    Args:
+        folder (`Path`): the saved model.
+        base ([`Base`]): the base that it was trained from.
+        vault ([`Vault`]): the vault. It may be locked.
+        bits (`np.ndarray` of shape `(V,)`): the recipient's bits, `bool`.
+        unmarked (collection of `str`, *optional*): carriers that are not read. Those that did not train differ from
+            the base by little or nothing, so their noise would outweigh the mark of the others.
+
+    Raises:
+        [`FingerprintError`]: unless the bits trace.
+    """
     with open_checkpoint(folder) as copy, open_base(base, vault) as original:
-        found = extract(base, original, copy)
+        read = replace(base, carriers=tuple(c for c in base.carriers if c.name not in unmarked))
+        found = extract(read, original, copy)
         codebook, packed, count = base.codebook(), np.packbits(bits), base.expected_recipients
         score, proven = prove_codeword(codebook, packed, found.values, found.mass, count, base.alpha)
         agreement = float(((found.values > 0) == bits)[found.mass > 0].mean()) if found.mass.any() else 0.0
