@@ -22,6 +22,7 @@ version = release = hf_fingerprint.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "docs._extensions.reference",
     "docs._extensions.docstrings",  # before napoleon, which then reads the sections
     "sphinx.ext.napoleon",
     "docs._extensions.command_line",
@@ -29,6 +30,8 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 nitpicky = True
+nitpick_ignore = [("py:class", word) for word in ("callable", "iterable", "sequence", "pairs")]  # words for types
+smartquotes = False  # they turn the two dashes of an option into one
 
 # MyST
 nb_execution_mode = "off"  # the committed notebooks have their outputs; tests/docs executes them
@@ -37,7 +40,6 @@ myst_heading_anchors = 4
 myst_substitutions = {"version": release, **_PROJECT["urls"]}
 
 # The reference: types are in the docstrings
-add_module_names = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
