@@ -26,12 +26,12 @@ extensions = [
     "docs._extensions.docstrings",  # before napoleon, which then reads the sections
     "sphinx.ext.napoleon",
     "docs._extensions.command_line",
+    "docs._extensions.checked_pages",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 nitpicky = True
 nitpick_ignore = [("py:class", word) for word in ("callable", "iterable", "sequence", "pairs")]  # words for types
-smartquotes = False  # they turn the two dashes of an option into one
 
 # MyST
 nb_execution_mode = "off"  # the committed notebooks have their outputs; tests/docs executes them
@@ -41,11 +41,12 @@ myst_substitutions = {"version": release, **_PROJECT["urls"]}
 
 # The reference: types are in the docstrings
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
-python_display_short_literal_types = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"hf_fingerprint {release}"

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 from docs._extensions.reference import documented
 
 
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"\[`([\w.]+)`\]|``[^`]+``|`([^`]+)`|\[([^\]`]+)\]\((https?://[^)\s]+)\)")
+_JOINT = re.compile(r"^( +)(\w+(?:, \w+)+)( \(.+\):.*\n(?:\1 +.*\n)*)", re.MULTILINE)  # one text for several names
 
 
 def to_rest(text: str) -> str:
     """A docstring in reST, from one in Markdown."""
+    text = _JOINT.sub(lambda found: "".join(found[1] + name + found[3] for name in found[2].split(", ")), text)
     parts, end = [], 0
     for block in _FENCED.finditer(text):
         indent, language, code = block.groups()
@@ -73,4 +76,5 @@ def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any)
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _process, priority=100)
     app.connect("autodoc-skip-member", _skip)
+    next(field for field in PyObject.doc_field_types if field.name == "variable").label = "Attributes"
     return {"parallel_read_safe": True}
