@@ -1,6 +1,7 @@
 """Makes the long description of a release from README.md: links to files of the repository become addresses."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
@@ -17,6 +18,5 @@ def with_addresses(text: str, source: str) -> str:
 
 class LongDescription(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
-        with open(f"{self.root}/README.md", encoding="utf-8") as file:
-            text = with_addresses(file.read(), metadata["urls"]["Source"])
+        text = with_addresses(Path(self.root, "README.md").read_text("utf-8"), metadata["urls"]["Source"])
         metadata["readme"] = {"content-type": "text/markdown", "text": text}

@@ -18,9 +18,7 @@ def test_each_public_name_has_one_entry():
 
 
 def test_each_entry_is_a_directive():
-    text = expand(
-        "# Title\n\n```{names}\nissue\nTraceResult\nFingerprintError\nMAX_ALPHA: The *largest* alpha.\n```\n"
-    )
+    text = expand("# A\n\n```{names}\nissue\nTraceResult\nFingerprintError\nMAX_ALPHA: The *largest*.\n```\n")
 
     assert text.splitlines()[2:-1] == [
         "```{eval-rst}",
@@ -29,7 +27,7 @@ def test_each_entry_is_a_directive():
         ".. autoexception:: hf_fingerprint.FingerprintError",
         ".. py:data:: hf_fingerprint.codes.MAX_ALPHA",
         "",
-        "   The *largest* alpha.",
+        "   The *largest*.",
         "",
     ]
     with pytest.raises(ValueError, match="give its full path"):
