@@ -27,6 +27,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "docs._extensions.command_line",
     "docs._extensions.checked_pages",
+    "docs._extensions.error_messages",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
