@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := models,plot,blackbox,datasets
-CODE := hf_fingerprint tests examples docs
+CODE := hf_fingerprint tests examples docs hatch_build.py
 TIMINGS ?= --durations=10
 # Runs all tests of a file in one process, so that its fixtures are made once; files run in the order of their names.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMINGS)
