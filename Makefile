@@ -9,7 +9,7 @@ TIMINGS ?= --durations=10
 # Runs all tests of a file in one process, so that its fixtures are made once; files run in the order of their names.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMINGS)
 
-.PHONY: demo test test-fast test-slow test-versions docs style quality bench evaluate reproduce clean
+.PHONY: demo test test-fast test-slow test-versions docs results style quality bench evaluate reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ test-versions: .venv-lowest/installed .venv-newest/installed
 	touch $@
 
 # Warnings are errors, references without a target among them.
+# Fills the tables of docs/results from the JSON that the benchmarks wrote.
+results: $(VENV)/installed
+	$(BIN)/python -m examples.results
+
 docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs docs/_build/html
 

@@ -137,8 +137,13 @@ def add_results_option(parser: argparse.ArgumentParser) -> None:
 
 
 def report(arguments: argparse.Namespace, tables: Sequence[Table]) -> None:
-    """Prints the tables, and writes them to the file of `--results`."""
+    """Prints the tables, and writes them to the file of `--results`, if there is one."""
     print("\n\n".join(table.markdown() for table in tables))
+    write_results(arguments, tables)
+
+
+def write_results(arguments: argparse.Namespace, tables: Sequence[Table]) -> None:
+    """Writes the tables to the file of `--results`, if there is one."""
     if arguments.results is not None:
         today = datetime.now(UTC).date().isoformat()
         made = Results(command(arguments), commit(), today, machine(), RUN, versions(), tuple(tables))

@@ -157,7 +157,7 @@ def innocents_named(rows: Iterable[Row]) -> dict[str, int]:
 
 def write_table(
     rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained], out: Path
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Table]:
     """Writes `table.md` and `results.json`.
 
     Args:
@@ -167,20 +167,21 @@ def write_table(
         out (`Path`): the folder.
 
     Returns:
-        `dict`: the counts.
+        `(counts, table)`.
     """
     summary = {
-        "copies": {name: asdict(made) for name, made in trained.items()},
+        "copies": {name: asdict(each) for name, each in trained.items()},
         "kept": summarize(rows),
         "innocents_named": innocents_named(rows),
     }
-    written = {"table.md": table(rows, evaluation, trained).markdown() + "\n"}
+    made = table(rows, evaluation, trained)
+    written = {"table.md": made.markdown() + "\n"}
     written["results.json"] = json.dumps(summary | {"rows": [asdict(row) for row in rows]}, indent=1)
     for name, text in written.items():
         partial = out / f"tmp-{name}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(out / name)
-    return summary
+    return summary, made
 
 
 def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> Table:
