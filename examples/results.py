@@ -8,6 +8,7 @@ from `docs/results/data/NAME.json`: the tables that are named, or all of them. `
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from examples._common.results import ROOT, TRANSCRIBED, Results, Table
@@ -16,6 +17,7 @@ from examples._common.results import ROOT, TRANSCRIBED, Results, Table
 PAGES = ROOT / "docs" / "results"
 BLOCK = re.compile(r"(<!-- results: (\S+)((?: \S+)*) -->\n).*?(<!-- end of results -->)", re.S)
 ALL = "*"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def load(folder: Path) -> dict[str, Results]:
@@ -37,8 +39,21 @@ def fill(page: str, results: Mapping[str, Results]) -> str:
 def tables_of(results: Results, chosen: list[str]) -> str:
     """Returns the chosen tables, or all, and the line that says where they come from."""
     by_name = {table.name: table for table in results.tables}
-    shown = [by_name[name].markdown() for name in chosen or by_name]
+    shown = [keep_pairs(by_name[name]).markdown() for name in chosen or by_name]
     return "\n\n".join([*shown, f"*{origin(results)}*"])
+
+
+def keep_pairs(table: Table) -> Table:
+    """Returns the table with lines broken after slashes only in cells of figures, `92, 245 / 88, 105`."""
+
+    def kept(cell: str) -> str:
+        return (
+            cell.replace(", ", f",{NO_BREAK}").replace(" / ", f"{NO_BREAK}/ ")
+            if cell[:1].isdigit() or cell[:2] == "- "
+            else cell
+        )
+
+    return replace(table, rows=tuple(tuple(map(kept, row)) for row in table.rows))
 
 
 def origin(results: Results) -> str:
@@ -52,10 +67,10 @@ def origin(results: Results) -> str:
 def table_of_runs(results: Mapping[str, Results]) -> Table:
     """Returns the table of all runs."""
     rows = (
-        (f"[{name}](data/{name}.json)", f"`{each.benchmark}`", each.source, each.date, each.commit, each.machine)
+        (f"[{name}](data/{name}.json)", f"`{each.benchmark}`", f"{each.source} {each.date}", each.commit, each.machine)
         for name, each in results.items()
     )
-    return Table("runs", "", ("results", "command", "source", "date", "commit", "machine"), tuple(rows))
+    return Table("runs", "", ("results", "command", "source", "commit", "machine"), tuple(rows))
 
 
 def main() -> None:
