@@ -47,11 +47,9 @@ def keep_pairs(table: Table) -> Table:
     """Returns the table with lines broken after slashes only in cells of figures, `92, 245 / 88, 105`."""
 
     def kept(cell: str) -> str:
-        return (
-            cell.replace(", ", f",{NO_BREAK}").replace(" / ", f"{NO_BREAK}/ ")
-            if cell[:1].isdigit() or cell[:2] == "- "
-            else cell
-        )
+        if not re.match(r"\d|- ", cell):
+            return cell
+        return cell.replace(", ", f",{NO_BREAK}").replace(" / ", f"{NO_BREAK}/ ")
 
     return replace(table, rows=tuple(tuple(map(kept, row)) for row in table.rows))
 
