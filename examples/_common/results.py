@@ -21,6 +21,7 @@ from hf_fingerprint.evaluation.report import versions
 
 RUN, TRANSCRIBED = "run", "transcribed"
 ROOT = Path(__file__).parents[2]
+CODE = ("hf_fingerprint", "examples", "tests")
 FIGURE_COLUMNS = ("figure", "measured", "bound")
 
 
@@ -164,9 +165,12 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def commit() -> str:
-    """Returns the commit of the code, with `-dirty` if files of it were changed since."""
-    described = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    return subprocess.run(described, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    """Returns the commit of the code, with `-dirty` if code was changed since."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *CODE], cwd=ROOT, check=False).returncode
+    return found.stdout.strip() + ("-dirty" if changed else "")
 
 
 def machine() -> str:

@@ -24,7 +24,6 @@ from examples.benchmarks.schemes_report import (
     named_cell,
 )
 from hf_fingerprint.attacks import SUITE
-from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Trial
 from hf_fingerprint.evaluation.coalition_outcomes import CoalitionOutcome, outcomes
 from hf_fingerprint.evaluation.frontier import cheapest_escape
@@ -69,21 +68,21 @@ def issued_copy(trials: list[Trial]) -> Trial:
     return next(p for p in reversed(trials) if p.kind == COPY)
 
 
-def single_copy_table(models: dict[str, list[Trial]], rows: list[Row], group: str) -> Table:
-    """Returns the table of a group of attacks on one copy."""
+def single_copy_table(models: dict[str, list[Trial]], rows: list[Row]) -> Table:
+    """Returns the table of all attacks on one copy."""
     copies = {name: issued_copy(trials) for name, trials in models.items()}
     heads = [f"{name} ({100 * p.accuracy:.0f}, {score_cell(p)})" for name, p in copies.items()]
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
     lines = []
     for attack, found in SUITE.items():
-        if found.group == group:
+        if found.group != COLLUSION:
             steps_shown = quick_steps(len(found.attacks))
             strengths = " / ".join(f"{found.attacks[step].strength:g}" for step in steps_shown)
             cells = [cell(trials, attack, steps_shown) for trials in models.values()]
             cells += other_scheme_cells(rows, attack, steps_shown) if rows else []
             if set(cells) != {"-"}:
                 lines.append((f"{attack} {strengths}" if len(steps_shown) > 1 else attack, *cells))
-    return Table(group, "", ("attack", *heads), tuple(lines))
+    return Table("single", "", ("attack", *heads), tuple(lines))
 
 
 def other_scheme_cells(rows: list[Row], attack: str, steps_shown: list[int]) -> list[str]:
@@ -185,9 +184,8 @@ def main() -> None:
 
         kept = {name: [p for p in trials if p.attack not in NOT_COMPARABLE] for name, trials in models.items()}
         plot_frontiers(kept, arguments.picture)
-    tables = [single_copy_table(models, rows, group) for group in GROUPS[:-1]]
-    tables += [lost_mark_table(models), coalition_table(models), innocents_table(models, arguments.all_scores)]
-    report(arguments, [table for table in tables if table.rows])
+    tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
+    report(arguments, [*tables, innocents_table(models, arguments.all_scores)])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from examples._common.results import Figure, add_results_option, figure_table
+from examples._common.results import Figure, add_results_option, figure_table, report
 from hf_fingerprint import Vault, trace
 from hf_fingerprint.errors import FingerprintWarning
 from tests.helpers.hostile_vault_kinds import KINDS
@@ -41,12 +41,12 @@ def main() -> None:
             for entry_point, read in entry_points(folder, world).items():
                 mine = Vault(shutil.copytree(world.root / "mine", root / "mine"))
                 begin = time.perf_counter()
-                report = check_merge(world, mine, folder, KINDS[name], read)
+                merged = check_merge(world, mine, folder, KINDS[name], read)
                 seconds = time.perf_counter() - begin
                 slowest = max(slowest, (seconds, f"{name}, as a {entry_point}"))
                 assert seconds < LONGEST, f"{name} took {seconds:.1f} s"
-                ended["refused whole" if report is None else "refused by name" if report.refused else "accepted"] += 1
-                if report is not None and not KINDS[name].loses_all:
+                ended["refused whole" if merged is None else "refused by name" if merged.refused else "accepted"] += 1
+                if merged is not None and not KINDS[name].loses_all:
                     mine.unlock(PASSPHRASE)
                     leaker = GOOD[number % 2]
                     result = trace(world.root / "copies" / leaker, mine)
