@@ -4,12 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := models,plot,blackbox,datasets
-CODE := hf_fingerprint tests examples
+CODE := hf_fingerprint tests examples docs
 TIMINGS ?= --durations=10
 # Runs all tests of a file in one process, so that its fixtures are made once; files run in the order of their names.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMINGS)
 
-.PHONY: demo test test-fast test-slow test-versions style quality bench evaluate reproduce clean
+.PHONY: demo test test-fast test-slow test-versions docs style quality bench evaluate reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ test-versions: .venv-lowest/installed .venv-newest/installed
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[$(EXTRAS)]'
 	touch $@
 
+# Warnings are errors, references without a target among them.
+docs: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs docs/_build/html
+
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -72,4 +76,4 @@ reproduce: $(VENV)/installed
 	$(BIN)/python -m examples.reproduction.run --out reproduction_output
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest docs/_build demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
