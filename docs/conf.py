@@ -25,6 +25,7 @@ extensions = [
     "docs._extensions.docstrings",  # before napoleon, which then reads the sections
     "sphinx.ext.napoleon",
     "docs._extensions.command_line",
+    "docs._extensions.error_messages",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
