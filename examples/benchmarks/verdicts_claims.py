@@ -13,8 +13,8 @@ import torch
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
-from examples._common.figures import Figure
 from examples._common.real_inputs import save_timm
+from examples._common.results import Figure
 from examples.benchmarks.verdicts_scale import AMPLITUDE, Scale, drifted, new_vault, opened, record
 from hf_fingerprint import TraceResult, Vault, trace, verify
 from hf_fingerprint.outcomes import Outcome
@@ -48,7 +48,6 @@ def claims_figure(work: Path, scale: Scale) -> Figure:
         confirmed += verify(suspect, top, vault).outcome is Outcome.ACCUSED
     share = confirmed / scale.suspects
     return Figure(
-        "claims",
         f"`verify` of the top scorer of a trace, alpha {ALPHA:g}, {scale.recipients:,} recipients, "
         f"{scale.suspects:,} suspects that hold no copy",
         f"confirmed in {confirmed} of {scale.suspects:,} ({share:.1%}); traces that accuse: {accused}",
@@ -76,7 +75,6 @@ def adaptive_attacker_figure(work: Path, scale: Scale) -> Figure:
     blind.climb(scale.queries)
     framed_text = "not accused" if framed is None else f"accused after {framed}"
     return Figure(
-        "adaptive",
         f"adaptive attacker with all that the default output gives, {blind.queries:,} queries",
         f"{len(blind.accused)} innocents accused; with `all_scores` the chosen one is {framed_text}",
         "no innocent accused",
