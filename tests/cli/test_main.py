@@ -144,9 +144,9 @@ def test_a_vault_in_the_environment_need_not_be_repeated(run, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trce", "x"], "No such command 'trce'. Did you mean 'trace'?"),
-        (["vault", "intt"], "No such command 'intt'. Did you mean 'init'?"),
-        (["trace", "x", "--identitty", "y"], "No such option: --identitty: did you mean --identity?"),
+        (["trce", "x"], "No such command 'trce': did you mean 'trace'?"),
+        (["vault", "intt"], "No such command 'intt': did you mean 'init'?"),
+        (["trace", "x", "--identitty", "y"], "--identitty: did you mean --identity?"),
         (["inspect", "x", "--code", "tardos-code"], "`--code` must be one of tardos, nuida, fair_signs, got tardos"),
         (["inspect", "x", "--code", "Tardoz"], "got Tardoz: did you mean tardos?"),
         (
