@@ -84,7 +84,6 @@ def verify(
 
 
 def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
-    from hf_fingerprint.cli.trace_output import print_trace
     from hf_fingerprint.tracing import trace as trace_suspect
 
     suspect = options.model_reference(chosen.suspect, chosen.file)
@@ -102,10 +101,10 @@ def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
         )
     if chosen.as_json:
         output.print_json(result.to_dict())
-        if chosen.all_scores:
-            output.warn_all_scores()
     else:
-        print_trace(result, claim=recipient)
+        output.print_result(result)
+    if chosen.all_scores:
+        output.warn_all_scores()
     return result.outcome.exit_code
 
 

@@ -1,16 +1,13 @@
 """`design`: chooses a code and its length, and shows which models are too small for it."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from hf_fingerprint.choices import FORGERIES
 from hf_fingerprint.cli import options, output
 from hf_fingerprint.cli.options import option
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
+from hf_fingerprint.tables import Table
 
-
-if TYPE_CHECKING:
-    from hf_fingerprint.codes import CodeDesign
 
 MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of `select_by_name`
     "mobilenetv3_small_100": 1.5,
@@ -64,12 +61,10 @@ def design(
     enough = {name: needed is not None and count >= needed for name, count in counts.items()}
     if as_json:
         models = [{"model": n, "carrier_weights": count, "enough": enough[n]} for n, count in counts.items()]
-        output.print_json(asdict(found) | {"models": models})
+        output.print_json(found.to_dict() | {"models": models})
         return
-    for line in _describe(found):
-        output.echo(line)
-    for name, count in counts.items():
-        output.echo(f"  {count:>13,}  {'large enough' if enough[name] else 'too small':12}  {name}")
+    rows = ((n, f"{count:,}", "large enough" if enough[n] else "too small") for n, count in counts.items())
+    output.print_blocks([*found.blocks(), Table(("model", "carrier weights", "for this code"), tuple(rows))])
 
 
 def _carrier_weights(name: str) -> int:
@@ -80,22 +75,3 @@ def _carrier_weights(name: str) -> int:
     with open_checkpoint(name, weights_only=True) as checkpoint:
         tensors = checkpoint.tensors
         return sum(tensors[carrier].rows * tensors[carrier].columns for carrier in select_by_name(tensors))
-
-
-def _describe(design: "CodeDesign") -> list[str]:
-    """A design as lines of text."""
-    wanted = (
-        f"{design.coalition} colluders among {design.recipients:,} recipients at alpha {design.alpha:.0e}, drift "
-        f"{design.drift:g} amplitudes a weight"
-    )
-    if design.best is None:
-        return [f"no code catches all of {wanted}, whatever the model's size", "carrier weights of some models:"]
-    best = design.best
-    lines = [
-        f"best for {wanted}: {best.family}, {best.length:,} positions, in {best.weights:,} carrier weights or more",
-        f"  {'code':10}  {'positions':>9}  {'weights':>13}  {'accuses at':>10}  mean score of a colluder by strategy",
-    ]
-    for code in design.options:
-        scores = ", ".join(f"{strategy} {score:.1f}" for strategy, score in code.scores.items())
-        lines.append(f"  {code.family:10}  {code.length:>9,}  {code.weights:>13,}  {code.threshold:>10.1f}  {scores}")
-    return [*lines, "carrier weights of some models, compared with what this code needs:"]

@@ -66,7 +66,7 @@ def evaluate(
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
-    from hf_fingerprint.evaluation.report import rich_tables, summarize
+    from hf_fingerprint.evaluation.report import summarize
 
     config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
     with output.progress_bars(announce=True) as progress:
@@ -90,11 +90,7 @@ def evaluate(
     if as_json:
         output.print_json(summarize(evaluation))
         return
-    screen = output.console()
-    for table in rich_tables(evaluation):
-        screen.print(table)
-    for name, why in evaluation.skipped.items():
-        output.echo_err(f"{name} was skipped: {why}")
+    output.print_result(evaluation)
     output.echo(f"the page: {written.page}")
 
 

@@ -70,16 +70,7 @@ def read(
     if as_json:
         output.print_json([each.to_dict() for each in found])
     else:
-        for each in found:
-            if each.recipients:
-                output.echo(f"{each.name}: a key image of {', '.join(each.recipients)}")
-            elif each.reason is None:
-                output.echo(f"{each.name}: a fingerprint of no recipient in the vault")
-            else:
-                output.echo(f"{each.outcome}: {each.reason}")
-        compared = f"{reader.copies:,} {'copy' if reader.copies == 1 else 'copies'}"
-        output.echo(
-            f"{reader.bits} bits compared with {compared}; an innocent's bits match with probability at most "
-            f"10^{found[0].log10_false_match:.0f}"
-        )
+        *others, last = found
+        for line in (*(each.line for each in others), *last.blocks()):
+            output.echo(line)
     return combine_outcomes(each.outcome for each in found).exit_code

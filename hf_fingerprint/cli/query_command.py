@@ -100,7 +100,7 @@ def query(
     if as_json:
         output.print_json(result.to_dict())
     else:
-        output.print_query(result)
+        output.print_result(result)
     if proof is not None and transcript is not None and result.accused:
         for place in write_proof(proof, transcript, result, opened_vault):
             output.echo_err(
@@ -126,14 +126,13 @@ def check_proof(
     published commitment.
     """
     from hf_fingerprint.blackbox.querying.proof import check_proof as run_check
-    from hf_fingerprint.blackbox.querying.proof import proof_outcome
 
-    checks = run_check(proof, commitment or ())
+    found = run_check(proof, commitment or ())
     if as_json:
-        output.print_json([check.to_dict() for check in checks])
+        output.print_json([check.to_dict() for check in found.accusations])
     else:
-        output.print_proof(checks)
-    return proof_outcome(checks).exit_code
+        output.print_result(found)
+    return found.outcome.exit_code
 
 
 def open_suspect(

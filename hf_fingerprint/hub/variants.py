@@ -1,7 +1,7 @@
 """Which recipient's copy goes to which variant repo, and at which revision it is published."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 from hf_fingerprint.checkpoints import SkippedFile
 from hf_fingerprint.checkpoints.limits import MAX_LIST, read_bounded
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class PublishedCopy:
+class PublishedCopy(PrintableResult):
     """A copy that is published in a variant repo.
 
     Attributes:
@@ -52,6 +53,16 @@ class PublishedCopy:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
         return {**asdict(self), "left_out": [each.to_dict() for each in self.left_out]}
+
+    def blocks(self) -> Iterator[Block]:
+        """The line that shows the copy, and one for each file that was left out."""
+        yield f"{self.recipient}: {self.repo}@{self.revision}" + ("" if self.new else " (published before)")
+        for each in self.left_out:
+            yield f"left out: {each.name} ({each.reason})"
+
+    def __repr__(self) -> str:
+        at = f"{self.repo}@{self.revision}"
+        return one_line_repr(self, recipient=self.recipient, repo=at, copy_id=self.copy_id, new=self.new)
 
 
 def read_assignments(file: Path) -> list[Assignment]:
