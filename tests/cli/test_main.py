@@ -220,7 +220,7 @@ def test_the_completion_script_is_shown(run, monkeypatch):
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
-def test_a_system_without_preadv_is_told_what_to_do(run, monkeypatch):
+def test_a_system_without_preadv_gets_one_sentence(run, monkeypatch):
     monkeypatch.delattr(os, "preadv")
 
     assert run("hash", "model")[::2] == (
