@@ -33,7 +33,7 @@ from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.issuing.updates import CopyUpdates
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.models.live_modules import has_own_format
-from hf_fingerprint.progress import Progress, part_of
+from hf_fingerprint.progress import Progress, part_of, shows_progress
 from hf_fingerprint.registration import register
 from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.registration.registering import register_checkpoint
@@ -57,6 +57,7 @@ class Issuer:
         progress (callable, *optional*): a [`Progress`] for the registration.
     """
 
+    @shows_progress
     def __init__(
         self,
         model: ModelInput,
@@ -100,6 +101,7 @@ class Issuer:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
+    @shows_progress
     def issue_all(
         self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
@@ -121,6 +123,7 @@ class Issuer:
             if before is not None:
                 yield before.result()
 
+    @shows_progress
     def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
         """Issues one copy. A second call with the same arguments returns the existing copy."""
         with self.prepare(recipient, out, progress) as finish:
