@@ -77,7 +77,7 @@ class FingerprintCallback(TrainerCallback):
         if isinstance(self.fingerprint, Fingerprint):
             self.fingerprint.check_output_folder(Path(args.output_dir))
         with _without_zero3_init(self):
-            self.regularizer = self.fingerprint.bind(model)
+            self.regularizer = self.fingerprint.bind(model, optimizer)
         self.regularizer.check_related()
         _warn_if_overshooting(self.regularizer, self.strength, optimizer)
         # a resumed model has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
