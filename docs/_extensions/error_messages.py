@@ -46,12 +46,12 @@ def messages(package: Path = PACKAGE) -> Iterator[Message]:
     errors = ast.parse((package / "errors.py").read_text()).body
     classes = {node.name for node in errors if isinstance(node, ast.ClassDef)}
     for path in sorted(package.rglob("*.py")):
-        package = path.relative_to(package).parts[0].removesuffix(".py")
+        part = path.relative_to(package).parts[0].removesuffix(".py")
         for function, call in _calls(ast.parse(path.read_text())):
             if _name(call) in classes and call.args:
                 problem, _, remedy = _text(call.args[0], function).strip().rpartition(": ")
                 if _says_something(problem + remedy):
-                    yield Message(package, _name(call), *((problem, remedy) if problem else (remedy, "")))
+                    yield Message(part, _name(call), *((problem, remedy) if problem else (remedy, "")))
 
 
 def _calls(tree: ast.AST, function: ast.AST | None = None) -> Iterator[tuple[ast.AST, ast.Call]]:
