@@ -16,7 +16,7 @@ WITH_CODE = [name for name, page in PAGES.items() if any(block.language in RUN f
 README = PAGES["README.md"].read_text()
 TEXTS = {name: page.read_text() for name, page in PAGES.items()} | {"CHANGELOG": (ROOT / "CHANGELOG.md").read_text()}
 TEXT = "\n".join(TEXTS.values())
-OF_OTHERS = {"--help", "--no-cover-images", "--picture"}  # of every command, and of benchmarks
+OF_OTHERS = {"--help", "--no-cover-images", "--picture", "--results"}  # of every command, and of scripts
 
 
 @pytest.mark.integration
