@@ -103,7 +103,7 @@ class Issuer:
 
     @shows_progress
     def issue_all(
-        self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
+        self, recipients: Sequence[str], folder: str | Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
         """Issues a copy for each recipient to `folder/NAME`, and yields each once it is complete.
 
@@ -115,7 +115,7 @@ class Issuer:
             for number, recipient in enumerate(recipients):
                 part = part_of(progress, "writing copies", len(recipients) * self.copy_bytes, number * self.copy_bytes)
                 stack = ExitStack()
-                finish = stack.enter_context(self.prepare(recipient, folder / recipient, part))
+                finish = stack.enter_context(self.prepare(recipient, Path(folder) / recipient, part))
                 after = pool.submit(_finish, stack, finish)
                 if before is not None:
                     yield before.result()
@@ -124,9 +124,9 @@ class Issuer:
                 yield before.result()
 
     @shows_progress
-    def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
+    def issue(self, recipient: str, out: str | Path, progress: Progress | None = None) -> IssuedCopy:
         """Issues one copy. A second call with the same arguments returns the existing copy."""
-        with self.prepare(recipient, out, progress) as finish:
+        with self.prepare(recipient, Path(out), progress) as finish:
             return finish()
 
     @contextmanager
