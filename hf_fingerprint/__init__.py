@@ -13,5 +13,5 @@ trace("org/suspect", vault).accused
 import lazy_loader
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,6 +4,7 @@ from hf_fingerprint.checkpoints.contents import FolderContents, SkippedFile, lis
 from hf_fingerprint.checkpoints.files import sync
 from hf_fingerprint.checkpoints.folders import disk_full_error, is_disk_full_error, remove_on_failure, resolve_parent
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError
 from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, TensorReader, open_ranged_checkpoint
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
@@ -13,9 +14,11 @@ from hf_fingerprint.checkpoints.writer import WrittenCopy, can_publish_unchanged
 
 
 __all__ = [
+    "NO_OPTIONS",
     "Checkpoint",
     "DownloadLimitError",
     "FolderContents",
+    "HubOptions",
     "RangedCheckpoint",
     "SkippedFile",
     "Source",

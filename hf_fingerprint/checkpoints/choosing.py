@@ -17,13 +17,13 @@ _WEIGHTS = re.compile(
 PREFERRED_FILES = (
     "model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.safetensors.index.json",
     "pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.th",
-    "*.pth.tar", "*.pt.tar", "*.pkl", "*.pickle",
+    "*.pth.tar", "*.pt.tar", "*.pkl", "*.pickle", "*.safetensors.index.*.json", "*.bin.index.*.json",
 )  # fmt: skip
 ADAPTER_FILES = "adapter_model.*"
 ADAPTER_MESSAGE = (
     "holds an adapter, not a model: merge it into its base (peft: merge_and_unload) and save the full model"
 )
-INDEX_SUFFIX = ".index.json"
+_INDEX = re.compile(r"(?P<weights>.+)\.index(?P<variant>\.[\w-]+(\.[\w-]+)*)?\.json", re.IGNORECASE | re.DOTALL)
 _MAX_LISTED = 8
 TRAINING_STATE_FILES = (
     "training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "sampler.bin", "dl_state_dict.bin",
@@ -43,24 +43,63 @@ def matches(name: str, patterns: str | Iterable[str]) -> bool:
     return any(PurePosixPath(name.lower()).match(pattern) for pattern in patterns)
 
 
-def choose_weights(names: Iterable[str], where: str) -> str:
+def indexed_weights(name: str) -> str | None:
+    """The name of the weights that an index of this name stands for, such as `model.safetensors` for
+    `model.safetensors.index.json` or `model.safetensors.index.fp16.json`; `None` for any other file."""
+    found = _INDEX.fullmatch(name)
+    if found is None or (found["variant"] and not is_weight_file(found["weights"])):
+        return None
+    return found["weights"]
+
+
+def possible_shards(index: str, names: Iterable[str]) -> list[str]:
+    """The files that may be the shards of an index: those next to it of its format, and of its variant if there are
+    such files."""
+    found = _INDEX.fullmatch(index)
+    variant = found["variant"].removeprefix(".") if found and found["variant"] else None
+    place, suffix = PurePosixPath(index).parent, PurePosixPath(indexed_weights(index) or index).suffix
+    beside = [name for name in names if PurePosixPath(name).parent == place and name.endswith(suffix)]
+    return [name for name in beside if variant and without_variant(name, variant)] or beside
+
+
+def without_variant(name: str, variant: str | None) -> str | None:
+    """The name of a file or shard of this variant as if it had none; `None` if it is not of this variant."""
+    if variant is None:
+        return name
+    plain, count = re.subn(rf"\.{re.escape(variant)}(?=(-\d+-of-\d+)?\.\w+$)", "", name)
+    return plain if count else None
+
+
+def choose_weights(names: Iterable[str], where: str, variant: str | None = None) -> str:
     """The file with the model's weights: safetensors before pickles, standard names first.
 
+    Args:
+        names (iterable of `str`): the files.
+        where (`str`): the folder or repo, for errors.
+        variant (`str`, *optional*): the variant to choose, such as `"fp16"` for `model.fp16.safetensors`.
+
     Raises:
-        [`CheckpointError`]: if no file or more than one qualifies. `where` names the folder or repo.
+        [`CheckpointError`]: if no file or more than one qualifies.
     """
     names = list(names)
-    candidates = [n for n in names if not matches(n, NOT_MODELS)]
+    plain = {name: without_variant(name, variant) for name in names if not matches(name, NOT_MODELS)}
+    candidates = {name: each for name, each in plain.items() if each is not None}
+    has_index = any(map(indexed_weights, candidates))
     for pattern in PREFERRED_FILES:
-        found = [n for n in candidates if matches(n, pattern)]
+        found = [name for name, each in candidates.items() if matches(each, pattern)]
         if len(found) == 1:
             return found[0]
-        indexed = not pattern.endswith(INDEX_SUFFIX) and any(n.lower().endswith(INDEX_SUFFIX) for n in candidates)
+        indexed = has_index and ".index." not in pattern
         if found and not indexed:
             raise CheckpointError(
                 f"{where} has several weight files ({format_names(found)}): choose one with --file, such as "
                 f"--file {min(found)}."
             )
+    if variant is not None:
+        others = format_names(name for name in names if is_weight_file(name) or indexed_weights(name))
+        raise CheckpointError(
+            f"{where} has no weights of variant {variant}: choose one of {others or 'its variants'}."
+        )
     raise no_weights_error(where, names)
 
 

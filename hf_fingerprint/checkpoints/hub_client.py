@@ -5,18 +5,25 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
 from hf_fingerprint.checkpoints.plain_http import warn_plaintext_hub_token
 from hf_fingerprint.errors import CheckpointError
 
 
-def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]]) -> tuple[Path, str]:
+def fetch_snapshot(
+    repo: str,
+    revision: str | None,
+    wanted: Callable[[list[str]], list[str]],
+    access: HubOptions = NO_OPTIONS,
+) -> tuple[Path, str]:
     """The snapshot folder of a commit with the wanted files: downloaded, or cached if the Hub can't be reached.
 
     Args:
         repo (`str`): `org/name`.
         revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
         wanted (callable): from the names of all files in the repo to those to fetch.
+        access ([`HubOptions`], *optional*): the token and the cache.
 
     Returns:
         `(folder, commit)`: the snapshot's folder and the commit's hash.
@@ -28,44 +35,51 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
     from huggingface_hub import HfApi
 
     try:
-        with hub_errors(repo, revision):
-            info = HfApi().model_info(repo, revision=revision)
+        with hub_errors(repo, revision, access.token):
+            info = HfApi(token=access.token).model_info(repo, revision=revision)
             names = wanted([sibling.rfilename for sibling in info.siblings or []])
-            return download_files(repo, revision, str(info.sha), names), str(info.sha)
+            return download_files(repo, revision, str(info.sha), names, access), str(info.sha)
     except CheckpointError:
         raise
     except Exception as error:  # the client's transport errors share no base class across its versions
-        return fetch_cached_snapshot(repo, revision, wanted, type(error).__name__)
+        return fetch_cached_snapshot(repo, revision, wanted, type(error).__name__, access)
 
 
-def download_files(repo: str, revision: str | None, commit: str, names: Iterable[str]) -> Path:
+def download_files(
+    repo: str, revision: str | None, commit: str, names: Iterable[str], access: HubOptions = NO_OPTIONS
+) -> Path:
     """The snapshot folder of a commit, which `revision` named just before, with these files."""
     from huggingface_hub import snapshot_download
 
     patterns = [glob.escape(name) for name in names]
-    folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, **access.download))
     if folder.name != commit:  # the branch moved meanwhile
-        folder = Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
+        folder = Path(snapshot_download(repo, revision=commit, allow_patterns=patterns, **access.download))
     return folder
 
 
 @contextmanager
-def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None, token: str | bool | None = None) -> Iterator[None]:
     """Turns the Hub's permanent errors about `repo` at `revision` into [`CheckpointError`]; others pass through.
 
-    Warns first if a token is about to go to the Hub over plain http.
+    Warns first if the token is about to go to the Hub over plain http.
 
     Raises:
         [`CheckpointError`]: for a repo or revision that does not exist or is not accessible to this account.
     """
     from huggingface_hub import constants, errors
 
-    at = format_repo(repo, revision)
-    warn_plaintext_hub_token()
+    at, own = format_repo(repo, revision), isinstance(token, str)
+    warn_plaintext_hub_token(token)
     try:
         yield
     except errors.HFValidationError:
         raise CheckpointError(f"{at} is neither a path here nor a possible Hub id: check the spelling.") from None
+    except errors.LocalTokenNotFoundError:
+        raise CheckpointError(
+            f"{at} is to be read with the token of this machine, which has none: log in (hf auth login), or give the "
+            f"token itself."
+        ) from None
     except errors.GatedRepoError:
         raise CheckpointError(
             f"{repo} is gated: ask for access on its page ({constants.ENDPOINT}/{repo}) and log in with a token of "
@@ -81,7 +95,8 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         if error.response is None or error.response.status_code != 401:
             raise
-        raise CheckpointError(f"The Hub rejects the token in use for {at}: log in again (hf auth login).") from None
+        which, remedy = ("given", "check it, or give none") if own else ("in use", "log in again (hf auth login)")
+        raise CheckpointError(f"The Hub rejects the token {which} for {at}: {remedy}.") from None
 
 
 def format_repo(repo: str, revision: str | None) -> str:
@@ -90,13 +105,17 @@ def format_repo(repo: str, revision: str | None) -> str:
 
 
 def fetch_cached_snapshot(
-    repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
+    repo: str,
+    revision: str | None,
+    wanted: Callable[[list[str]], list[str]],
+    reason: str,
+    access: HubOptions = NO_OPTIONS,
 ) -> tuple[Path, str]:
     """Like [`fetch_snapshot`], from the local cache alone. `reason` says why the Hub is not queried."""
     try:
-        complete, available = cached_files(repo, revision)
+        complete, available = cached_files(repo, revision, access.cache_dir)
         names = wanted(list(available))
-        folder = cached_folder(repo, revision, names if complete else None)
+        folder = cached_folder(repo, revision, names if complete else None, access.cache_dir)
         return folder, folder.name
     except CheckpointError:
         raise

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_fingerprint.checkpoints.hub_client import download_files, format_repo, hub_errors
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder, progress_bar_options
 from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
+from hf_fingerprint.checkpoints.naming import HubId
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -23,15 +25,16 @@ class HubFiles:
     """The files of one commit; from the local cache alone if the Hub can't be reached.
 
     Args:
-        repo (`str`): `org/name`.
-        revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
+        hub_id ([`HubId`]): the model's folder in a repo, and the revision.
         max_bytes (`int` or `None`): maximum number of bytes to fetch, over all files.
+        access ([`HubOptions`], *optional*): the token and the cache.
 
     Attributes:
-        repo (`str`): current name of the repo, which differs from the given one if it was renamed.
+        hub_id ([`HubId`]): the same with the current name of the repo, which differs if it was renamed.
         commit (`str`): the commit's hash.
-        sizes (`dict[str, int | None]`): all files with their sizes in bytes, `None` where unknown.
-        folder (`Path`): folder of the fetched files.
+        sizes (`dict[str, int | None]`): all files of the model's folder with their sizes in bytes, `None` where
+            unknown.
+        folder (`Path`): the model's folder, with the fetched files.
         bytes_left (`int` or `None`): number of bytes that may still be fetched.
 
     Raises:
@@ -39,21 +42,24 @@ class HubFiles:
             reached and is not in the cache.
     """
 
-    def __init__(self, repo: str, revision: str | None, max_bytes: int | None):
+    def __init__(self, hub_id: HubId, max_bytes: int | None, access: HubOptions = NO_OPTIONS):
         from huggingface_hub import HfApi
 
-        self._display_name, self._revision, self._online = format_repo(repo, revision), revision, True
+        repo, revision = hub_id.repo, hub_id.revision
+        self._display_name, self._online, self._access = format_repo(repo, revision), True, access
         self.bytes_left = self._max_bytes = max_bytes
+        self.hub_id = hub_id
         try:
-            with hub_errors(repo, revision):
-                info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-            self.repo, self.commit = str(info.id), str(info.sha)
-            self.sizes = {each.rfilename: each.size for each in info.siblings or []}
+            with hub_errors(repo, revision, access.token):
+                info = HfApi(token=access.token).model_info(repo, revision=revision, files_metadata=True)
+            self.hub_id, self.commit = hub_id._replace(repo=str(info.id)), str(info.sha)
+            sizes: dict[str, int | None] = {each.rfilename: each.size for each in info.siblings or []}
             self.folder = Path()
         except CheckpointError:
             raise
         except Exception as error:  # the client's transport errors share no base class across its versions
-            self._from_cache(repo, type(error).__name__)
+            sizes = self._from_cache(repo, type(error).__name__)
+        self.sizes = {name: sizes[hub_id.path_in_repo(name)] for name in hub_id.names_in_folder(sizes)}
 
     def fetch_problem(self, names: Iterable[str]) -> str | None:
         """Why these files can't be fetched, or `None` if they can."""
@@ -75,8 +81,10 @@ class HubFiles:
         """Downloads configurations and indexes, and sets `folder`."""
         if self._online:
             self._spend(names)
-            with self._fetch_errors(self._revision):
-                self.folder = download_files(self.repo, self._revision, self.commit, names)
+            repo, revision = self.hub_id.repo, self.hub_id.revision
+            with self._fetch_errors(revision):
+                paths = map(self.hub_id.path_in_repo, names)
+                self.folder = self._model_folder(download_files(repo, revision, self.commit, paths, self._access))
 
     def fetch(self, names: Iterable[str]) -> None:
         """Downloads files for which [`fetch_problem`] returns `None`.
@@ -93,7 +101,9 @@ class HubFiles:
             self._spend([name])
             with self._fetch_errors(self.commit):
                 counter = None if self.bytes_left is None else _bounded_progress_bar(self.sizes[name] or 0)
-                hf_hub_download(self.repo, name, revision=self.commit, **progress_bar_options(counter))
+                options = self._access.download | progress_bar_options(counter)
+                path = self.hub_id.path_in_repo(name)
+                hf_hub_download(self.hub_id.repo, path, revision=self.commit, **options)
 
     def read_small(self, name: str, fetched: Iterable[str]) -> bytes:
         """Content of a small file.
@@ -116,24 +126,32 @@ class HubFiles:
     def _is_cached(self, name: str) -> bool:
         from huggingface_hub import try_to_load_from_cache
 
-        return name not in self.sizes or isinstance(try_to_load_from_cache(self.repo, name, revision=self.commit), str)
+        if name not in self.sizes:
+            return True
+        repo, path, cache_dir = self.hub_id.repo, self.hub_id.path_in_repo(name), self._access.cache_dir
+        return isinstance(try_to_load_from_cache(repo, path, cache_dir, revision=self.commit), str)
 
-    def _from_cache(self, repo: str, reason: str) -> None:
+    def _model_folder(self, snapshot: Path) -> Path:
+        return snapshot if self.hub_id.subfolder is None else snapshot / self.hub_id.subfolder
+
+    def _from_cache(self, repo: str, reason: str) -> dict[str, int | None]:
+        revision, cache_dir = self.hub_id.revision, self._access.cache_dir
         try:
-            _, self.sizes = cached_files(repo, self._revision)
-            self.folder = cached_folder(repo, self._revision, [])
+            _, sizes = cached_files(repo, revision, cache_dir)
+            snapshot = cached_folder(repo, revision, [], cache_dir)
         except Exception:
             raise CheckpointError(
                 f"{self._display_name} can't be fetched ({reason}) and is not in the local cache: check the "
                 f"connection."
             ) from None
         self._online = False
-        self.repo, self.commit = repo, self.folder.name
+        self.folder, self.commit = self._model_folder(snapshot), snapshot.name
+        return sizes
 
     @contextmanager
     def _fetch_errors(self, revision: str | None) -> Iterator[None]:
         try:
-            with hub_errors(self.repo, revision):
+            with hub_errors(self.hub_id.repo, revision, self._access.token):
                 yield
         except (CheckpointError, OversizedDownload):
             raise

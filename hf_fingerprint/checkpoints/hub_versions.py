@@ -11,7 +11,9 @@ from typing import Any
 _BUSY = (429, 500, 502, 503, 504)
 
 
-def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int | None]]:
+def cached_files(
+    repo: str, revision: str | None, cache_dir: str | Path | None = None
+) -> tuple[bool, dict[str, int | None]]:
     """The files of a commit in the local cache with their sizes, without querying the Hub.
 
     Returns:
@@ -26,18 +28,21 @@ def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int |
     listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
     if listed is not None:
         with suppress(Exception):  # no list was kept
-            return True, {file.path: file.size for file in listed(repo, revision=revision)}
-    folder = cached_folder(repo, revision)
+            return True, {file.path: file.size for file in listed(repo, revision=revision, cache_dir=cache_dir)}
+    folder = cached_folder(repo, revision, cache_dir=cache_dir)
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return False, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def cached_folder(repo: str, revision: str | None, names: Iterable[str] | None = None) -> Path:
+def cached_folder(
+    repo: str, revision: str | None, names: Iterable[str] | None = None, cache_dir: str | Path | None = None
+) -> Path:
     """The folder of a commit in the local cache, complete or not; an error if it is known to lack one of `names`."""
     from huggingface_hub import snapshot_download
 
     patterns = None if names is None else [glob.escape(name) for name in names]
-    return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": patterns, "cache_dir": cache_dir}
+    return Path(snapshot_download(repo, local_files_only=True, **options))
 
 
 @contextmanager

@@ -77,7 +77,7 @@ _LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (_SECRETS, SECRET),
     (_STATES, STATE),
     (_SIGNATURES, SIGNED),
-    (_any_of(r".*\.index\.json"), "an index of weights that are not copied"),
+    (_any_of(r".*\.index(\.[\w-]+)*\.json"), "an index of weights that are not copied"),
 )
 _FOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (_any_of(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), CHECKPOINTS),

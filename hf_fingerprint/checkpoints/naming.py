@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,24 +13,59 @@ from hf_fingerprint.printable import printable
 HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[^:@]+))?(@(?P<revision>[\w./-]+))?(?(file)|(:(?P<file_after>[^:@]+))?)"
 )
+_SUBFOLDER_END = "/./"  # as in rsync; a recorded file's path never holds it
 
 
 def format_model_name(name: str | Path, file: str | None) -> str | Path:
-    """The model's name, with `:file` appended if one is chosen."""
-    return name if file is None else f"{name}:{file}"
+    """The model's name, with `:file` appended if one is chosen, or `./file` to a folder in a repo."""
+    if file is None:
+        return name
+    in_subfolder = str(name).endswith("/") and HUB_ID.fullmatch(str(name).removeprefix("hf-hub:")) is not None
+    return f"{name}./{file}" if in_subfolder else f"{name}:{file}"
 
 
 class HubId(NamedTuple):
-    """A repo on the Hub, with an optional revision and an optional chosen file."""
+    """A repo on the Hub, with optional choices in it.
+
+    Attributes:
+        repo (`str`): `org/name`.
+        revision (`str` or `None`): branch, tag or commit.
+        file (`str` or `None`): the chosen file, a path in the model's folder.
+        subfolder (`str` or `None`): the model's folder in the repo; `None` for the repo itself.
+        variant (`str` or `None`): the chosen variant of the weights.
+    """
 
     repo: str
     revision: str | None
     file: str | None = None
+    subfolder: str | None = None
+    variant: str | None = None
 
     @property
     def name(self) -> str:
-        """The name to record, without the revision."""
-        return str(format_model_name(self.repo, self.file))
+        """The name to record, without the revision: `org/name`, `org/name:file`, `org/name:subfolder/` or
+        `org/name:subfolder/./file`."""
+        if self.subfolder is None:
+            return str(format_model_name(self.repo, self.file))
+        return str(format_model_name(f"{self.repo}:{self.subfolder}/", self.file))
+
+    def path_in_repo(self, name: str) -> str:
+        """The path in the repo of a file in the model's folder."""
+        return name if self.subfolder is None else f"{self.subfolder}/{name}"
+
+    def names_in_folder(self, names: Iterable[str]) -> list[str]:
+        """The paths in the model's folder, of all paths in the repo.
+
+        Raises:
+            [`CheckpointError`]: if the repo has no such folder.
+        """
+        if self.subfolder is None:
+            return list(names)
+        top = f"{self.subfolder}/"
+        found = [name.removeprefix(top) for name in names if name.startswith(top)]
+        if not found:
+            raise CheckpointError(f"{self.repo} has no folder {printable(self.subfolder)}: check the spelling.")
+        return found
 
 
 class LocalFile(NamedTuple):
@@ -57,7 +93,7 @@ def parse_name(name: str | Path) -> Path | LocalFile | HubId:
             if exists(path := Path(bare)):
                 return path.resolve() if path.is_dir() else path.absolute()
             if folder and file and exists(path := Path(folder)) and path.is_dir():
-                return LocalFile(path.resolve(), _check_inner_path(file))
+                return LocalFile(path.resolve(), check_inner_path(file))
         except OSError as error:
             raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
     hub = parse_hub_id(text)
@@ -73,15 +109,23 @@ def parse_hub_id(text: str) -> HubId | None:
     match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if match is None:
         return None
-    file = match["file"] or match["file_after"]
-    return HubId(match["repo"], match["revision"], None if file is None else _check_inner_path(file))
+    chosen = match["file"] or match["file_after"] or ""
+    subfolder, _, file = chosen.rpartition(_SUBFOLDER_END) if _SUBFOLDER_END in chosen else ("", "", chosen)
+    if chosen.endswith("/"):
+        subfolder, file = chosen, ""
+    subfolder, file = check_inner_path(subfolder, "folders"), check_inner_path(file)
+    return HubId(match["repo"], match["revision"], file or None, subfolder or None)
 
 
-def _check_inner_path(file: str) -> str:
-    """The normalized path of a chosen file in its folder or repo."""
-    parts = PurePosixPath(file).parts
-    if ".." in parts or file.startswith("/") or "\\" in file:
-        raise CheckpointError(f"{printable(file)} leads out of the model's folder: choose one of its files.")
+def check_inner_path(path: str, kind: str = "files") -> str:
+    """The normalized path of a file or folder in a model's folder or repo, with `/`; empty for the folder itself.
+
+    Raises:
+        [`CheckpointError`]: if it leads out of that folder.
+    """
+    parts = PurePosixPath(path).parts
+    if ".." in parts or path.startswith("/") or "\\" in path:
+        raise CheckpointError(f"{printable(path)} leads out of the model's folder: choose one of its {kind}.")
     return "/".join(parts)
 
 

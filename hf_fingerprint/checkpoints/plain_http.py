@@ -20,13 +20,18 @@ def warn_plaintext_token(url: str, place: str, remedy: str) -> None:
         warnings.warn(text, FingerprintWarning, stacklevel=1)  # this location, so that each text is shown once
 
 
-def warn_plaintext_hub_token() -> None:
-    """Warns if the Hub's token is sent unencrypted, because `HF_ENDPOINT` is a plain http address."""
+def warn_plaintext_hub_token(token: str | bool | None = None) -> None:
+    """Warns if a token is sent to the Hub unencrypted, because `HF_ENDPOINT` is a plain http address.
+
+    Args:
+        token (`str` or `bool`, *optional*): as for [`HubOptions`]. Defaults to the token of this machine, if any.
+    """
     from huggingface_hub import constants, get_token
 
     if not _is_unencrypted(constants.ENDPOINT):
         return
-    if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and get_token() is not None:
+    implicit = token is True or (token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN)
+    if isinstance(token, str) or (implicit and get_token() is not None):
         host = urlsplit(constants.ENDPOINT).hostname
         warn_plaintext_token(
             constants.ENDPOINT, f"http://{host}", "set HF_ENDPOINT to an address that begins with https://"

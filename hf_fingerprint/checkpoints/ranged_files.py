@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.hub_client import format_repo, hub_errors
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.hub_versions import stream_response
 from hf_fingerprint.checkpoints.limits import megabytes
+from hf_fingerprint.checkpoints.naming import HubId
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.retrying import retry
 
@@ -47,14 +49,14 @@ class RangedFiles:
     """The files of one commit, read by byte ranges.
 
     Args:
-        repo (`str`): `org/name`.
-        revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
+        hub_id ([`HubId`]): the model's folder in a repo, and the revision.
         max_bytes (`int`, *optional*): maximum number of file bytes to fetch, retries included.
+        access ([`HubOptions`], *optional*): the token.
 
     Attributes:
-        repo (`str`): current name of the repo, which differs from the given one if it was renamed.
+        hub_id ([`HubId`]): the same with the current name of the repo, which differs if it was renamed.
         commit (`str`): the commit's hash.
-        names (`list[str]`): all files.
+        names (`list[str]`): all files of the model's folder.
         sizes (`dict[str, int | None]`): their sizes in bytes, `None` where unknown.
         bytes_fetched (`int`): file bytes received so far.
         requests (`int`): HTTP exchanges so far, redirects included; the client's own retries are not counted.
@@ -64,15 +66,17 @@ class RangedFiles:
         [`RangesUnavailable`]: if the Hub can't be reached.
     """
 
-    def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
+    def __init__(self, hub_id: HubId, max_bytes: int | None = None, access: HubOptions = NO_OPTIONS):
         self.bytes_fetched = self.requests = 0
-        self._display_name, self._max_bytes = format_repo(repo, revision), max_bytes
+        self._display_name, self._max_bytes = format_repo(hub_id.repo, hub_id.revision), max_bytes
         self._redirects: dict[str, tuple[str, bool]] = {}
-        info = _model_info(repo, revision)
-        self.requests += 1 + (info.id != repo)
-        self.repo, self.commit = str(info.id), str(info.sha)
-        self.sizes: dict[str, int | None] = {each.rfilename: each.size for each in info.siblings or []}
-        self.names = list(self.sizes)
+        self._token = access.token
+        info = _model_info(hub_id.repo, hub_id.revision, access.token)
+        self.requests += 1 + (info.id != hub_id.repo)
+        self.hub_id, self.commit = hub_id._replace(repo=str(info.id)), str(info.sha)
+        sizes: dict[str, int | None] = {each.rfilename: each.size for each in info.siblings or []}
+        self.names = hub_id.names_in_folder(sizes)
+        self.sizes = {name: sizes[hub_id.path_in_repo(name)] for name in self.names}
         if not info.sha:
             raise RangesUnavailable
 
@@ -111,13 +115,15 @@ class RangedFiles:
         known = self.sizes.get(name)
         wanted = (end if known is None else min(end, known)) - begin
         if self._max_bytes is not None and self.bytes_fetched + wanted > self._max_bytes:
-            raise DownloadLimitError(self.repo, self.bytes_fetched + wanted, self._max_bytes)
+            raise DownloadLimitError(self.hub_id.repo, self.bytes_fetched + wanted, self._max_bytes)
         url, with_token = self._redirects.get(name, ("", True))
-        headers = build_hf_headers(token=None if with_token else False)
+        headers = build_hf_headers(token=self._token if with_token else False)
         headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         options = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
-        address, body = url or hf_hub_url(self.repo, name, revision=self.commit), None
-        with hub_errors(self.repo, self.commit), stream_response(address, RETRIES, FIRST_WAIT, **options) as response:
+        repo, path, body = self.hub_id.repo, self.hub_id.path_in_repo(name), None
+        address = url or hf_hub_url(repo, path, revision=self.commit)
+        errors = hub_errors(repo, self.commit, self._token)
+        with errors, stream_response(address, RETRIES, FIRST_WAIT, **options) as response:
             self.requests += 1 + len(response.history)
             expired = bool(url) and response.status_code in _EXPIRED
             if not expired:
@@ -149,13 +155,13 @@ class RangedFiles:
         return np.frombuffer(body, np.uint8) if len(body) == count else None
 
 
-def _model_info(repo: str, revision: str | None) -> Any:
+def _model_info(repo: str, revision: str | None, token: str | bool | None) -> Any:
     from huggingface_hub import HfApi, constants
 
-    @hub_errors(repo, revision)
+    @hub_errors(repo, revision, token)
     def call() -> Any:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        return HfApi().model_info(repo, revision=revision, timeout=timeout, files_metadata=True)
+        return HfApi(token=token).model_info(repo, revision=revision, timeout=timeout, files_metadata=True)
 
     try:
         return retry(call, 3, _model_info_delay)

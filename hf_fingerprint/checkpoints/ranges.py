@@ -18,10 +18,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from hf_fingerprint.checkpoints import limits
-from hf_fingerprint.checkpoints.choosing import INDEX_SUFFIX
+from hf_fingerprint.checkpoints.choosing import choose_weights, indexed_weights, possible_shards
 from hf_fingerprint.checkpoints.folders import disk_full_error
 from hf_fingerprint.checkpoints.formats.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, largest_tensors, read_layout
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
 from hf_fingerprint.checkpoints.limits import megabytes, parse_json
 from hf_fingerprint.checkpoints.naming import HubId, exists, format_model_name, parse_hub_id
 from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError, RangedFiles, RangesUnavailable
@@ -61,7 +62,7 @@ class UnreadFile(NamedTuple):
 
 
 def open_ranged_checkpoint(
-    name: str | Path, max_bytes: int | None = None, file: str | None = None
+    name: str | Path, max_bytes: int | None = None, file: str | None = None, options: HubOptions = NO_OPTIONS
 ) -> "RangedCheckpoint | None":
     """Opens a model on the Hub for reading by ranges.
 
@@ -69,6 +70,7 @@ def open_ranged_checkpoint(
         name (`str` or `Path`): a model name as for [`resolve`].
         max_bytes (`int`, *optional*): maximum number of bytes to fetch, headers and indexes included.
         file (`str`, *optional*): the only file of the repo to read.
+        options ([`HubOptions`], *optional*): where in the repo, and how to reach it.
 
     Returns:
         [`RangedCheckpoint`], or `None` if the model has to be read with [`find_weight_sets`]: it is a local path or in
@@ -79,11 +81,11 @@ def open_ranged_checkpoint(
         [`DownloadLimitError`]: if its headers alone exceed `max_bytes`.
     """
     text = str(format_model_name(name, file))
-    hub_id = parse_hub_id(text)
-    if hub_id is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
+    if parse_hub_id(text) is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
         return None
+    location = locate(name, file, options)
     try:
-        return RangedCheckpoint(hub_id, max_bytes)
+        return RangedCheckpoint(location, max_bytes, options.access) if isinstance(location, HubId) else None
     except RangesUnavailable:
         return None
 
@@ -100,15 +102,19 @@ class RangedCheckpoint:
         max_bytes (`int` or `None`): maximum number of bytes to fetch.
     """
 
-    def __init__(self, hub_id: HubId, max_bytes: int | None = None):
+    def __init__(self, hub_id: HubId, max_bytes: int | None = None, access: HubOptions = NO_OPTIONS):
         self.max_bytes = max_bytes
         self.tensors: dict[str, TensorInfo] = {}
         self.left_out: dict[str, str] = {}
         self.total_bytes = self._headers = 0
         self._header_bytes: list[tuple[int, int, np.ndarray]] = []
         self._fetched: list[tuple[int, int, np.ndarray]] = []
-        self._hub = hub = RangedFiles(hub_id.repo, hub_id.revision, max_bytes)
-        chosen = hub_id.file or choose_safetensors(hub.sizes, hub.repo)
+        self._hub = hub = RangedFiles(hub_id, max_bytes, access)
+        if hub_id.variant is not None:
+            top = [name for name in hub.names if "/" not in name]
+            hub_id = hub_id._replace(file=choose_weights(top, hub_id.name, hub_id.variant))
+        self._cache_dir = access.cache_dir
+        chosen = hub_id.file or choose_safetensors(hub.sizes, hub_id.name)
         if chosen is None or not is_safetensors(chosen) or chosen not in hub.sizes or self._is_cached(chosen):
             raise RangesUnavailable
         try:
@@ -121,10 +127,10 @@ class RangedCheckpoint:
             raise
         if is_adapter(self.tensors):
             raise RangesUnavailable
-        name = str(format_model_name(hub.repo, hub_id.file))
-        self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, owns_folder=False)
-        files = set(self._files if hub_id.file is None else hub.names)
-        others = [name for name in hub.names if may_hold_model(name) and name not in files]
+        name, files = hub_id._replace(repo=hub.hub_id.repo).name, tuple(map(Path, self._files))
+        self.source = Source(name, Path(), files, None, hub.commit, owns_folder=False, access=access)
+        read = set(self._files if hub_id.file is None else hub.names)
+        others = [name for name in hub.names if may_hold_model(name) and name not in read]
         self.unread_files = tuple(UnreadFile(name, hub.sizes[name]) for name in others)
 
     def __enter__(self) -> "RangedCheckpoint":
@@ -188,7 +194,7 @@ class RangedCheckpoint:
 
     def _read_headers(self, chosen: str) -> None:
         """Lists the tensors from the header of the chosen file, or of all files that the chosen index names."""
-        weight_map = self._weight_map(chosen) if chosen.endswith(INDEX_SUFFIX) else {}
+        weight_map = self._weight_map(chosen) if indexed_weights(chosen) else {}
         self._files = sorted(set(weight_map.values())) or [chosen]
         taken: dict[str, int] = {}
         for number in range(len(self._files)):
@@ -206,15 +212,21 @@ class RangedCheckpoint:
         """Whether all weight files of this commit are in the local cache."""
         from huggingface_hub import try_to_load_from_cache
 
-        folder = posixpath.dirname(chosen)
-        shards = [n for n in self._hub.names if n.endswith(".safetensors") and posixpath.dirname(n) == folder]
-        wanted = [chosen, *shards] if chosen.endswith(INDEX_SUFFIX) else [chosen]
-        found = (try_to_load_from_cache(self._hub.repo, name, revision=self._hub.commit) for name in wanted)
-        return all(isinstance(path, str) for path in found)
+        hub = self._hub
+        wanted = [chosen, *(possible_shards(chosen, hub.names) if indexed_weights(chosen) else ())]
+        cached = (
+            try_to_load_from_cache(hub.hub_id.repo, hub.hub_id.path_in_repo(name), self._cache_dir, hub.commit)
+            for name in wanted
+        )
+        return all(isinstance(path, str) for path in cached)
+
+    def _path(self, name: str) -> str:
+        """A file's path on the Hub, for errors."""
+        return f"{self._hub.hub_id.repo}/{self._hub.hub_id.path_in_repo(name)}"
 
     def _weight_map(self, index: str) -> dict[str, str]:
         """Maps each tensor name in an index to its shard."""
-        where, size = f"{self._hub.repo}/{index}", self._hub.sizes[index]
+        where, size = self._path(index), self._hub.sizes[index]
         if size is None or size <= limits.MAX_INDEX:
             raw, size = self._hub.get(index, 0, limits.MAX_INDEX, whole=True)
         if size > limits.MAX_INDEX:
@@ -239,7 +251,7 @@ class RangedCheckpoint:
     def _read_layout(self, number: int) -> list[TensorInfo]:
         """The tensors of one file, from its header alone, with the checks of [`read_layout`]."""
         name, guess = self._files[number], HEADER_GUESS
-        where = f"{self._hub.repo}/{name}"
+        where = self._path(name)
         if self.max_bytes is not None:  # the guess must not use up the limit
             guess = min(HEADER_GUESS, max(8, (self.max_bytes - self.bytes_fetched) // 4))
         head, size = self._hub.get(name, 0, guess)
@@ -251,8 +263,8 @@ class RangedCheckpoint:
         self._headers += end
         if self._headers > limits.MAX_HEADERS:
             raise CheckpointError(
-                f"{self._hub.repo} has weight files whose headers take more than {megabytes(limits.MAX_HEADERS)} MB "
-                f"together: don't use this model."
+                f"{self._hub.hub_id.repo} has weight files whose headers take more than "
+                f"{megabytes(limits.MAX_HEADERS)} MB together: don't use this model."
             )
         if end > len(head):
             head = np.concatenate([head, self._hub.get(name, len(head), end)[0]])

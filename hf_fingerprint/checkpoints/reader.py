@@ -25,6 +25,7 @@ from hf_fingerprint.checkpoints.formats.pickled import load_pickled
 from hf_fingerprint.checkpoints.formats.recognition import detect_format
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_size, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.limits import megabytes, parse_json, read_bounded
 from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
@@ -194,7 +195,11 @@ def block_rows(info: TensorInfo) -> Iterator[slice]:
 
 
 def open_checkpoint(
-    name: str | Path | Source, weights_only: bool = False, suspect: bool = False, file: str | None = None
+    name: str | Path | Source,
+    weights_only: bool = False,
+    suspect: bool = False,
+    file: str | None = None,
+    options: HubOptions = NO_OPTIONS,
 ) -> Checkpoint:
     """Opens a model.
 
@@ -205,11 +210,12 @@ def open_checkpoint(
             are listed in `left_out`, and pickles may nest their tensors freely. A base must be fully readable, since
             copies need every tensor.
         file (`str`, *optional*): weight file to use in the folder or repo.
+        options ([`HubOptions`], *optional*): where in the folder or repo, and how to reach it.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
     """
-    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file), suspect)
+    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file, options), suspect)
 
 
 def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:

@@ -6,28 +6,32 @@ resolve("model.safetensors")  # one file
 resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
 resolve("local-dir:models/lite0"), resolve("org/name:old.pth@v2")
 resolve("models/lite0", file="old.pth")  # one of several; the same as "models/lite0:old.pth"
+resolve("org/name", options=HubOptions(subfolder="vision"))  # the same as "org/name:vision/"
 ```
 
 The format of a file is detected from its content, not its name.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.choosing import (
-    INDEX_SUFFIX,
     NOT_MODELS,
     choose_weights,
+    indexed_weights,
     is_weight_file,
     matches,
     missing_file_error,
+    possible_shards,
 )
+from hf_fingerprint.checkpoints.configs import CONFIG
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, detect_format, inspect_file, is_supported
 from hf_fingerprint.checkpoints.hub_client import fetch_cached_snapshot, fetch_snapshot
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
 from hf_fingerprint.checkpoints.limits import MAX_FILES_PER_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
-from hf_fingerprint.checkpoints.naming import HubId, LocalFile, exists, format_model_name, parse_hub_id, parse_name
+from hf_fingerprint.checkpoints.naming import HubId, LocalFile, exists, format_model_name, parse_hub_id
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -37,12 +41,13 @@ class Source:
     """A model on this machine.
 
     Attributes:
-        name (`str`): name to record: an absolute path, or `org/name`.
+        name (`str`): name to record: an absolute path, or `org/name` with the chosen file or folder.
         folder (`Path`): folder of its files.
         weights (`tuple[Path, ...]`): files with its weights, in order.
         index (`Path` or `None`): index of sharded weights.
         revision (`str` or `None`): commit, for a model from the Hub.
         owns_folder (`bool`): whether the whole folder belongs to the model; `False` if it was given as a single file.
+        access ([`HubOptions`]): the token and the cache that reach the model on the Hub again.
     """
 
     name: str
@@ -51,6 +56,12 @@ class Source:
     index: Path | None
     revision: str | None
     owns_folder: bool
+    access: HubOptions = field(default=NO_OPTIONS, repr=False, compare=False)
+
+    @property
+    def location(self) -> str:
+        """The name by which [`resolve`] finds this very model again."""
+        return self.name if self.revision is None else f"hf-hub:{self.name}@{self.revision}"
 
     @cached_property
     def pickled(self) -> bool:
@@ -62,43 +73,54 @@ class Source:
         return not first.name.lower().endswith(".safetensors")
 
 
-def resolve(name: str | Path, weights_only: bool = False, file: str | None = None) -> Source:
+def resolve(
+    name: str | Path, weights_only: bool = False, file: str | None = None, options: HubOptions = NO_OPTIONS
+) -> Source:
     """The local files of a model given by path or Hub id; downloads them if needed.
 
     Args:
         name (`str` or `Path`): a folder, a weight file, `org/name[@revision]`, `hf-hub:org/name` or
-            `local-dir:folder`. An existing path takes precedence over a Hub id.
+            `local-dir:folder`. An existing path takes precedence over a Hub id. `org/name:folder/` is a folder in a
+            repo.
         weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
         file (`str`, *optional*): weight file, or index of weight files, to use in the folder or repo.
+        options ([`HubOptions`], *optional*): where in the folder or repo, and how to reach it.
 
     Raises:
         [`CheckpointError`]: if there is no such model, it has no readable weights, or its files point elsewhere.
     """
-    location = parse_name(format_model_name(name, file))
+    location = locate(name, file, options)
     if isinstance(location, HubId):
-        wanted = partial(_select_files, location, weights_only)
-        return _from_snapshot(location, *fetch_snapshot(location.repo, location.revision, wanted))
+        wanted, access = partial(_select_files, location, weights_only), options.access
+        found = _from_snapshot(location, *fetch_snapshot(location.repo, location.revision, wanted, access))
+        return replace(found, access=access)
     try:
         return _from_chosen_file(location) if isinstance(location, LocalFile) else _from_path(location)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
 
 
-def resolve_cached(repo: str, revision: str) -> Source:
-    """The weights of a commit from the local cache, without querying the Hub. `repo` is a [`Source`]'s name.
+def resolve_cached(repo: str, revision: str, options: HubOptions = NO_OPTIONS) -> Source:
+    """The weights of a commit from the local cache, without querying the Hub.
+
+    Args:
+        repo (`str`): a [`Source`]'s name.
+        revision (`str`): the commit.
+        options ([`HubOptions`], *optional*): for its cache.
 
     Raises:
         [`CheckpointError`]: if they are not complete in the cache.
     """
     hub = parse_hub_id(repo) or HubId(repo, None)
     wanted = partial(_select_files, hub, True)
-    return _from_snapshot(hub, *fetch_cached_snapshot(hub.repo, revision, wanted, "not requested"))
+    found = fetch_cached_snapshot(hub.repo, revision, wanted, "not requested", options.access)
+    return replace(_from_snapshot(hub, *found), access=options.access)
 
 
 def _from_path(path: Path) -> Source:
     if path.is_dir():
         return _from_folder(path, str(path), None)
-    if path.name.lower().endswith(INDEX_SUFFIX):
+    if indexed_weights(path.name):
         return _from_index(path, str(path), None, owns_folder=False)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: give a .safetensors file, a model folder or a Hub id.")
@@ -131,7 +153,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
 def _from_file(folder: Path, file: str, name: str, revision: str | None) -> Source:
     """One weight file of a model's folder, or the shards that an index names."""
     path = folder / file
-    if file.lower().endswith(INDEX_SUFFIX):
+    if indexed_weights(file):
         return _from_index(path, name, revision, owns_folder=path.parent == folder)
     check_inside(path, folder)
     return Source(name, folder, (path,), None, revision, owns_folder=True)
@@ -193,29 +215,33 @@ def path_problem(path: Path, folder: Path) -> str | None:
     if not path.is_file():
         return "is not a regular file: remove it or replace it with the file itself"
     target, roots = path.resolve(), [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        roots.append(folder.resolve().parent.parent / "blobs")
+    snapshot = next((each for each in (folder, *folder.parents) if each.parent.name == "snapshots"), None)
+    if snapshot is not None:  # of the Hub's cache, whose files are links
+        roots.append(snapshot.resolve().parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in roots):
         return "is a link to outside its folder: replace it with the file itself"
     return None
 
 
 def _from_snapshot(hub_id: HubId, folder: Path, commit: str) -> Source:
+    folder = folder if hub_id.subfolder is None else folder / hub_id.subfolder
+    if hub_id.variant is not None:
+        names = [path.name for path in folder.iterdir() if not path.is_dir()]
+        hub_id = hub_id._replace(file=choose_weights(names, hub_id.name, hub_id.variant))
     if hub_id.file is None:
-        return _from_folder(folder, hub_id.repo, commit)
+        return _from_folder(folder, hub_id.name, commit)
     return _from_file(folder, hub_id.file, hub_id.name, commit)
 
 
-def _select_files(hub_id: HubId, weights_only: bool, names: list[str]) -> list[str]:
-    chosen = hub_id.file
+def _select_files(hub_id: HubId, weights_only: bool, in_repo: list[str]) -> list[str]:
+    names, chosen = hub_id.names_in_folder(in_repo), hub_id.file
     if chosen is None:
-        chosen = choose_weights([name for name in names if "/" not in name], hub_id.repo)
+        chosen = choose_weights([name for name in names if "/" not in name], hub_id.name, hub_id.variant)
     elif chosen not in names:
-        raise missing_file_error(hub_id.repo, chosen, filter(is_weight_file, names))
-    indexed, top = chosen.lower().endswith(INDEX_SUFFIX), chosen.rpartition("/")[0]
-    suffix = PurePosixPath(chosen[: -len(INDEX_SUFFIX)] if indexed else chosen).suffix
-    shards = {n for n in names if n.endswith(suffix) and n.rpartition("/")[0] == top} if indexed else set()
-    weights = {chosen} | shards
+        raise missing_file_error(hub_id._replace(file=None).name, chosen, filter(is_weight_file, names))
+    weights = {chosen, *(possible_shards(chosen, names) if indexed_weights(chosen) else ())}
     if weights_only:
-        return sorted(weights | ({"config.json"} & set(names)))
-    return sorted(name for name in names if name in weights or not is_weight_file(name))
+        selected = weights | ({CONFIG} & set(names))
+    else:
+        selected = {name for name in names if name in weights or not is_weight_file(name)}
+    return sorted(map(hub_id.path_in_repo, selected))

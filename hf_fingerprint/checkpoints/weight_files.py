@@ -13,10 +13,10 @@ from pathlib import PurePosixPath
 
 from hf_fingerprint.checkpoints import kinds
 from hf_fingerprint.checkpoints.choosing import (
-    INDEX_SUFFIX,
     PREFERRED_FILES,
     TRAINING_STATE_FILES,
     choose_weights,
+    indexed_weights,
     is_weight_file,
     matches,
 )
@@ -76,8 +76,8 @@ def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | Non
     except CheckpointError:
         if not any(map(may_hold_model, sizes)):
             raise
-    found = [name for name in sizes if is_safetensors(name) and may_hold_model(name.removesuffix(INDEX_SUFFIX))]
-    found.sort(key=lambda name: (name.count("/"), not name.endswith(INDEX_SUFFIX), -(sizes[name] or 0), name))
+    found = [name for name in sizes if is_safetensors(name) and may_hold_model(indexed_weights(name) or name)]
+    found.sort(key=lambda name: (name.count("/"), indexed_weights(name) is None, -(sizes[name] or 0), name))
     return found[0] if found else None
 
 
@@ -88,7 +88,8 @@ def may_hold_model(name: str) -> bool:
 
 def is_index(name: str) -> bool:
     """Whether a file of this name is an index of weight files in a supported format."""
-    return name.endswith(INDEX_SUFFIX) and format_by_name(name.removesuffix(INDEX_SUFFIX)) is not None
+    weights = indexed_weights(name)
+    return weights is not None and format_by_name(weights) is not None
 
 
 def format_by_name(name: str) -> str | None:
@@ -190,7 +191,7 @@ def _group_order(group: WeightFileGroup) -> tuple[bool, int, int, str]:
 
 def is_safetensors(name: str) -> bool:
     """Whether a file or an index of this name stands for safetensors."""
-    return format_by_name(name.removesuffix(INDEX_SUFFIX)) == SAFETENSORS
+    return format_by_name(indexed_weights(name) or name) == SAFETENSORS
 
 
 def is_training_state(name: str) -> bool:

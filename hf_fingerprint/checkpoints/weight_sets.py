@@ -13,7 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE, is_weight_file, missing_file_error, no_weights_error
+from hf_fingerprint.checkpoints.choosing import (
+    ADAPTER_MESSAGE,
+    choose_weights,
+    is_weight_file,
+    missing_file_error,
+    no_weights_error,
+)
 from hf_fingerprint.checkpoints.contents import SkippedFile, truncate_skipped, walk_folder
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.formats.recognition import (
@@ -25,8 +31,9 @@ from hf_fingerprint.checkpoints.formats.recognition import (
 )
 from hf_fingerprint.checkpoints.formats.safetensors_files import headers_size
 from hf_fingerprint.checkpoints.hub_files import HubFiles, OversizedDownload
+from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
 from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
-from hf_fingerprint.checkpoints.naming import HubId, LocalFile, format_model_name, parse_name
+from hf_fingerprint.checkpoints.naming import HubId, LocalFile
 from hf_fingerprint.checkpoints.reader import open_checkpoint
 from hf_fingerprint.checkpoints.source import Source, path_problem, resolve
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
@@ -64,7 +71,9 @@ class WeightSets:
     unread: tuple[SkippedFile, ...]
 
 
-def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> WeightSets:
+def find_weight_sets(
+    name: str | Path, max_bytes: int | None = None, file: str | None = None, options: HubOptions = NO_OPTIONS
+) -> WeightSets:
     """Every set of weight files that a model name may refer to; downloads them if needed.
 
     Args:
@@ -72,6 +81,8 @@ def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str |
         max_bytes (`int`, *optional*): maximum number of bytes to fetch from the Hub, over all files. Files beyond it
             are listed in `unread`.
         file (`str`, *optional*): the only file of the folder or repo to read.
+        options ([`HubOptions`], *optional*): where in the folder or repo, and how to reach it. The weights of a
+            variant are the only set.
 
     Returns:
         [`WeightSets`]: without sets if no weights can be read.
@@ -80,9 +91,9 @@ def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str |
         [`CheckpointError`]: if there is no such model, no file may hold weights, or there are more than [`MAX_SETS`]
             sets.
     """
-    location = parse_name(format_model_name(name, file))
+    location = locate(name, file, options)
     if isinstance(location, HubId):
-        return _from_hub(location, max_bytes)
+        return _from_hub(location, max_bytes, options.access)
     try:
         if isinstance(location, LocalFile):
             resolve(location.folder, file=location.file)  # raises if it can't be used
@@ -183,8 +194,8 @@ def _read(index: Path) -> bytes:
     return content
 
 
-def _from_hub(hub_id: HubId, max_bytes: int | None) -> WeightSets:
-    hub = HubFiles(hub_id.repo, hub_id.revision, max_bytes)
+def _from_hub(hub_id: HubId, max_bytes: int | None, access: HubOptions) -> WeightSets:
+    hub = HubFiles(hub_id, max_bytes, access)
     names = [name for name in hub.sizes if _is_model_path(name) and (is_weight_file(name) or is_index(name))]
     small: list[str] = []
     for name in (_CONFIG, *filter(is_index, names)):
@@ -192,10 +203,13 @@ def _from_hub(hub_id: HubId, max_bytes: int | None) -> WeightSets:
             small.append(name)
     hub.fetch_small(small)
     groups, unread = group_files(names, lambda name: hub.read_small(name, small))
+    if hub_id.variant is not None:
+        top = [name for name in names if "/" not in name]
+        hub_id = hub_id._replace(file=choose_weights(top, hub_id.name, hub_id.variant))
     if hub_id.file is not None:
         groups, unread = _select_chosen(hub_id, groups, unread, names)
     fetched = []
-    for group in _limit_groups(groups, hub.repo, unread):
+    for group in _limit_groups(groups, hub_id.name, unread):
         reason = hub.fetch_problem(group.files)
         if reason is None:
             try:
@@ -206,7 +220,9 @@ def _from_hub(hub_id: HubId, max_bytes: int | None) -> WeightSets:
             fetched.append(group)
         else:
             unread.append(SkippedFile(group.name, reason))
-    return _open_groups(Source(hub.repo, hub.folder, (), None, hub.commit, True), fetched, unread)
+    name = hub_id._replace(repo=hub.hub_id.repo).name
+    model = Source(name, hub.folder, (), None, hub.commit, owns_folder=True, access=access)
+    return _open_groups(model, fetched, unread)
 
 
 def _select_chosen(
@@ -214,7 +230,7 @@ def _select_chosen(
 ) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
     """The groups and unreadable files of a repo that belong to the chosen file."""
     if hub_id.file not in names:
-        raise missing_file_error(hub_id.repo, str(hub_id.file), names)
+        raise missing_file_error(hub_id._replace(file=None).name, str(hub_id.file), names)
     found = [group for group in groups if group.index == hub_id.file]
     alone = [WeightFileGroup((str(hub_id.file),))] if any(hub_id.file in group.files for group in groups) else []
     return found or alone, [each for each in unread if each.name == hub_id.file]

@@ -139,7 +139,7 @@ class FingerprintTrainerMixin:
         fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into the model.
         strength (`float`, *optional*, defaults to 0.1): the factor of R.
         embed (`bool`, *optional*, defaults to `True`): see [`FingerprintCallback`].
-        *arguments, **named: passed to the Trainer.
+        arguments, named: passed to the Trainer.
     """
 
     def __init__(
