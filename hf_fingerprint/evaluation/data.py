@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.logits import logits_of
-from hf_fingerprint.models import BuiltModel, prepare_image
+from hf_fingerprint.models import BuiltModel, prepare_image, to_device
 
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ class EvaluationData:
                 )
         if len(self.test[1].unique()) < 2:
             raise FingerprintError(f"{self.name} has test images of only one class: give images of several classes.")
+
+    def on(self, device: "str | torch.device | None") -> "EvaluationData":
+        """The same images and labels on a device, where models then run; `None` leaves them where they are."""
+        if device is None:
+            return self
+        pairs = (self.attacker, self.test)
+        attacker, test = ((to_device(images, device), to_device(labels, device)) for images, labels in pairs)
+        return EvaluationData(self.name, attacker, test)
 
     @cached_property
     def digest(self) -> str:

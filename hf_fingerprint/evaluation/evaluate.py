@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
-from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
+from hf_fingerprint.checkpoints import HubOptions, disk_full_error, is_disk_full_error
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError, StorageError
 from hf_fingerprint.evaluation.data import IMAGES, EvaluationData, load_data
@@ -114,6 +114,13 @@ def evaluate(
     public_base: bool = False,
     progress: Progress | None = None,
     all_scores: bool = False,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> Evaluation:
     """Attacks copies of a model and measures the accuracy and the evidence that remain.
 
@@ -136,15 +143,24 @@ def evaluate(
         progress (callable, *optional*): a [`Progress`].
         all_scores (`bool`, *optional*, defaults to `False`): include scores of recipients who are not accused. Do not
             publish such a result.
+        device (`str` or `torch.device`, *optional*): where models run and train, such as `"cuda"`. Defaults to the
+            CPU, or to the device of the images in `data`. Only the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
+            see [`HubOptions`].
 
     Raises:
         [`FingerprintError`]: if the model can't be marked or run, the images do not fit it, or a name is unknown.
     """
+    options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
     jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
     check_outside_vaults(Path(out))
     folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
-    with open_evaluation_folder(folder), Testbed(model, folder, count, config, innocents, progress) as testbed:
+    with (
+        open_evaluation_folder(folder),
+        Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
+    ):
         dataset = data if isinstance(data, EvaluationData) else load_data(data, testbed.built, images)
+        dataset = dataset.on(device)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
         trials = tuple(runner.trials(jobs, progress or silent))
         return Evaluation(

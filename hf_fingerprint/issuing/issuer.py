@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.carriers import Delta, DenseDelta, MarkDelta, TensorUpdate
 from hf_fingerprint.checkpoints import (
+    HubOptions,
     SkippedFile,
     content_hash,
     digest_tensors,
@@ -33,6 +35,9 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
 
 
+if TYPE_CHECKING:
+    import torch
+
 CopyCallback = Callable[[IssuedCopy], None]
 Finish = Callable[[], IssuedCopy]
 
@@ -45,6 +50,13 @@ def issue(
     config: FingerprintConfig | None = None,
     include_code: bool = False,
     as_base: bool = False,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> IssuedCopy:
     """Issues one copy, and registers the base first if the vault doesn't hold it.
 
@@ -56,6 +68,7 @@ def issue(
         config ([`FingerprintConfig`], *optional*): for the registration of a new base.
         include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
         as_base (`bool`, *optional*, defaults to `False`): whether to register a copy as a base; see [`register`].
+        device, revision, token, cache_dir, subfolder, variant (*optional*): see [`register`].
 
     Returns:
         [`IssuedCopy`]
@@ -64,7 +77,8 @@ def issue(
         [`FingerprintError`]: if the base can't be registered or the copy can't be written.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
+    chosen = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant).keywords
+    with Issuer(model, vault, config, include_code=include_code, as_base=as_base, device=device, **chosen) as issuer:
         return issuer.issue(recipient, Path(out))
 
 
@@ -74,6 +88,7 @@ class Issuer:
     Args:
         model, vault, config, include_code, as_base: see [`issue`].
         progress (callable, *optional*): a [`Progress`] for the registration.
+        device, revision, token, cache_dir, subfolder, variant: see [`register`].
     """
 
     def __init__(
@@ -84,12 +99,20 @@ class Issuer:
         progress: Progress | None = None,
         include_code: bool = False,
         as_base: bool = False,
+        *,
+        device: "str | torch.device | None" = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
     ):
         self.vault, self.include_code = vault, include_code
-        self._checkpoint = open_checkpoint(model)
+        options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
+        self._checkpoint = open_checkpoint(model, options=options)
         try:
             self._state = self._checkpoint.state()
-            self.base: Base = register(self._checkpoint, vault, config, progress, as_base=as_base)
+            self.base: Base = register(self._checkpoint, vault, config, progress, as_base=as_base, device=device)
         except BaseException:
             self._checkpoint.close()
             raise

@@ -7,18 +7,25 @@ the package that builds models.
 import warnings
 from contextlib import redirect_stderr
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import BuildError, FingerprintError, FingerprintWarning
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.configuration import CONFIG, read_json
+from hf_fingerprint.models.devices import to_device
 
 
-def build_model(checkpoint: Checkpoint) -> BuiltModel:
+if TYPE_CHECKING:
+    import torch
+
+
+def build_model(checkpoint: Checkpoint, device: "str | torch.device | None" = None) -> BuiltModel:
     """A runnable model with the checkpoint's weights in single precision.
 
     Args:
         checkpoint ([`Checkpoint`]): the model's open weights.
+        device (`str` or `torch.device`, *optional*): the device that the model is moved to. Defaults to the CPU.
 
     Raises:
         [`BuildError`]: if a library, a configuration or code is missing. Its cause is the library's exception.
@@ -41,6 +48,7 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
         raise BuildError(_error_message(source.name, raised)) from raised
     for warning in caught:
         warnings.warn(warning.message, stacklevel=2)
+    to_device(built.module, device)
     return built
 
 

@@ -3,11 +3,12 @@
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name, spend_budget
-from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
@@ -29,6 +30,10 @@ from hf_fingerprint.registration.prediction import check_dtypes, code_length, dr
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder
 
 
+if TYPE_CHECKING:
+    import torch
+
+
 def register(
     model: str | Path | Checkpoint,
     vault: Vault,
@@ -37,6 +42,13 @@ def register(
     built: BuiltModel | None = None,
     remeasure: bool = False,
     as_base: bool = False,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> Base:
     """Registers a base in a vault, or returns its record if it already is.
 
@@ -50,6 +62,10 @@ def register(
             and a new secret, for new copies. Earlier copies keep their record, and both can be traced.
         as_base (`bool`, *optional*, defaults to `False`): whether to register a model as a base even if it is a copy
             of a base on record, or carries the mark of one. Its record names that base (`copy_of`).
+        device (`str` or `torch.device`, *optional*): where the model runs while it is measured, such as `"cuda"`.
+            Defaults to the CPU, or to where `built` is. Only the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
+            see [`HubOptions`].
 
     Raises:
         [`BuildError`]: if the model can't be built to measure its output, and `config` has no fixed `amplitude`.
@@ -58,7 +74,9 @@ def register(
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
     progress = progress or silent
-    with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
+    options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
+    opening = nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
+    with opening as checkpoint:
         check_model_folder(checkpoint.source, vault.folder)
         progress("hashing the weights", 0, None)
         location, state, scan = checkpoint.source.name, checkpoint.state(), None
@@ -70,7 +88,7 @@ def register(
         known = vault.base_with_hash(model_hash)
         if known is None or remeasure:
             copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base)
-            found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan)
+            found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan, device)
             found = replace(found, copy_of=copy_of)
             return vault.add_base(found) if known is None else _add_replacement(known, found, vault)
     if config is not None:
@@ -121,6 +139,7 @@ def analyze_base(
     progress: Progress | None = None,
     built: BuiltModel | None = None,
     scan: WeightScan | None = None,
+    device: "str | torch.device | None" = None,
 ) -> Base:
     """Computes the record of a base, with a fresh model secret, without storing it.
 
@@ -130,6 +149,7 @@ def analyze_base(
         progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
         scan ([`WeightScan`], *optional*): result of [`scan_weights`], if the caller has it.
+        device (`str` or `torch.device`, *optional*): see [`register`].
     """
     progress = progress or silent
     where = checkpoint.source.name
@@ -139,7 +159,7 @@ def analyze_base(
     if scan is None:
         progress("hashing the weights", 0, None)
         scan = scan_weights(checkpoint)
-    measurable = make_measurable(checkpoint, config, built, progress, scan.digests)
+    measurable = make_measurable(checkpoint, config, built, progress, scan.digests, device)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones

@@ -1,11 +1,16 @@
 """Tests the claim that a suspect comes from one recipient's copy."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.result import TraceResult
 from hf_fingerprint.tracing.trace import trace
 from hf_fingerprint.vault import Vault
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 def verify(
@@ -14,10 +19,17 @@ def verify(
     vault: Vault | str | Path,
     base: str | Path | None = None,
     passphrase: str | None = None,
+    *,
     progress: Progress | None = None,
     full: bool = False,
     max_bytes: int | None = None,
     all_scores: bool = False,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> TraceResult:
     """Tests one claim: that a suspect comes from a recipient's copy. No other recipient is scored.
 
@@ -27,6 +39,7 @@ def verify(
     Args:
         recipient (`str`): the recipient of the copy.
         suspect, vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
+        device, revision, token, cache_dir, subfolder, variant: see [`trace`].
 
     Returns:
         [`TraceResult`]: the claim is confirmed if the recipient is accused.
@@ -34,4 +47,20 @@ def verify(
     Raises:
         [`VaultError`]: if the vault has no copy for the recipient.
     """
-    return trace(suspect, vault, base, passphrase, progress, full, max_bytes, recipient, all_scores)
+    return trace(
+        suspect,
+        vault,
+        base,
+        passphrase,
+        progress=progress,
+        full=full,
+        max_bytes=max_bytes,
+        recipient=recipient,
+        all_scores=all_scores,
+        device=device,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        subfolder=subfolder,
+        variant=variant,
+    )

@@ -29,7 +29,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
 )
 from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
 from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_cover_images
-from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints import HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import (
@@ -46,6 +46,7 @@ from hf_fingerprint.vault import Vault
 
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
@@ -64,6 +65,13 @@ def make_trigger_set(
     steps: int = STEPS,
     progress: Progress | None = None,
     cover_images: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> TriggerSet:
     """Builds the trigger set of a registered base and stores it in the vault.
 
@@ -80,22 +88,30 @@ def make_trigger_set(
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
             used. Keep them private: the cover is what removes the mark from a key image.
+        device (`str` or `torch.device`, *optional*): where the base runs, such as `"cuda"`. Defaults to the CPU. Only
+            the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of a base given by path or Hub id, and
+            how to reach it; see [`HubOptions`].
 
     Raises:
         [`FingerprintError`]: if the base can't be run or has a trigger set already, or there are too few photographs.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    record = lookup_base(vault, base)
+    options = HubOptions.for_model(base, revision, token, cache_dir, subfolder, variant)
+    record = lookup_base(vault, base, options)
     if vault.trigger_set(record) is not None:
         raise FingerprintError(
             f"Base {record.base_id} already has a trigger set, which its copies are issued with: to build another, "
             f"register a new record of the base (`hf-fingerprint vault add --remeasure`)."
         )
-    with open_base(record, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as full_checkpoint:
-        built = build_model(full_checkpoint)
+    with (
+        open_base(record, vault, options) as checkpoint,
+        open_checkpoint(checkpoint.source.location, options=options.access) as full_checkpoint,
+    ):
+        built = build_model(full_checkpoint, device)
         names = map_parameter_names(built.module, full_checkpoint)
-    options = images, count, decoys, assigned_share, steps, progress, cover_images
-    trigger_set = build_trigger_set(built, names, record.secret, record.base_id, *options)
+    chosen = images, count, decoys, assigned_share, steps, progress, cover_images
+    trigger_set = build_trigger_set(built, names, record.secret, record.base_id, *chosen)
     vault.add_trigger_set(record, trigger_set.to_bytes())
     return trigger_set
 
