@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := models,plot,blackbox,datasets
-CODE := hf_fingerprint tests examples docs
+CODE := hf_fingerprint tests examples docs hatch_build.py
+DATA := docs/results/data
 TIMINGS ?= --durations=10
 # Runs all tests of a file in one process, so that its fixtures are made once; files run in the order of their names.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMINGS)
 
-.PHONY: demo test test-fast test-slow test-versions docs style quality bench evaluate reproduce clean
+.PHONY: demo test test-fast test-slow test-versions docs results style quality bench evaluate reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +46,10 @@ test-versions: .venv-lowest/installed .venv-newest/installed
 	touch $@
 
 # Warnings are errors, references without a target among them.
+# Fills the tables of docs/results from the JSON that the benchmarks wrote.
+results: $(VENV)/installed
+	$(BIN)/python -m examples.results
+
 docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs docs/_build/html
 
@@ -57,23 +62,26 @@ style: $(VENV)/installed
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
+# These three write the JSON of the results pages; `make results` then fills their tables.
 bench: $(VENV)/installed
-	$(BIN)/python -m examples.benchmarks.overview --out bench_output
-	$(BIN)/python -m examples.benchmarks.training_steps
-	$(BIN)/python -m examples.benchmarks.verdicts --out bench_output/verdicts
-	$(BIN)/python -m examples.benchmarks.fuzz_readers --count 100000 --out bench_output/fuzz
-	$(BIN)/python -m examples.benchmarks.tampered_rows --out bench_output/vaults
-	$(BIN)/python -m examples.benchmarks.hostile_merges
-	$(BIN)/python -m examples.benchmarks.vault_kills
-	$(BIN)/python -m examples.benchmarks.vault_disks
+	for part in help speed memory scoring hub robustness; do \
+		$(BIN)/python -m examples.benchmarks.overview --parts $$part --out bench_output --results $(DATA)/$$part.json || exit 1; \
+	done
+	$(BIN)/python -m examples.benchmarks.training_steps --results $(DATA)/training-steps.json
+	$(BIN)/python -m examples.benchmarks.verdicts --out bench_output/verdicts --results $(DATA)/verdicts.json
+	$(BIN)/python -m examples.benchmarks.fuzz_readers --count 100000 --results $(DATA)/readers.json
+	$(BIN)/python -m examples.benchmarks.tampered_rows --out bench_output/vaults --results $(DATA)/tampered.json
+	$(BIN)/python -m examples.benchmarks.hostile_merges --results $(DATA)/merges.json
+	$(BIN)/python -m examples.benchmarks.vault_kills --results $(DATA)/kills.json
+	$(BIN)/python -m examples.benchmarks.vault_disks --results $(DATA)/disks.json
 
 evaluate: $(VENV)/installed
 	for model in lite0 lite2 resnet vit; do $(BIN)/python -m examples.benchmarks.attacks $$model || exit 1; done
 	$(BIN)/python -m examples.benchmarks.schemes resnet
-	$(BIN)/python -m examples.benchmarks.attacks_table bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
+	$(BIN)/python -m examples.benchmarks.attacks_table bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet --results $(DATA)/attacks.json
 
 reproduce: $(VENV)/installed
-	$(BIN)/python -m examples.reproduction.run --out reproduction_output
+	$(BIN)/python -m examples.reproduction.run --out reproduction_output --results $(DATA)/deepmarks.json
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-newest docs/_build demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

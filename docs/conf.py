@@ -22,14 +22,17 @@ version = release = hf_fingerprint.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "docs._extensions.reference",
     "docs._extensions.docstrings",  # before napoleon, which then reads the sections
     "sphinx.ext.napoleon",
     "docs._extensions.command_line",
+    "docs._extensions.checked_pages",
     "docs._extensions.error_messages",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_extensions", "**/.ipynb_checkpoints"]
 nitpicky = True
+nitpick_ignore = [("py:class", word) for word in ("callable", "iterable", "sequence", "pairs")]  # words for types
 
 # MyST
 nb_execution_mode = "off"  # the committed notebooks have their outputs; tests/docs executes them
@@ -38,13 +41,13 @@ myst_heading_anchors = 4
 myst_substitutions = {"version": release, **_PROJECT["urls"]}
 
 # The reference: types are in the docstrings
-add_module_names = False
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
-python_display_short_literal_types = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"hf_fingerprint {release}"

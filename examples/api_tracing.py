@@ -30,7 +30,7 @@ from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.blackbox import Labels, RetryPolicy, check_proof, from_url, write_proof
 from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, STEPS
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.cli.output import echo_err, print_proof, print_query, progress_bars
+from hf_fingerprint.cli.output import echo_err, progress_bars
 from hf_fingerprint.models import build_model
 from hf_fingerprint.outcomes import Outcome
 
@@ -108,12 +108,12 @@ def main() -> None:
     print("\n5. Anyone can check the proofs, with the files and the published commitments\n")
     published = [copy.commitment for copy in vault.copies() if copy.recipient in (FINE_TUNED, QUANTIZED)]
     for path in sorted(out.glob("*.proof.json")):
-        print_proof(check_proof(path, published))
+        print(check_proof(path, published))
 
     expected = {name: [] if name == STRANGER else [name] for name in suspects}
     accused = {name: [score.recipient for score in result.accused] for name, result in found.items()}
-    checked = [proven for path in sorted(out.glob("*.proof.json")) for proven in check_proof(path, published)]
-    verified_names = [proven.recipient for proven in checked if proven.outcome is Outcome.ACCUSED]
+    checked = [each for path in sorted(out.glob("*.proof.json")) for each in check_proof(path, published).accusations]
+    verified_names = [each.recipient for each in checked if each.outcome is Outcome.ACCUSED]
     if accused != expected or verified_names != [FINE_TUNED, QUANTIZED]:
         echo_err(f"The example expected {expected} and found {accused}, proven: {verified_names}.")
         sys.exit(1)
@@ -126,7 +126,7 @@ def query_service(arguments: argparse.Namespace, url: str, vault: Vault, name: s
     suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), retry_policy=RetryPolicy(arguments.rate))
     with progress_bars() as progress:
         result = query(suspect, vault, transcript=transcript, progress=progress)
-    print_query(result)
+    print(result)
     if result.accused:
         write_proof(proof, transcript, result, vault)
     return result

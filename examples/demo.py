@@ -19,7 +19,6 @@ from examples._common.training import fine_tune
 from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import MagnitudePruning, Quantization, collude
 from hf_fingerprint.cli.output import describe_base, echo_err, progress_bars
-from hf_fingerprint.cli.trace_output import print_trace
 
 
 RECIPIENTS = ["alice", "bob", "carol", "dave", "erin"]
@@ -58,7 +57,7 @@ def main() -> None:
         results[title] = trace(
             suspect, vault, all_scores=True
         )  # for the plot; in practice keep the scores of the innocent private
-        print_trace(results[title])
+        print(results[title])
     picture = plot_traces(results, out / "scores.png")
     print(f"\nAll scores against the bound: {picture}")
 

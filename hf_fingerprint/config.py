@@ -8,14 +8,23 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hf_fingerprint.choices import (
+    FAMILIES,
+    GATES,
+    KINDS,
+    LAYOUTS,
+    Family,
+    Gating,
+    Layout,
+    OutputKind,
+    wrong_choice,
+)
 from hf_fingerprint.errors import CodeError, HubError
 
 
 MAX_KL, ALPHA = 1e-4, 1e-6
 COALITION, EXPECTED_RECIPIENTS = 20, 1000
 DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
-LAYOUTS = ("spread", "compact")
-KINDS = ("single_label", "multi_label", "dense", "features")  # of output
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -47,9 +56,7 @@ class FingerprintConfig:
         "Output budget: the largest KL divergence between base and copy, in nats, as the mean over images "
         "and copies. Defaults to 1e-4."
     )
-    calibration: Path | None = _setting(  # noqa: RUF009
-        "Folder of images to measure the output on. Defaults to synthetic images."
-    )
+    calibration: Path | None = _setting("Folder of images to measure the output on. Defaults to synthetic images.")
     coalition: int | None = _setting("Number of colluders that the code is designed for. Defaults to 20.")
     expected_recipients: int | None = _setting(
         "Number of recipients that the certified coalition is computed for. Defaults to 1000."
@@ -61,15 +68,15 @@ class FingerprintConfig:
         "Fixed amplitude of the mark, as a share of each row's root mean square, instead of a budget. Use "
         "it for a base that will be trained from scratch, or whose output can't be measured."
     )
-    carriers: str | None = _setting(
+    carriers: Layout | None = _setting(
         "spread marks all tensors that can carry; compact marks a few adjacent ones, so that copies share "
         "nearly all bytes but withstand less. Defaults to spread."
     )
-    code: str | None = _setting(
+    code: Family | None = _setting(
         "Family of the code: tardos, nuida or fair_signs. Defaults to fair_signs for up to 2 colluders, "
         "and to tardos for more."
     )
-    output_kind: str | None = _setting(
+    output_kind: OutputKind | None = _setting(
         "Kind of the model's output: single_label, multi_label, dense or features. Defaults to what the "
         "model's configuration says."
     )
@@ -78,12 +85,12 @@ class FingerprintConfig:
     )
 
     def __post_init__(self) -> None:
-        from hf_fingerprint.codes import FAMILIES, check_alpha  # scipy takes long to import
+        from hf_fingerprint.codes import check_alpha  # scipy takes long to import
 
         given = {name: value for name, value in vars(self).items() if value is not None}
         for name, choices in (("carriers", LAYOUTS), ("code", FAMILIES), ("output_kind", KINDS)):
             if given.get(name, choices[0]) not in choices:
-                raise CodeError(f"`{name}` must be one of {', '.join(choices)}, got {given[name]}.")
+                raise CodeError(wrong_choice(name, given[name], choices))
         for name in ("coalition", "expected_recipients", "calibration_images"):
             if given.get(name, 1) < 1:
                 raise CodeError(f"`{name}` must be at least 1, got {given[name]}.")
@@ -100,7 +107,7 @@ class PublishConfig:
     """How copies are published on the Hub."""
 
     private: bool = _setting("Whether the variant repos are private.", default=True)
-    gated: str | None = _setting("Gate the variant repos: auto or manual approval. Needed to give accounts access.")
+    gated: Gating | None = _setting("Gate the variant repos: auto or manual approval. Needed to give accounts access.")
     disclose: bool = _setting(
         "Disclose the fingerprint in the model card, together with the commitment to it.", default=False
     )
@@ -109,5 +116,5 @@ class PublishConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.gated not in (None, "auto", "manual"):
-            raise HubError(f"`gated` must be auto or manual, got {self.gated}.")
+        if self.gated is not None and self.gated not in GATES:
+            raise HubError(wrong_choice("gated", self.gated, GATES))

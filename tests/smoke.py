@@ -82,7 +82,7 @@ def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
         run("query", suspect.url, *vault, "--rate", 1000, code=1)
         assert suspect.seen
     run("query", f"pipeline:{place / 'copies' / 'alice'}", *vault, "--exhaustive")
-    run("key-images", "export", "alice", place / "keys", *vault, "--bits", 64)
+    run("key-images", "export", "alice", "--out", place / "keys", *vault, "--bits", 64)
     run("key-images", "read", next((place / "keys").rglob("*.png")), *vault, "--bits", 64)
 
 
@@ -132,7 +132,7 @@ def timm_models(place: Path, hub: LoopbackHub) -> None:
     from tests.helpers.small_models import save_timm
 
     base, vault = save_timm(place / "timm", num_classes=10, img_size=32), ("--vault", place / "vault")
-    run("issue", base, "--recipient", "dora", "--out", place / "dora", *vault, *REGISTRATION_OPTIONS)
+    run("issue", base, "--recipient", "dora", "--out", place, *vault, *REGISTRATION_OPTIONS)
     run("trace", place / "dora", *vault)
     with open_checkpoint(base) as opened:
         plain = build_model(opened).module.train()

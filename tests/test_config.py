@@ -43,5 +43,5 @@ def test_a_value_that_makes_no_sense_is_refused_by_the_name_of_its_field(wrong):
 
 
 def test_a_gate_is_automatic_or_manual():
-    with pytest.raises(HubError, match="`gated` must be auto or manual, got maybe"):
+    with pytest.raises(HubError, match="`gated` must be one of auto, manual, got maybe"):
         PublishConfig(gated="maybe")

@@ -1,6 +1,7 @@
 """The page of the command line, from the commands themselves: every command, argument and option with its help."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,13 +10,14 @@ from sphinx.application import Sphinx
 
 
 PAGE = "command-line"  # what it holds is followed by the commands
+_MARKED = re.compile(r"(`[^`]*`)|(?<![\w-])(--[a-z][\w-]*)|([\[<*])")
 _PANELS = {"argument": "Arguments", "option": "Options"}
 
 
 def commands_as_markdown(command: Any, context: Any, level: int = 2) -> Iterator[str]:
     """Yields the paragraphs on a command and the commands below it, in Markdown."""
     yield f"{'#' * level} {context.command_path}"
-    yield inspect.cleandoc(command.help or "")
+    yield _as_markdown(inspect.cleandoc(command.help or ""))
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"```console\n$ {context.command_path} {usage}\n```"
     for panel, parameters in _panels(command, context).items():
@@ -32,10 +34,15 @@ def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if record is not None:
+        if record is not None and parameter.name != "help":
             panel = getattr(parameter, "rich_help_panel", None) or _PANELS[parameter.param_type_name]
-            found.setdefault(panel, []).append((f"`{record[0]}`", record[1].replace("[", r"\[").replace("<", r"\<")))
+            found.setdefault(panel, []).append((f"`{record[0]}`", _as_markdown(record[1])))
     return found
+
+
+def _as_markdown(text: str) -> str:
+    """Help with its options as code, and with nothing that Markdown reads as a link or HTML."""
+    return _MARKED.sub(lambda found: found[1] or (found[2] and f"`{found[2]}`") or f"\\{found[3]}", text)
 
 
 def _append_commands(app: Sphinx, page: str, source: list[str]) -> None:

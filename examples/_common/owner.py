@@ -6,7 +6,6 @@ from pathlib import Path
 
 from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
 from hf_fingerprint.cli.output import echo_err
-from hf_fingerprint.cli.trace_output import print_trace
 
 
 RECIPIENT, OTHERS = "alice", ["bob", "carol"]
@@ -34,7 +33,7 @@ def make_owner_vault(base: Path, out: Path) -> Vault:
 def expect_trace(suspect: Path, vault: Vault | Path, recipient: str = RECIPIENT) -> None:
     """Traces a suspect and prints the result; exits with 1 unless exactly this recipient is accused."""
     result = trace(suspect, vault, passphrase=PASSPHRASE)
-    print_trace(result)
+    print(result)
     accused = [score.recipient for score in result.accused]
     if accused != [recipient]:
         echo_err(f"The example expected {recipient} and found {accused}.")

@@ -1,4 +1,4 @@
-"""Prints the README's tables of attacks from the results of `attacks.py` and `schemes.py`.
+"""Prints the tables of attacks from the results of `attacks.py` and `schemes.py`.
 
     python -m examples.benchmarks.attacks_table bench_output/attacks lite0 vit --schemes bench_output/schemes/vit
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from examples._common.results import Figure, Table, add_results_option, figure_table, report
 from examples.benchmarks.schemes_report import (
     DEEPMARKS,
     FAILED,
@@ -20,11 +21,9 @@ from examples.benchmarks.schemes_report import (
     TOOLBOX,
     Row,
     Rows,
-    line,
     named_cell,
 )
 from hf_fingerprint.attacks import SUITE
-from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Trial
 from hf_fingerprint.evaluation.coalition_outcomes import CoalitionOutcome, outcomes
 from hf_fingerprint.evaluation.frontier import cheapest_escape
@@ -69,21 +68,21 @@ def issued_copy(trials: list[Trial]) -> Trial:
     return next(p for p in reversed(trials) if p.kind == COPY)
 
 
-def single_copy_table(models: dict[str, list[Trial]], rows: list[Row], group: str) -> list[str]:
-    """Returns the table of a group of attacks on one copy."""
+def single_copy_table(models: dict[str, list[Trial]], rows: list[Row]) -> Table:
+    """Returns the table of all attacks on one copy."""
     copies = {name: issued_copy(trials) for name, trials in models.items()}
     heads = [f"{name} ({100 * p.accuracy:.0f}, {score_cell(p)})" for name, p in copies.items()]
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
-    lines = [line(["attack", *heads]), line(["---"] * (1 + len(heads)))]
+    lines = []
     for attack, found in SUITE.items():
-        if found.group == group:
+        if found.group != COLLUSION:
             steps_shown = quick_steps(len(found.attacks))
             strengths = " / ".join(f"{found.attacks[step].strength:g}" for step in steps_shown)
             cells = [cell(trials, attack, steps_shown) for trials in models.values()]
             cells += other_scheme_cells(rows, attack, steps_shown) if rows else []
             if set(cells) != {"-"}:
-                lines.append(line([f"{attack} {strengths}" if len(steps_shown) > 1 else attack, *cells]))
-    return lines
+                lines.append((f"{attack} {strengths}" if len(steps_shown) > 1 else attack, *cells))
+    return Table("single", "", ("attack", *heads), tuple(lines))
 
 
 def other_scheme_cells(rows: list[Row], attack: str, steps_shown: list[int]) -> list[str]:
@@ -102,17 +101,17 @@ def other_scheme_cells(rows: list[Row], attack: str, steps_shown: list[int]) -> 
     ]
 
 
-def lost_mark_table(models: dict[str, list[Trial]]) -> list[str]:
+def lost_mark_table(models: dict[str, list[Trial]]) -> Table:
     """Returns the table of attacks that lose the mark.
 
     Each cell is the strength with the highest accuracy that loses it, and how many points that is below the copy's.
     """
-    lines = [line(["attack", *models]), line(["---"] * (1 + len(models)))]
+    lines = []
     for attack in (name for name in SUITE if name not in NOT_COMPARABLE):
         texts = [lost_mark_cell(attack, trials) for trials in models.values()]
         if any(cell.startswith("at ") for cell in texts):
-            lines.append(line([attack, *texts]))
-    return lines
+            lines.append((attack, *texts))
+    return Table("lost", "", ("attack", *models), tuple(lines))
 
 
 def lost_mark_cell(attack: str, trials: list[Trial]) -> str:
@@ -123,7 +122,7 @@ def lost_mark_cell(attack: str, trials: list[Trial]) -> str:
     return f"at {cost.escape.strength:g}: {cost.loss_text}" if cost.escape else "not lost"
 
 
-def coalition_table(models: dict[str, list[Trial]]) -> list[str]:
+def coalition_table(models: dict[str, list[Trial]]) -> Table:
     """Returns the table of coalitions: runs with all main contributors caught, runs with anybody caught, share caught.
 
     Strategies that use all copies equally share a row.
@@ -136,10 +135,23 @@ def coalition_table(models: dict[str, list[Trial]]) -> list[str]:
             strategy, then, follow_up = attack.partition("-then-")
             name = (strategy if strategy in UNEVEN else EVEN) + then.replace("-", " ") + follow_up
             rows.setdefault(name, {}).setdefault(found.size, []).append(found)
-    lines = [line(["coalition", *map(str, sizes)]), line(["---"] * (1 + len(sizes)))]
-    for name, by_size in rows.items():
-        lines.append(line([name, *(outcome_cell(by_size.get(size, [])) for size in sizes)]))
-    return lines
+    lines = ((name, *(outcome_cell(found.get(size, [])) for size in sizes)) for name, found in rows.items())
+    return Table("coalitions", "", ("coalition", *map(str, sizes)), tuple(lines))
+
+
+def innocents_table(models: dict[str, list[Trial]], all_scores: bool) -> Table:
+    """Returns the table of innocents accused, over all suspects of all models."""
+    read = [p for trials in models.values() for p in trials if p.threshold is not None]
+    accused, scored = sum(p.innocents_accused for p in read), sum(p.innocents for p in read)
+    unaligned, what = sum(p.unaligned[0] for p in read), f"innocents accused, {len(read):,} suspects"
+    figures = [
+        Figure(what, f"{accused} of {scored:,}", "0", accused == 0),
+        Figure("the same without alignment", f"{unaligned} of {scored:,}", "0", unaligned == 0),
+    ]
+    if all_scores:
+        highest, plain = max(p.highest_innocent for p in read), max(p.unaligned[1] for p in read)
+        figures.append(Figure("highest score of an innocent / without alignment", f"{highest:.1f} / {plain:.1f}", "-"))
+    return figure_table(figures, "innocents")
 
 
 def outcome_cell(found: list[CoalitionOutcome]) -> str:
@@ -161,6 +173,7 @@ def main() -> None:
         "--all-scores", action="store_true", help="show the scores of recipients who are not accused too"
     )
     parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison of schemes")
+    add_results_option(parser)
     arguments = parser.parse_args()
     if arguments.all_scores:
         print(NOT_TO_PUBLISH, file=sys.stderr)
@@ -171,17 +184,8 @@ def main() -> None:
 
         kept = {name: [p for p in trials if p.attack not in NOT_COMPARABLE] for name, trials in models.items()}
         plot_frontiers(kept, arguments.picture)
-    for group in GROUPS[:-1]:
-        print("\n".join(single_copy_table(models, rows, group)), end="\n\n")
-    print("\n".join(lost_mark_table(models)), end="\n\n")
-    print("\n".join(coalition_table(models)), end="\n\n")
-    read = [p for trials in models.values() for p in trials if p.threshold is not None]
-    accused, scored = sum(p.innocents_accused for p in read), sum(p.innocents for p in read)
-    unaligned = sum(p.unaligned[0] for p in read)
-    print(f"innocents accused: {accused} of {scored:,} over {len(read)} suspects; without alignment {unaligned}")
-    if arguments.all_scores:
-        highest, plain = max(p.highest_innocent for p in read), max(p.unaligned[1] for p in read)
-        print(f"highest score of an innocent: {highest:.1f}; without alignment {plain:.1f}")
+    tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
+    report(arguments, [*tables, innocents_table(models, arguments.all_scores)])
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ counted too.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import digits, fashion_mnist, lite0, save_timm
+from examples._common.results import Figure, Table, add_results_option, figure_table, report
 from examples._common.training import accuracy, fine_tune, predict
 from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
 from hf_fingerprint.attacks import Collusion, MagnitudePruning, Quantization
@@ -242,13 +242,14 @@ class Row:
     accuracies: list[float]  # of the first few
     innocents: int = 0  # accused, over all suspects
 
-    def __str__(self) -> str:
+    def cells(self) -> tuple[str, ...]:
+        """Returns the cells of the table."""
         accused = np.array(self.accused_counts)
         some, all_ = accused > 0, accused == np.maximum(self.contributors, 1)
         recall = f"{np.mean(self.label_recall):.0%}" if max(self.contributors) else "-"
         return (
-            f"{len(accused)} | {some.mean():.0%} | {all_.mean():.0%} | {recall} | {np.mean(self.queried):.0f} | "
-            f"{self.innocents} | {np.mean(self.accuracies):.1%}"
+            *(f"{len(accused)}", f"{some.mean():.0%}", f"{all_.mean():.0%}", recall),
+            *(f"{np.mean(self.queried):.0f}", f"{self.innocents}", f"{np.mean(self.accuracies):.1%}"),
         )
 
 
@@ -277,22 +278,29 @@ def measure(testbed: Testbed) -> dict[str, Row]:
     return rows
 
 
-def report(testbed: Testbed, out: Path) -> dict[str, object]:
-    """Measures, prints and returns the figures."""
+def tables(testbed: Testbed, out: Path) -> list[Table]:
+    """Measures everything and returns the tables."""
     setting, test = testbed.setting, testbed.task.test
     plain = accuracy(testbed.model(load_file(testbed.folder / "model.safetensors")), *test)
     bound = [accuracy(testbed.model(load_file(path / "model.safetensors")), *test) for path in testbed.paths]
-    print(f"accuracy: base {plain:.2%}, copies {np.mean(bound):.2%} on average, {min(bound):.2%} at least", flush=True)
     scores = [weight_scores(testbed, contributor, out) for contributor in range(min(5, setting.copies))]
     kept = [after / before for before, after in scores]
-    print(f"weight mark: {np.mean(kept):.1%} of its score kept, {min(kept):.1%} at least", flush=True)
-    rows = measure(testbed)
-    print("\n| suspect | n | any contributor | all contributors | trigger labels | queries | innocents | accuracy |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, row in rows.items():
-        print(f"| {name} | {row} |")
-    found = {name: asdict(row) for name, row in rows.items()}
-    return {"accuracy": plain, "copies": bound, "weight_mark": scores, "rows": found}
+    figures = [
+        Figure(
+            f"accuracy of the base / of {len(bound)} copies in the mean / of the worst, {len(test[1]):,} test images",
+            f"{plain:.2%} / {np.mean(bound):.2%} / {min(bound):.2%}",
+            "within 0.3 points, and above 95 % of the base's",
+        ),
+        Figure(
+            f"score of the weight mark with a bound head / without, {len(kept)} copies: in the mean / the lowest",
+            f"{np.mean(kept):.1%} / {min(kept):.1%}",
+            ">= 95 %",
+        ),
+    ]
+    columns = ("suspect", "n", "any contributor accused", "all contributors", "trigger labels predicted", "queries")
+    columns += ("innocents accused", "accuracy")
+    rows = tuple((name, *row.cells()) for name, row in measure(testbed).items())
+    return [figure_table(figures), Table("suspects", "", columns, rows)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -304,11 +312,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--no-cover-images", action="store_true", help="make the trigger set without the owner's images"
     )
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
+    add_results_option(parser)
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     setting = QUICK if chosen.quick else Setting()
-    found = report(Testbed(chosen.out, TASKS[chosen.task](setting), setting, not chosen.no_cover_images), chosen.out)
-    (chosen.out / "found.json").write_text(json.dumps(found, indent=2))
+    testbed = Testbed(chosen.out, TASKS[chosen.task](setting), setting, not chosen.no_cover_images)
+    report(chosen, tables(testbed, chosen.out))
     return 0
 
 

@@ -20,6 +20,7 @@ from rich.progress import track
 from scipy.stats import norm
 
 from examples._common.real_inputs import fashion_mnist
+from examples._common.results import Table, add_results_option, report
 from examples.benchmarks.blackbox import PASSPHRASE, SIZE, Setting, State, fashion, make_base
 from hf_fingerprint import FingerprintConfig, Vault
 from hf_fingerprint.attacks import Quantization
@@ -148,14 +149,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--triggers", type=int, default=200, help="number of boundary images")
     parser.add_argument("--copies", type=int, default=12)
     parser.add_argument("--steps", type=int, default=300, help="training steps of the base")
+    add_results_option(parser)
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     if not (chosen.out / "base").exists():
         make_base(chosen.out / "base", fashion(Setting()), chosen.steps)
     images = (fashion_mnist(False, 4000, SIZE)[0] * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     testbed = Testbed(chosen.out / "base", chosen.out, images, chosen.triggers)
-    print(f"the score that accuses one of {RECIPIENTS:,}: {norm.isf(ALPHA / RECIPIENTS):.1f}\n")
-    print("| copies | responses | own score, mean | least | highest of 3,000 never issued |\n" + "| --- " * 5 + "|")
+    rows = []
     for name, attack in (("untouched", dict), ("int8", Quantization(8))):
         found: dict[str, list[tuple[float, float]]] = {"labels": [], "logits": []}
         for _ in range(chosen.copies):
@@ -169,7 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
             found["logits"].append(testbed.scores(codeword, logit_shift, 1e-3))
         for outputs, scores in found.items():
             own, others = np.array(scores).T
-            print(f"| {name} | {outputs} | {own.mean():.1f} | {own.min():.1f} | {others.max():.1f} |")
+            rows.append((name, outputs, *(f"{figure:.1f}" for figure in (own.mean(), own.min(), others.max()))))
+    columns = ("copies", "responses", f"own score, mean of {chosen.copies}", "least", "highest of 3,000 never issued")
+    note = f"The score that accuses one of {RECIPIENTS:,}: {norm.isf(ALPHA / RECIPIENTS):.1f}."
+    report(chosen, [Table("boundary", "", columns, tuple(rows), (note,))])
     return 0
 
 

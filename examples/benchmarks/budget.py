@@ -9,9 +9,10 @@ classes as labels, and without its head. The transformers segmenter and backbone
 """
 
 import argparse
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 
 from examples._common.owner import PASSPHRASE
 from examples._common.real_inputs import lite0, save_timm
+from examples._common.results import Table, add_results_option, report
 from hf_fingerprint import FingerprintConfig, Issuer, Vault
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import BuiltModel, LazyImages, build_model, lazy_synthetic_images, user_images
@@ -30,22 +32,24 @@ Case = tuple[Callable[[Path], None], FingerprintConfig]
 
 
 def main() -> None:
-    """Measures all cases, or those of `--only`, and prints a row for each."""
+    """Measures all cases, or those of `--only`, and prints their table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="A folder for models, copies and rows.")
-    parser.add_argument("--only", nargs="*", default=None, help="Names of cases.")
-    parser.add_argument("--copies", type=int, default=COPIES, help="Number of copies to issue.")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for models and copies")
+    parser.add_argument("--only", nargs="*", default=None, help="names of cases")
+    parser.add_argument("--copies", type=int, default=COPIES, help="number of copies to issue")
+    add_results_option(parser)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print("| model | kind | on record | issued copies, on average | ratio | lowest and highest of one copy |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for name, (save, config) in cases(arguments.out).items():
         if arguments.only is None or name in arguments.only:
             row = measure(arguments.out / name.replace(" ", "_"), save, config, arguments.copies)
-            ratio = row["measured"] / row["recorded"]
-            span = f"{row['least'] / row['recorded']:.2f} - {row['most'] / row['recorded']:.2f}"
-            figures = f"{row['recorded']:.1e} | {row['measured']:.1e} | {ratio:.2f} | {span}"
-            print(f"| {name} | {row['kind']} | {figures} |", flush=True)
+            ratio, least, most = (row[each] / row["recorded"] for each in ("measured", "least", "most"))
+            figures = f"{row['recorded']:.1e}", f"{row['measured']:.1e}", f"{ratio:.2f}", f"{least:.2f} - {most:.2f}"
+            rows.append((name, row["kind"].replace("_", " "), *figures))
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    columns = ("model", "output", "on record", "copies, on average", "ratio", "one copy, relative to the record")
+    report(arguments, [Table("budget", "", columns, tuple(rows))])
 
 
 def cases(out: Path) -> dict[str, Case]:
@@ -64,7 +68,7 @@ def cases(out: Path) -> dict[str, Case]:
     }
 
 
-def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfig, copies: int) -> dict[str, object]:
+def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfig, copies: int) -> dict[str, Any]:
     """Returns the divergence on record and that of issued copies."""
     if not (folder / "model").exists():
         save(folder / "model")
@@ -78,15 +82,13 @@ def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfi
             copy = issuer.issue(f"recipient {number}", folder / "copies" / str(number)).path
             with open_checkpoint(copy) as marked:
                 each.append(divergences(built, build_model(marked), batch, str(calibration.output)))
-    row = {
+    return {
         "kind": calibration.output,
         "recorded": calibration.kl,
         "measured": float(np.concatenate(each).mean()),
         "least": min(float(one.mean()) for one in each),
         "most": max(float(one.mean()) for one in each),
     }
-    (folder / "row.json").write_text(json.dumps(row, indent=2) + "\n")
-    return row
 
 
 def held_out(built: BuiltModel, config: FingerprintConfig, count: int) -> LazyImages:

@@ -1,25 +1,24 @@
 """Simulates coalitions against the codes over 3 M weights, and tests the bound over 10^7 innocents for each code.
 
-Counts the colluders caught and the innocents accused. Writes `bench_output/codes.json`; `--quick` runs a small part.
+Counts the colluders caught and the innocents accused. `--quick` runs a small part.
 """
 
 import argparse
 import hashlib
-import json
 import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from hf_fingerprint.codes import FAMILIES, Codebook, decode, decode_all, make_codebook
+from examples._common.results import Table, add_results_option, report
+from hf_fingerprint.codes import FAMILIES, FORGERIES, Codebook, decode, decode_all, forge, make_codebook
 from hf_fingerprint.codes.bounds import ChernoffBound
 from hf_fingerprint.codes.codebook import SCALE
-from hf_fingerprint.codes.collusion import FORGERIES, forge
 from hf_fingerprint.codes.residual import residual_signal
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 
@@ -29,6 +28,7 @@ COALITION = 20
 DRIFTS = (0.0, 5.0)
 TWENTIETH = 0.05
 LEVELS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+PARTS = ("innocents", "coalitions", "many")
 _BATCH = 4096
 
 
@@ -178,48 +178,41 @@ def colluder_score_functions(codebook: Codebook) -> np.ndarray:
 
 
 def main() -> None:
-    """Runs all parts, or those of `--only`, and writes the table."""
+    """Runs all parts, or those of `--only`, and prints their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("bench_output"))
-    parser.add_argument("--only", nargs="*", choices=("innocents", "coalitions", "many"))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    add_results_option(parser)
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else Plan()
-    parts = arguments.only or ("innocents", "coalitions", "many")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    place = arguments.out / "codes.json"
-    report = json.loads(place.read_text()) if arguments.only and place.exists() else {}
+    makers: dict[str, Callable[[Plan], Table]] = {
+        "innocents": innocents_table,
+        "coalitions": partial(collusion_table, "coalitions", coalition_rows),
+        "many": partial(collusion_table, "many", many_rows),
+    }
+    report(arguments, [makers[part](plan) for part in arguments.only])
 
-    def save() -> None:
-        place.write_text(json.dumps(report, indent=1) + "\n")
 
-    if "innocents" in parts:
-        print(f"| code | innocents | {' | '.join(f'{level:.0e}' for level in LEVELS)} |")
-        report["innocents"] = {}
-        for family in FAMILIES:
-            found = innocents_tail(family, plan.innocents)
-            report["innocents"][family] = {"count": plan.innocents, "share_over_bound": found}
-            print(f"| {family} | {plan.innocents:,} | {' | '.join(f'{share:.2f}' for share in found.values())} |")
-            save()
-    for part, rows in (("coalitions", coalition_rows), ("many", many_rows)):
-        if part not in parts:
-            continue
-        print("| recipients | colluders | strategy | drift | runs | caught | main caught | hit | innocents | s |")
-        report[part] = {"plan": asdict(plan), "rows": []}
-        for row in rows(plan):
-            report[part]["rows"].append(asdict(row))
-            print(
-                f"| {row.recipients:,} | {row.colluders} | {row.strategy} | {row.drift:g} | {row.runs} "
-                f"| {row.caught}/{row.gave} | {row.sure}/{row.large} | {row.hits}/{row.runs} "
-                f"| {row.innocents_accused} | {row.seconds:.1f} |",
-                flush=True,
-            )
-            save()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-        report[part]["peak_mb"] = round(peak * 1.024)
-        print(f"peak memory {report[part]['peak_mb']:,} MB")
-        save()
+def innocents_table(plan: Plan) -> Table:
+    """Returns the table of the bound: for each code, the observed share of false accusations over the proven one."""
+    found = ((family, innocents_tail(family, plan.innocents)) for family in FAMILIES)
+    rows = ((name, f"{plan.innocents:,}", *(f"{share:.2f}" for share in tail.values())) for name, tail in found)
+    return Table("innocents", "", ("code", "innocents", *(f"{level:.0e}" for level in LEVELS)), tuple(rows))
+
+
+def collusion_table(name: str, rows_of: Callable[[Plan], Iterator[Row]], plan: Plan) -> Table:
+    """Returns the table of simulated collusions. Prints each row to stderr when it is measured."""
+    columns = ("recipients", "colluders", "strategy", "drift", "runs", "caught", "main contributors caught")
+    rows = []
+    for row in rows_of(plan):
+        cells = (f"{row.recipients:,}", f"{row.colluders}", row.strategy, f"{row.drift:g}", f"{row.runs}")
+        cells += (f"{row.caught} of {row.gave}", f"{row.sure} of {row.large}", f"{row.hits} of {row.runs}")
+        rows.append((*cells, f"{row.innocents_accused}", f"{row.seconds:.1f}"))
+        print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    columns += ("runs that caught anybody", "innocents accused", "seconds a suspect")
+    return Table(name, "", columns, tuple(rows), (f"{plan.length:,} positions; peak memory {peak:,.0f} MB.",))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from examples._common.figures import Figure, table, write
+from examples._common.results import Figure, Table, add_results_option, figure_table, report
 from examples.benchmarks.fuzz_targets import TARGETS, Target, targets_in
 from hf_fingerprint.errors import FingerprintError
 
@@ -178,18 +178,20 @@ def figure_of(all_found: list[Found]) -> Figure:
     holds = not (escaped or slow or large)
     bound = "0 tracebacks, 0 over 10 s, 0 over 1 GB"
     counts = {each.reader: asdict(each) for each in all_found}
-    return Figure("fuzz", "mutated inputs to all readers", measured, bound, holds, counts)
+    return Figure("mutated inputs to all readers", measured, bound, holds, counts)
 
 
-def lines_of(all_found: list[Found]) -> str:
+def readers_table(all_found: list[Found]) -> Table:
     """Returns a table of the readers."""
-    head = "| reader | inputs | refused | slowest, s | MB taken (of libraries) | tracebacks | over 10 s |"
-    rows = [
-        f"| {f.reader} | {f.inputs:,} | {f.refused:,} | {f.slowest:.2f} | {f.taken} ({f.started}) | "
-        f"{len(f.escaped)} | {len(f.slow)} |"
+    columns = ("reader", "inputs", "refused", "slowest, s", "MB taken (of libraries)", "tracebacks", "over 10 s")
+    rows = (
+        (
+            *(f.reader, f"{f.inputs:,}", f"{f.refused:,}", f"{f.slowest:.2f}"),
+            *(f"{f.taken} ({f.started})", f"{len(f.escaped)}", f"{len(f.slow)}"),
+        )
         for f in all_found
-    ]
-    return "\n".join([head, "| --- |" + " --- |" * 6, *rows])
+    )
+    return Table("readers", "", columns, tuple(rows))
 
 
 def main() -> int:
@@ -199,7 +201,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--reader", action="append", choices=list(TARGETS))
     parser.add_argument("--only", type=int, help="one seed, in this process, with its traceback")
-    parser.add_argument("--out", type=Path)
+    add_results_option(parser)
     arguments = parser.parse_args()
     names = arguments.reader or list(TARGETS)
     if arguments.only is not None:
@@ -213,14 +215,9 @@ def main() -> int:
     for name, count in shares(arguments.count, names).items():
         found = watched(name, [*range(-BOMBS, 0), *range(arguments.first, arguments.first + count)])
         all_found.append(found)
-        print(json.dumps(asdict(found)), flush=True)
-    print(lines_of(all_found))
+        print(json.dumps(asdict(found)), file=sys.stderr, flush=True)
     figure = figure_of(all_found)
-    print(table([figure]))
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write([figure], arguments.out, "fuzz")
-        (arguments.out / "fuzz_readers.md").write_text(lines_of(all_found) + "\n")
+    report(arguments, [figure_table([figure]), readers_table(all_found)])
     return 0 if figure.holds else 1
 
 

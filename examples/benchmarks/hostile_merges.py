@@ -1,4 +1,4 @@
-"""Merges more than two hundred kinds of hostile vaults, each from a folder and from a pack.
+"""Merges all kinds of hostile vaults, each from a folder and from a pack.
 
     python -m examples.benchmarks.hostile_merges
 
@@ -6,6 +6,7 @@ For each kind: no row enters that does not verify, the bad row is named, the oth
 unexpected error occurs, and a merged copy is traced to its recipient.
 """
 
+import argparse
 import shutil
 import tempfile
 import time
@@ -13,6 +14,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+from examples._common.results import Figure, add_results_option, figure_table, report
 from hf_fingerprint import Vault, trace
 from hf_fingerprint.errors import FingerprintWarning
 from tests.helpers.hostile_vault_kinds import KINDS
@@ -25,6 +27,9 @@ LONGEST = 10.0  # seconds
 
 def main() -> None:
     """Merges all kinds and prints the totals."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_results_option(parser)
+    arguments = parser.parse_args()
     warnings.simplefilter("ignore", FingerprintWarning)  # the tests' identities have a low work factor
     ended: Counter[str] = Counter()
     slowest, traced = (0.0, ""), 0
@@ -36,12 +41,12 @@ def main() -> None:
             for entry_point, read in entry_points(folder, world).items():
                 mine = Vault(shutil.copytree(world.root / "mine", root / "mine"))
                 begin = time.perf_counter()
-                report = check_merge(world, mine, folder, KINDS[name], read)
+                merged = check_merge(world, mine, folder, KINDS[name], read)
                 seconds = time.perf_counter() - begin
                 slowest = max(slowest, (seconds, f"{name}, as a {entry_point}"))
                 assert seconds < LONGEST, f"{name} took {seconds:.1f} s"
-                ended["refused whole" if report is None else "refused by name" if report.refused else "accepted"] += 1
-                if report is not None and not KINDS[name].loses_all:
+                ended["refused whole" if merged is None else "refused by name" if merged.refused else "accepted"] += 1
+                if merged is not None and not KINDS[name].loses_all:
                     mine.unlock(PASSPHRASE)
                     leaker = GOOD[number % 2]
                     result = trace(world.root / "copies" / leaker, mine)
@@ -49,10 +54,10 @@ def main() -> None:
                     traced += 1
                 shutil.rmtree(mine.folder)
             shutil.rmtree(folder)
-    for how, count in ended.items():
-        print(f"{how}: {count}")
-    print(f"{len(KINDS)} kinds, each as a folder and as a pack; {traced} traces, all of them to the right recipient")
-    print(f"slowest: {slowest[0]:.2f} s ({slowest[1]})")
+    counts = ", ".join(f"{count} {how}" for how, count in ended.items())
+    measured = f"{counts}; {traced} of {traced} traces right; slowest {slowest[0]:.1f} s ({slowest[1]})"
+    what = f"{len(KINDS)} kinds of hostile vaults, each as a folder and as a pack"
+    report(arguments, [figure_table([Figure(what, measured, "nothing enters that does not verify")])])
 
 
 if __name__ == "__main__":

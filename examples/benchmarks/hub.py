@@ -17,8 +17,8 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import digits, lite0, load_model, save_timm
+from examples._common.results import Figure
 from examples._common.training import fine_tune
-from examples.benchmarks.robustness import Row
 from examples.benchmarks.speed import AMPLITUDE, PASSPHRASE, ratio, seconds, unbuilt
 from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import Quantization, collude
@@ -90,7 +90,7 @@ def distant_hub() -> Iterator[None]:
     process.join()
 
 
-def reading_rows(work: Path) -> list[Row]:
+def reading_rows(work: Path) -> list[Figure]:
     """Returns how many bytes a trace by id fetches of an 86 M weight model, among 1,000 recipients."""
     torch.manual_seed(0)
     model = save_timm(timm.create_model("vit_base_patch16_224", num_classes=10), work / "vit")
@@ -108,7 +108,7 @@ def reading_rows(work: Path) -> list[Row]:
         with own_hub() as hub:
             hub.add("attacker/leak", suspect, lfs=True)
             result = trace("attacker/leak", vault)
-        rows.append(Row(f"bytes to name the recipient of {title}, 86 M weights", verdict_text(result), bound))
+        rows.append(Figure(f"bytes to name the recipient of {title}, 86 M weights", verdict_text(result), bound))
     return rows
 
 
@@ -134,7 +134,7 @@ def verdict_text(result: TraceResult) -> str:
     return f"{share:.2%}, {result.requests} requests; accused: {', '.join(names) or 'nobody'} (score {score:.0f})"
 
 
-def compact_rows(work: Path) -> list[Row]:
+def compact_rows(work: Path) -> list[Figure]:
     """Returns how many bytes differ between compact copies of EfficientNet-Lite0, and whether leaks still trace."""
     model = save_timm(lite0(), work / "lite0")
     vault = Vault.create(work / "vault_compact", PASSPHRASE)
@@ -151,12 +151,12 @@ def compact_rows(work: Path) -> list[Row]:
     accused = sorted({score.recipient for score in found.accused})
     lowest = min((score.score for score in found.accused), default=0.0)
     return [
-        Row("compact: bytes between the first and the last that differ", f"{span:.1%} of the file", "<= 5 %"),
-        Row("compact: average of 3 copies", f"{len(accused)} of 3, lowest score {lowest:.0f}", "all, nobody else"),
+        Figure("compact: bytes between the first and the last that differ", f"{span:.1%} of the file", "<= 5 %"),
+        Figure("compact: average of 3 copies", f"{len(accused)} of 3, lowest score {lowest:.0f}", "all, nobody else"),
     ]
 
 
-def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row]:
+def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Figure]:
     """Returns the time to issue variants relative to uploading plain copies of the same size, in alternation."""
     model = save_timm(lite0(), work / "model")
     vault = Vault.create(work / "vault_publishing", PASSPHRASE)
@@ -186,9 +186,9 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row
             os.sync()
             ours.append(seconds(lambda wanted=wanted: list(publisher.issue_all(issuer, wanted))))
     what = f"issuing {count} variants of a 19 MB model to a Hub / uploading {count} plain copies"
-    return [Row(what, ratio(ours, theirs), "<= 1.2")]
+    return [Figure(what, ratio(ours, theirs), "<= 1.2")]
 
 
-def hub_rows(work: Path) -> list[Row]:
+def hub_rows(work: Path) -> list[Figure]:
     """Returns all rows of the Hub."""
     return reading_rows(work) + compact_rows(work) + publishing_rows(work)

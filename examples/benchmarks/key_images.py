@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 
+from examples._common.results import Table, add_results_option, report
 from hf_fingerprint import Vault
 from hf_fingerprint.blackbox import KeyImage, derive_fingerprint
 from hf_fingerprint.blackbox.key_images.export import mark_triggers
@@ -79,23 +80,21 @@ class Figures:
     making: float = 0.0
     reading: float = 0.0
 
-    def lines(self, others: int) -> list[str]:
-        """Returns the table."""
-        lines = [
-            f"| {self.images:,} key images | read back | innocents matched, of {others:,} an image |",
-            "| --- | --- | --- |",
-        ]
-        for name in DISTORTIONS:
-            share = self.read[name] / max(self.images, 1)
-            lines.append(f"| {name} | {share:.2%} ({self.read[name]:,}) | {self.innocents[name]} |")
-        each = 1000 / max(self.images, 1)
+    def table(self, others: int) -> Table:
+        """Returns the counts, compared with the fingerprints of this many others."""
+        columns = (f"{self.images:,} key images", "read back", f"innocents matched, of {others:,} an image")
+        count = max(self.images, 1)
+        rows = (
+            (name, f"{self.read[name] / count:.2%} ({self.read[name]:,})", f"{self.innocents[name]}")
+            for name in DISTORTIONS
+        )
         psnr, ssim = (min(values, default=float("nan")) for values in (self.psnr, self.ssim))
-        return [
-            *lines,
-            "",
-            f"least PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; without capacity: {self.skipped}; "
-            f"{each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms to read it",
-        ]
+        making, reading = 1000 * self.making / count, 1000 * self.reading / count / len(DISTORTIONS)
+        note = (
+            f"Least PSNR {psnr:.2f} dB, least SSIM {ssim:.4f}; triggers without capacity: {self.skipped}; "
+            f"{making:.0f} ms to make one, {reading:.0f} ms to read it."
+        )
+        return Table("reading", "", columns, tuple(rows), (note,))
 
 
 def keys_of(count: int) -> list[bytes]:
@@ -134,8 +133,8 @@ def measure(
 
 
 def query_copies(
-    base: str, trigger_set: TriggerSet, images: Pixels, made: list[list[tuple[int, KeyImage]]], keys: list[bytes]
-) -> list[str]:
+    base: Path, trigger_set: TriggerSet, images: Pixels, made: list[list[tuple[int, KeyImage]]], keys: list[bytes]
+) -> Table:
     """Returns how often each recipient's copy (the base with a bound head) predicts its trigger labels.
 
     It queries plain trigger images, key images with its own fingerprint, and those with another recipient's.
@@ -168,24 +167,23 @@ def query_copies(
             matching[name] += int((predicted == labels[shared[name]]).sum())
             changed[name] += int((predicted != plain).sum())
             counted[name] += len(predicted)
-    lines = [
-        "| assigned triggers | with the copy's labels | with another label than plain |",
-        "| --- | --- | --- |",
-    ]
-    for name in counted:
-        lines.append(f"| {name} | {matching[name] / counted[name]:.2%} of {counted[name]:,} | {changed[name]} |")
-    return lines
+    columns = ("assigned triggers", "with the copy's labels", "with another label than plain")
+    rows = (
+        (name, f"{matching[name] / count:.2%} of {count:,}", f"{changed[name]}") for name, count in counted.items()
+    )
+    return Table("copies", "", columns, tuple(rows))
 
 
 def main() -> None:
     """Runs the benchmark and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vault", type=Path, help="a vault with the trigger set of a base; it need not be unlocked")
-    parser.add_argument("--base", help="the base itself, to query its copies too")
+    parser.add_argument("--base", type=Path, help="the base itself, to query its copies too")
     parser.add_argument("--recipients", type=int, default=20)
     parser.add_argument("--innocents", type=int, default=1000, help="number of other fingerprints to compare")
     parser.add_argument("--count", type=int, default=16, help="number of synthetic images, without a vault")
     parser.add_argument("--bits", type=int, default=304)
+    add_results_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keys = keys_of(arguments.recipients)
@@ -194,14 +192,14 @@ def main() -> None:
         images = synthetic_cover_images(secret, arguments.count)
         assigned = assigned_triggers(keys, len(images), SHARE)
     else:
-        known, trigger_set = find_base_with_triggers(Vault(arguments.vault), arguments.base)
+        known, trigger_set = find_base_with_triggers(Vault(arguments.vault), arguments.base and str(arguments.base))
         secret, images = known.secret, trigger_set.images(known.secret)[: trigger_set.count]
         assigned = trigger_set.assigned_labels(keys)[1]
     figures, made = measure(images, assigned, secret, keys, arguments.innocents, arguments.bits)
-    lines = figures.lines(arguments.innocents + len(keys) - 1)
+    tables = [figures.table(arguments.innocents + len(keys) - 1)]
     if trigger_set is not None and arguments.base is not None:
-        lines += ["", *query_copies(arguments.base, trigger_set, images, made, keys)]
-    print("\n".join(lines))
+        tables.append(query_copies(arguments.base, trigger_set, images, made, keys))
+    report(arguments, tables)
 
 
 if __name__ == "__main__":

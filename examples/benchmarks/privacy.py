@@ -25,6 +25,7 @@ from torch.nn.functional import one_hot
 
 from examples._common.plots import plot_privacy
 from examples._common.real_inputs import fashion_mnist, lite0
+from examples._common.results import Table, add_results_option, report
 from examples._common.training import accuracy, fine_tune
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.privacy import (
@@ -46,6 +47,7 @@ from hf_fingerprint.privacy.leakage import seeded
 
 
 STUDENT_LR = 3e-3
+PLAIN = "plain split"
 
 
 @dataclass(frozen=True)
@@ -259,14 +261,18 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}; all by default")
     parser.add_argument("--out", type=Path, default=Path("bench_output/privacy"))
     parser.add_argument("--picture", type=Path, help="also plot the results of all models in --out")
+    add_results_option(parser)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    tables = []
     for name in arguments.models:
         with Progress(transient=True) as progress:
-            print_table(run(SETTINGS[name], arguments.out / f"{name}.json", progress))
+            rows = run(SETTINGS[name], arguments.out / f"{name}.json", progress)
+        tables.append(table_of(name, f"{SETTINGS[name].name}, cut at {SETTINGS[name].at}", rows))
+    report(arguments, tables)
     if arguments.picture:
         found = [json.loads(path.read_text()) for path in sorted(arguments.out.glob("*.json"), reverse=True)]
-        print(plot_privacy({each["model"]: each["rows"] for each in found}, arguments.picture))
+        plot_privacy({each["model"]: each["rows"] for each in found}, arguments.picture)
 
 
 def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
@@ -284,7 +290,7 @@ def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
     if len(rows) < 1:
         save_row(bench.measure("the owner's images alone", None, sends=False))
     if len(rows) < 2:
-        save_row(bench.measure("plain split", None))
+        save_row(bench.measure(PLAIN, None))
     if len(rows) < 3:
         save_row(bench.labels_alone())
     bottleneck = bench.make_bottleneck(round(setting.share * rows[1].ssim, 3))
@@ -295,23 +301,18 @@ def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
     return rows
 
 
-def print_table(rows: list[Row]) -> None:
-    """Prints the rows in Markdown."""
-    print("| training | noise | bits at most | accuracy | PSNR, dB | SSIM | membership AUC | matching AUC |")
-    print("| --- " * 8 + "|")
+def table_of(name: str, title: str, rows: list[Row]) -> Table:
+    """Returns the table of a setting. `of plain` is the share of the plain split's SSIM."""
+    columns = ("training", "noise", "bits at most", "accuracy", "PSNR, dB", "SSIM", "of plain", "membership AUC")
+    plain = next((row.ssim for row in rows if row.name == PLAIN), None)
+    cells = []
     for row in rows:
-        figures = [
-            None if row.accuracy is None else f"{row.accuracy:.1%}",
-            row.psnr,
-            row.ssim,
-            row.membership_auc,
-            row.matching_auc,
-        ]
-        sigma, bits = ("-", "-") if row.sigma is None else (f"{row.sigma:.2f}", f"{row.bits:.0f}")
-        cells = [
-            "-" if figure is None else figure if isinstance(figure, str) else f"{figure:.3f}" for figure in figures
-        ]
-        print("| " + " | ".join([row.name, sigma, bits, *cells]) + " |")
+        share = row.ssim / plain if row.ssim and plain else None
+        shown: list[tuple[float | None, str]] = [(row.sigma, ".2f"), (row.bits, ".0f"), (row.accuracy, ".1%")]
+        shown += [(row.psnr, ".1f"), (row.ssim, ".2f"), (share, ".2f"), (row.membership_auc, ".3f")]
+        shown += [(row.matching_auc, ".2f")]
+        cells.append((row.name, *("-" if figure is None else f"{figure:{form}}" for figure, form in shown)))
+    return Table(name, title, (*columns, "matching AUC"), tuple(cells))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Innocents are counted too.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, load_model, save_timm
+from examples._common.results import Figure
 from examples._common.training import accuracy, fine_tune, predict
 from hf_fingerprint import FingerprintConfig, Issuer, Vault
 from hf_fingerprint.attacks import Attacker, Cast, FineTuning, MagnitudePruning, Quantization, collude
@@ -29,15 +29,6 @@ RECIPIENTS = 1000
 INNOCENTS = 50_000
 PASSPHRASE = "a passphrase for the benchmark"
 State = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: the description, the figure and its bound."""
-
-    what: str
-    figure: str
-    bound: str
 
 
 def real_images() -> Images:
@@ -108,7 +99,7 @@ class Testbed:
         return accused_recipients, found.scores[: len(self.keys)]
 
 
-def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100) -> list[Row]:
+def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100) -> list[Figure]:
     """Returns rows for agreement, single-copy attacks, collusion, and innocents over all of them."""
     images = real_images()
     base = make_base(out, images, base_steps)
@@ -117,12 +108,12 @@ def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100)
     before, copy = predict(load_model(base), test), load_model(testbed.folders[testbed.names[0]])
     agreement = float((predict(copy, test) == before).double().mean())
     rows = [
-        Row(
+        Figure(
             f"top-1 agreement of a default copy with its base, {len(test):,} {images.name} images",
             f"{agreement:.2%}",
             ">= 99.8 %",
         ),
-        Row(
+        Figure(
             "accuracy of base / copy",
             f"{float((before == labels).double().mean()):.2%} / {accuracy(copy, test, labels):.2%}",
             "reported",
@@ -135,7 +126,7 @@ def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100)
         verdict = f"score {scores[0]:.0f}, " + (
             "accused" if accused_recipients == [0] else f"accused: {accused_recipients}"
         )
-        rows.append(Row(f"one copy, {what}", verdict, "accused, nobody else"))
+        rows.append(Figure(f"one copy, {what}", verdict, "accused, nobody else"))
     states = [testbed.state(name) for name in testbed.names]
     for strategy, size, bound in (
         ("average", 5, "all 5, nobody else"),
@@ -147,7 +138,7 @@ def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100)
         accused_recipients, scores = testbed.trace_suspect(collude(states[:size], strategy))
         stray = [i for i in accused_recipients if i >= size]
         verdict = f"{len(accused_recipients) - len(stray)} of {size}, lowest score {scores[:size].min():.0f}"
-        rows.append(Row(f"{strategy} of {size} copies", verdict + (f", wrongly {stray}" if stray else ""), bound))
+        rows.append(Figure(f"{strategy} of {size} copies", verdict + (f", wrongly {stray}" if stray else ""), bound))
     wrong = 0
     for _, state in track(
         list(hostile_suspects(testbed, base, out)), "tracing suspects that are no copies", transient=True
@@ -155,7 +146,7 @@ def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100)
         wrong += len(testbed.trace_suspect(state)[0])
     innocent = f"{testbed.accused_innocents + wrong} of {testbed.pairs:,} pairs, highest score {testbed.highest:.1f}"
     rows.append(
-        Row("innocents accused, over all suspects above and those that are no copies", innocent, "0 of >= 10^6")
+        Figure("innocents accused, over all suspects above and those that are no copies", innocent, "0 of >= 10^6")
     )
     return rows
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_fingerprint
+from examples._common.results import Table, add_results_option, write_results
 from examples.benchmarks.attacks import OWNER_IMAGES, RECIPIENTS, SIZES, TEST_IMAGES, make_base, real_images
 from examples.benchmarks.schemes_report import SPREAD, TOOLBOX, Row, Rows, Trained, from_trial, write_table
 from examples.benchmarks.schemes_trial import SEED, Arm, SchemeRunner
@@ -65,8 +66,8 @@ def select_jobs(arm: Arm, jobs: Sequence[Job], skip_mild_training: bool) -> list
     return sorted(found, key=lambda job: trains_model(job.attack_step))
 
 
-def compare(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """Attacks copies of all three schemes, writes the table and returns the summary."""
+def compare(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str, Any], Table]:
+    """Attacks copies of all three schemes, writes the table and returns the summary and the table."""
     scale, model, out = arguments.scale, arguments.model, arguments.out / arguments.model
     owner_count, test_count = round(scale * OWNER_IMAGES), max(50, round(scale * TEST_IMAGES))
     name, train, test = real_images(SIZES[model], owner_count + owner_count // 10, test_count)
@@ -124,13 +125,15 @@ def main() -> None:
         "--bases-folder", type=Path, default=Path("bench_output/attacks"), help="the output folder of attacks.py"
     )
     parser.add_argument("--out", type=Path, default=Path("bench_output/schemes"))
+    add_results_option(parser)
     arguments = parser.parse_args()
     try:
         with progress_bars() as progress:
-            summary = compare(arguments, progress)
+            summary, table = compare(arguments, progress)
     except FingerprintError as error:
         sys.exit(str(error))
     print_json(summary)
+    write_results(arguments, [table])
     echo_err(f"Wrote {arguments.out / arguments.model / 'table.md'}.")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy import stats
 
+from examples._common.results import Table
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.evaluation import Evaluation, Trial
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE, JsonLinesStore
@@ -156,7 +157,7 @@ def innocents_named(rows: Iterable[Row]) -> dict[str, int]:
 
 def write_table(
     rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained], out: Path
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Table]:
     """Writes `table.md` and `results.json`.
 
     Args:
@@ -166,48 +167,43 @@ def write_table(
         out (`Path`): the folder.
 
     Returns:
-        `dict`: the counts.
+        `(counts, table)`.
     """
     summary = {
-        "copies": {name: asdict(made) for name, made in trained.items()},
+        "copies": {name: asdict(each) for name, each in trained.items()},
         "kept": summarize(rows),
         "innocents_named": innocents_named(rows),
     }
-    written = {"table.md": table(rows, evaluation, trained)}
+    made = table(rows, evaluation, trained)
+    written = {"table.md": made.markdown() + "\n"}
     written["results.json"] = json.dumps(summary | {"rows": [asdict(row) for row in rows]}, indent=1)
     for name, text in written.items():
         partial = out / f"tmp-{name}"
         partial.write_text(text, encoding="utf-8")
         partial.replace(out / name)
-    return summary
+    return summary, made
 
 
-def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> str:
-    """Returns the table of attacks by schemes, as Markdown."""
+def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> Table:
+    """Returns the table of attacks by schemes."""
     kinds = (BASE, COPY, SINGLE, COLLUSION)
     attacks = list(dict.fromkeys(row.attack for row in sorted(rows, key=lambda row: kinds.index(row.kind))))
     order = {name: number for number, name in enumerate(SUITE)}
     attacks.sort(key=lambda name: order.get(name, -1))
-    headings = ("attack", "strengths", "accuracy", SPREAD, "deepmarks, paper's", "deepmarks, soft", TOOLBOX)
-    lines = [
+    columns = ("attack", "strengths", "accuracy", SPREAD, "deepmarks, paper's", "deepmarks, soft", TOOLBOX)
+    by_attack = ({(row.scheme, row.suspect): row for row in rows if row.attack == attack} for attack in attacks)
+    shown = zip(attacks, by_attack, strict=True)
+    lines = (cells(each, row_at) for each, row_at in shown if any(row.outcome != FAILED for row in row_at.values()))
+    named = ", ".join(f"{count} by {name}" for name, count in innocents_named(rows).items())
+    notes = (
         f"{evaluation.images:,} images of {evaluation.data}. Strengths a / b / c, of collusions the coalition's size. "
         "Accuracy: of `spread`'s copy. `spread`: the score, or nobody is accused. `deepmarks`: whether user 0 is "
         "named, or how many of the coalition. `toolbox`: wrong bits of 31; 2 or fewer come by chance less than once "
         "in a million times.",
-        "",
-        line(headings),
-        line(["---"] * len(headings)),
-    ]
-    for attack in attacks:
-        row_at = {(row.scheme, row.suspect): row for row in rows if row.attack == attack}
-        if any(row.outcome != FAILED for row in row_at.values()):
-            lines.append(line(cells(attack, row_at)))
-    named = innocents_named(rows)
-    lines += [
-        "",
-        "Innocents named, all rows: " + ", ".join(f"{count} by {name}" for name, count in named.items()) + ".",
-    ]
-    return "\n".join(lines + footnotes(rows, evaluation, trained)) + "\n"
+        f"Innocents named, all rows: {named}.",
+        *footnotes(rows, evaluation, trained),
+    )
+    return Table("schemes", "", columns, tuple(map(tuple, lines)), notes)
 
 
 def cells(attack: str, row_at: Mapping[tuple[str, tuple[str, int, int]], Row]) -> list[str]:
@@ -258,20 +254,14 @@ def innocents_note(row: Row, decoder: str) -> str:
 def footnotes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> list[str]:
     """Returns notes on skipped attacks, on the training of copies, and on "unreadable"."""
     found = [
-        "",
         "Unreadable: the weights don't fit the base's architecture, and these decoders have no alignment. "
         f"{NOT_MEASURED}: not measured; the sweep of `spread` ends where both mark and model are lost.",
     ]
     for name, made in trained.items():
         steps = ", ".join(map(str, made.steps))
         found.append(
-            f"\n{name}: in {', '.join(made.carriers)}, so an attack that leaves these unchanged leaves the mark; "
+            f"{name}: in {', '.join(made.carriers)}, so an attack that leaves these unchanged leaves the mark; "
             f"training steps: {steps}; {sum(made.right)} of {len(made.right)} decode correctly unattacked."
         )
     reasons = {row.attack: row.reason for row in rows if row.outcome == FAILED} | evaluation.skipped
-    return found + [f"\n{name} was skipped: {reason}" for name, reason in reasons.items()]
-
-
-def line(values: Iterable[str]) -> str:
-    """Returns one line of a Markdown table."""
-    return "| " + " | ".join(values) + " |"
+    return found + [f"{name} was skipped: {reason}" for name, reason in reasons.items()]

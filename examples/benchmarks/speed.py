@@ -17,7 +17,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import save_timm
-from examples.benchmarks.robustness import Row
+from examples._common.results import Figure
 from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
 from hf_fingerprint.checkpoints import Checkpoint, sync
 from hf_fingerprint.errors import BuildError
@@ -38,7 +38,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
+def speed_rows(out: Path, pairs: int = 4) -> list[Figure]:
     """Returns the time to issue and trace an 86 M weight model, relative to loading, saving and subtracting it."""
     model = out / "vit"
     save_timm(timm.create_model("vit_base_patch16_224"), model)
@@ -51,9 +51,9 @@ def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
         if MEMORY.is_dir():
             with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
                 figure = issuing_ratio(issuer, weights, Path(folder), pairs, synced=False)
-            rows.append(Row(f"issue {ONE_MORE} / `load_file` + `save_file`, both to memory", figure, "<= 2.5"))
+            rows.append(Figure(f"issue {ONE_MORE} / `load_file` + `save_file`, both to memory", figure, "<= 2.5"))
         figure = issuing_ratio(issuer, weights, out / "copies_speed", pairs, synced=True)
-        rows.append(Row(f"issue {ONE_MORE} / the same, both synced to the disk", figure, "reported"))
+        rows.append(Figure(f"issue {ONE_MORE} / the same, both synced to the disk", figure, "reported"))
         suspect = issuer.issue("suspect", out / "suspect").path
         for i in range(999 - len(vault.copies())):
             record, key = vault.begin_copy(issuer.base, f"innocent-{i}", Path("nowhere") / str(i))
@@ -70,9 +70,11 @@ def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
     for _ in range(pairs):
         theirs.append(seconds(subtract))
         ours.append(seconds(lambda: trace(suspect, vault)))
-    rows.append(Row("trace among 1,000 recipients / load base and suspect and subtract", ratio(ours, theirs), "<= 4"))
+    rows.append(
+        Figure("trace among 1,000 recipients / load base and suspect and subtract", ratio(ours, theirs), "<= 4")
+    )
     cold = f"{first / statistics.median(theirs):.2f}"
-    rows.append(Row("the same, first trace of a vault (each copy key unsealed by itself)", cold, "reported"))
+    rows.append(Figure("the same, first trace of a vault (each copy key unsealed by itself)", cold, "reported"))
     return rows
 
 
@@ -117,7 +119,7 @@ class unbuilt:
         measuring.build_model = build_model
 
 
-def memory_rows(out: Path) -> list[Row]:
+def memory_rows(out: Path) -> list[Figure]:
     """Returns the peak memory of issue and trace on a file of 1 GB."""
     rng = np.random.default_rng(0)
     arrays = {f"layers.{i}.weight": rng.standard_normal((4096, 4096), dtype=np.float32) for i in range(15)}
@@ -136,19 +138,19 @@ def memory_rows(out: Path) -> list[Row]:
         ("trace", [traced, out / "vault_memory"]),
     ):
         used, _ = measure(job, *map(str, arguments))
-        rows.append(Row(f"peak memory of {job} on a 1 GB file, above the imports", f"{used} MB", allowed))
+        rows.append(Figure(f"peak memory of {job} on a 1 GB file, above the imports", f"{used} MB", allowed))
     shutil.rmtree(issued)
     return rows
 
 
-def scoring_rows(count: int = 1_000_000, length: int = 65_536) -> list[Row]:
+def scoring_rows(count: int = 1_000_000, length: int = 65_536) -> list[Figure]:
     """Returns time and memory of decoding among a million recipients."""
     rows = []
     for family in ("tardos", "fair_signs"):
         used, took = measure("score", family, str(count), str(length))
         each = float(took) / count * 1e6
         figure = f"{float(took):.0f} s, {each:.0f} us each, {used} MB"
-        rows.append(Row(f"decoding {count:,} recipients, V = {length:,}, {family}", figure, "< 2 GB, aim < 120 s"))
+        rows.append(Figure(f"decoding {count:,} recipients, V = {length:,}, {family}", figure, "< 2 GB, aim < 120 s"))
     return rows
 
 
@@ -159,7 +161,7 @@ def measure(job: str, *arguments: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
 
 
-def help_row() -> Row:
+def help_row() -> Figure:
     """Returns the user time of `hf-fingerprint --help`."""
     command = [str(Path(sys.executable).with_name("hf-fingerprint")), "--help"]
     times = []
@@ -167,4 +169,4 @@ def help_row() -> Row:
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         subprocess.run(command, check=True, capture_output=True)
         times.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-    return Row("`hf-fingerprint --help`, user time", f"{statistics.median(times):.2f} s", "< 0.5 s")
+    return Figure("`hf-fingerprint --help`, user time", f"{statistics.median(times):.2f} s", "< 0.5 s")

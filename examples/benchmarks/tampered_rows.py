@@ -23,8 +23,8 @@ import timm
 import torch
 from rich.progress import track
 
-from examples._common.figures import Figure, table, write
 from examples._common.real_inputs import save_timm
+from examples._common.results import Figure, add_results_option, figure_table, report
 from examples.benchmarks.speed import PASSPHRASE
 from examples.benchmarks.verdicts_scale import new_vault, opened, record
 from hf_fingerprint import Vault, issue, trace
@@ -229,7 +229,7 @@ def rows_figure(work: Path, recipients: int, every: int = 1) -> Figure:
         if tampered(testbed, damage, work / "tampered"):
             what = f"{damage.table}.{damage.column} {damage.name}"
             trace_both(testbed, work / "tampered", what, counts, damage.table == "bases")
-    return _figure("rows", f"one row of {recipients:,} tampered with, any table, any column", counts)
+    return _figure(f"one row of {recipients:,} tampered with, any table, any column", counts)
 
 
 def pages_figure(work: Path, recipients: int, places: int) -> Figure:
@@ -243,23 +243,16 @@ def pages_figure(work: Path, recipients: int, places: int) -> Figure:
             stream.seek(place)
             stream.write(rng.bytes(100))
         trace_both(testbed, work / "tampered", f"100 bytes at {place}", counts, True)
-    return _figure("pages", f"100 bytes of the database of {recipients:,} overwritten, {places} places", counts)
+    return _figure(f"100 bytes of the database of {recipients:,} overwritten, {places} places", counts)
 
 
-def _figure(name: str, what: str, counts: Counts) -> Figure:
+def _figure(what: str, counts: Counts) -> Figure:
     measured = (
         f"{counts.damages} damages: the other traced in {counts.others_traced}, named in {counts.named}, without any "
         f"effect in {counts.without_effect}, vault refused in {counts.refused}; wrong: {len(counts.wrong)}"
     )
     bound = 'all others trace as before; it is named; not "nobody"'
-    return Figure(
-        name,
-        what,
-        measured,
-        bound,
-        not counts.wrong,
-        {**vars(counts), "wrong": counts.wrong[:50], "refusals": counts.refusals[:50]},
-    )
+    return Figure(what, measured, bound, not counts.wrong, vars(counts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -267,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench_output/vaults"))
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
+    add_results_option(parser)
     arguments = parser.parse_args(argv)
     work = arguments.out / "work"
     figures = []
@@ -276,8 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work.mkdir(parents=True)
         figures.append(measure(work, *sizes))
         shutil.rmtree(work, ignore_errors=True)
-        write(figures, arguments.out, "rows")
-    print(table(figures))
+    report(arguments, [figure_table(figures)])
     for figure in figures:
         for wrong in figure.counts["wrong"]:
             print(wrong, file=sys.stderr)

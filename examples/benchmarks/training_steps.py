@@ -22,6 +22,7 @@ import torch
 from rich.progress import track
 
 from examples._common.real_inputs import save_timm
+from examples._common.results import Figure, add_results_option, figure_table, report
 from hf_fingerprint import FingerprintConfig, Vault
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
@@ -152,8 +153,8 @@ def print_peak(architecture: str, batch: int, device: str, marked: bool) -> None
     print(int(peak.split()[1]) * 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def training_rows(device: str, batch: int, pairs: int, models: list[str]) -> list[tuple[str, str, str]]:
-    """Returns rows of the table: description, figure, bound."""
+def training_figures(device: str, batch: int, pairs: int, models: list[str]) -> list[Figure]:
+    """Returns time and memory that the callback adds."""
     rows = []
     bound = "<= 1.03" if device == "cpu" else "<= 1.02"
     for title in models:
@@ -161,20 +162,17 @@ def training_rows(device: str, batch: int, pairs: int, models: list[str]) -> lis
         ratios, term_seconds = time_ratios(architecture, batch, device, pairs)
         figure = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f}, {pairs} pairs)"
         figure += f"; own time {term_seconds:.2%}"
-        rows.append((f"step with the callback / without, {title}, batch {batch}, V = 65,536, {device}", figure, bound))
+        rows.append(
+            Figure(f"step with the callback / without, {title}, batch {batch}, V = 65,536, {device}", figure, bound)
+        )
     for title in models:
         architecture = MODELS[title]
         largest = max(p.numel() for p in timm.create_model(architecture).parameters()) * 4
         small = min(batch, 8)
         extra = peak_memory(architecture, small, device, True) - peak_memory(architecture, small, device, False)
         figure = f"{extra / 1e6:+.0f} MB (V and the largest tensor: {(4 * 65536 + largest) / 1e6:.0f} MB)"
-        rows.append(
-            (
-                f"peak memory with the callback, above without, {title}, batch {small}, {device}",
-                figure,
-                "O(V + largest tensor)",
-            )
-        )
+        what = f"peak memory with the callback, above without, {title}, batch {small}, {device}"
+        rows.append(Figure(what, figure, "O(V + largest tensor)"))
     return rows
 
 
@@ -185,10 +183,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--models", default=",".join(MODELS))
+    add_results_option(parser)
     arguments = parser.parse_args()
-    print("| figure | measured | bound |\n| --- | --- | --- |")
-    for row in training_rows(arguments.device, arguments.batch, arguments.pairs, arguments.models.split(",")):
-        print("| " + " | ".join(row) + " |", flush=True)
+    figures = training_figures(arguments.device, arguments.batch, arguments.pairs, arguments.models.split(","))
+    report(arguments, [figure_table(figures)])
 
 
 if __name__ == "__main__":

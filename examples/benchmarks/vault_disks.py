@@ -27,6 +27,7 @@ from pytest import MonkeyPatch
 from safetensors.numpy import load_file, save_file
 from typer.main import get_command
 
+from examples._common.results import Table, add_results_option, report
 from examples.benchmarks.vault_disks_cases import CASES as VAULT_CASES
 from examples.benchmarks.vault_disks_cases import NEW, OLD, RECIPIENTS, Case, Place
 from examples.benchmarks.vault_disks_queries import CASES as BLACKBOX_CASES
@@ -177,10 +178,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, default=100)
     parser.add_argument("--max-free", type=int, default=400 << 10, help="the largest number of free bytes")
     parser.add_argument("--commands", nargs="*", default=list(CASES), choices=list(CASES))
+    add_results_option(parser)
     arguments = parser.parse_args()
     counts = measure(arguments.sizes, arguments.commands, arguments.max_free)
-    for (name, outcome), count in counts.items():
-        print(f"{name}: {count} of {arguments.sizes} {outcome}")
+    rows = tuple((f"`{name}`", f"{count} of {arguments.sizes}", outcome) for (name, outcome), count in counts.items())
+    report(arguments, [Table("disks", "", ("command", "sizes", "outcome"), rows)])
     sys.exit(any(outcome != "right" for _, outcome in counts))
 
 

@@ -158,14 +158,16 @@ CASES = {
     ),
     "issue": Case(
         use("full_vault"),
-        "issue {0.model} --recipient zoe --vault {0.vault} --out {0.others}/copy",
-        lambda place: records(place, "zoe") == ["issued"] and opened(place) and (place.others / "copy").is_dir(),
+        "issue {0.model} --recipient zoe --vault {0.vault} --out {0.others}/copies",
+        lambda place: (
+            records(place, "zoe") == ["issued"] and opened(place) and (place.others / "copies" / "zoe").is_dir()
+        ),
     ),
     "issue to it": Case(
         elsewhere,
-        "issue {0.model} --recipient zoe --vault {0.others}/vault --out {0.small}/copy",
+        "issue {0.model} --recipient zoe --vault {0.others}/vault --out {0.small}/copies",
         lambda place: (
-            (place.small / "copy" / "model.safetensors").is_file()
+            (place.small / "copies" / "zoe" / "model.safetensors").is_file()
             and [each.state for each in Vault(place.others / "vault").copies(recipient="zoe")] == ["issued"]
         ),
     ),

@@ -39,7 +39,7 @@ def has_both_proofs(place: Place) -> bool:
         len(list(place.small.iterdir())) == 2 * len(pools) == len(kept) + len(proofs)
         and responses == sum(pool.count + pool.decoys for pool in pools)
         and len(place.suspect.seen) - responses in (0, 1)
-        and all(proven.holds for proof in proofs for proven in check_proof(proof))
+        and all(proven.holds for proof in proofs for proven in check_proof(proof).accusations)
     )
 
 
@@ -77,7 +77,7 @@ CASES = {
     ),
     "key-images export": Case(
         lambda place: None,
-        "key-images export alice {0.small}/set --vault {0.blackbox}/set_vault",
+        "key-images export alice --out {0.small}/set --vault {0.blackbox}/set_vault",
         key_images_are_complete,
         max_free=600 << 10,
     ),

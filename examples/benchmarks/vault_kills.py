@@ -24,6 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from examples._common.results import Figure, add_results_option, figure_table, report
 from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
 from hf_fingerprint.vault import Vault, passphrase_age
 from hf_fingerprint.vault.sealing import new_identity
@@ -179,12 +180,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    add_results_option(parser)
     arguments = parser.parse_args()
     passphrase_age.LOG_WORK = 2  # so that kills hit changes to the disk, not the passphrase
     counts = run(arguments.kills, arguments.seed)
-    for outcome, count in counts.most_common():
-        print(f"{count} of {arguments.kills} {outcome}")
-    sys.exit(counts["completed"] != arguments.kills)
+    measured = "; ".join(f"{count} of {arguments.kills} {outcome}" for outcome, count in counts.most_common())
+    holds = counts["completed"] == arguments.kills
+    what = f"`vault init` killed at {arguments.kills} points, and run again"
+    report(arguments, [figure_table([Figure(what, measured, "nothing stuck, lost or doubled", holds)])])
+    sys.exit(not holds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Bases that tie, verify after trace, an adaptive attacker, suspects that can't be
     python -m examples.benchmarks.verdicts --parts ties,price          # some parts
     python -m examples.benchmarks.verdicts --quick               # a small run, to test the script
 
-Prints a table of figure, measured and bound, and writes it as JSON too. The exit code is 1 if a bound does not hold.
+Prints a table of figure, measured and bound. The exit code is 1 if a bound does not hold.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from examples._common.figures import Figure, table, write
+from examples._common.results import Figure, add_results_option, figure_table, report
 from examples.benchmarks.verdicts_bases import price_figure, ties_figure
 from examples.benchmarks.verdicts_claims import adaptive_attacker_figure, claims_figure
 from examples.benchmarks.verdicts_extraction import unreadable_figure, watching_figure
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench_output/verdicts"))
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; all by default")
     parser.add_argument("--quick", action="store_true", help="run a small part, to test the script")
+    add_results_option(parser)
     arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.parts.split(",")) - set(PARTS))
     if unknown:
@@ -52,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures.append(PARTS[name](work, QUICK if arguments.quick else FULL))
         shutil.rmtree(work, ignore_errors=True)
         print(f"{name}: {figures[-1].measured} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
-        write(figures, arguments.out, "verdicts")
-    print(table(figures))
+    report(arguments, [figure_table(figures)])
     return 0 if all(figure.holds for figure in figures) else 1
 
 

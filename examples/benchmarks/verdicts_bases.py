@@ -13,8 +13,8 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from examples._common.figures import Figure
 from examples._common.real_inputs import digits, load_model, save_timm
+from examples._common.results import Figure
 from examples._common.training import fine_tune
 from examples.benchmarks.speed import ratio, seconds
 from examples.benchmarks.verdicts_scale import Scale, backbone, drifted, new_vault, opened, record
@@ -70,7 +70,6 @@ def ties_figure(work: Path, scale: Scale) -> Figure:
         sum(found[key] for found in counts.values()) for key in ("suspects", "named", "base", "others")
     )
     return Figure(
-        "ties",
         f"two bases with one backbone, heads or norms or precision apart, {scale.copies} copies each, verbatim, in 8 "
         f"bits, fine-tuned",
         f"{named} of {suspects} named, {right} with their base; {others} others",
@@ -123,7 +122,6 @@ def price_figure(work: Path, scale: Scale) -> Figure:
     right = all(found == ["the leaker"] for found in names.values())
     middle = statistics.median(many / one for many, one in zip(times["many"], times["one"], strict=True))
     return Figure(
-        "price",
         f"{scale.bases} fine-tunes of one backbone registered, trace / with one registered",
         f"{ratio(times['many'], times['one'])}; {len(result.bases_read)} read{'' if right else ', wrongly named'}",
         "<= 2",

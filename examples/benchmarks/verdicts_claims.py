@@ -1,7 +1,5 @@
 """Measures two risks for innocents: verifying the top scorer of a trace, and an attacker who frames one of them."""
 
-import contextlib
-import io
 import itertools
 import math
 import re
@@ -15,11 +13,10 @@ import torch
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
-from examples._common.figures import Figure
 from examples._common.real_inputs import save_timm
+from examples._common.results import Figure
 from examples.benchmarks.verdicts_scale import AMPLITUDE, Scale, drifted, new_vault, opened, record
 from hf_fingerprint import TraceResult, Vault, trace, verify
-from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.outcomes import Outcome
 
 
@@ -51,7 +48,6 @@ def claims_figure(work: Path, scale: Scale) -> Figure:
         confirmed += verify(suspect, top, vault).outcome is Outcome.ACCUSED
     share = confirmed / scale.suspects
     return Figure(
-        "claims",
         f"`verify` of the top scorer of a trace, alpha {ALPHA:g}, {scale.recipients:,} recipients, "
         f"{scale.suspects:,} suspects that hold no copy",
         f"confirmed in {confirmed} of {scale.suspects:,} ({share:.1%}); traces that accuse: {accused}",
@@ -79,7 +75,6 @@ def adaptive_attacker_figure(work: Path, scale: Scale) -> Figure:
     blind.climb(scale.queries)
     framed_text = "not accused" if framed is None else f"accused after {framed}"
     return Figure(
-        "adaptive",
         f"adaptive attacker with all that the default output gives, {blind.queries:,} queries",
         f"{len(blind.accused)} innocents accused; with `all_scores` the chosen one is {framed_text}",
         "no innocent accused",
@@ -179,7 +174,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
 def figures_of(result: TraceResult) -> Iterator[tuple[str, float]]:
     """Yields all figures of a trace's default output: JSON values by path, numbers of the text by order."""
     yield from _flat("", result.to_dict())
-    text = _printed(lambda: print_trace(result))
+    text = str(result)
     for i, number in enumerate(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)):
         yield f"text {i}", float(number)
     yield "length of text", float(len(text))
@@ -197,12 +192,6 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
         yield name, float(value)
     elif isinstance(value, str):
         yield f"{name}/length", float(len(value))
-
-
-def _printed(show: Callable[[], None]) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        show()
-    return out.getvalue()
 
 
 def _unit(noise: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ import torch
 from rich.progress import track
 from safetensors.numpy import load_file
 
-from examples._common.figures import Figure
 from examples._common.real_inputs import save_timm
+from examples._common.results import Figure
 from examples.benchmarks.hub import own_hub
 from examples.benchmarks.verdicts_scale import Scale, backbone, drifted, new_vault, opened
 from hf_fingerprint import trace
@@ -64,7 +64,6 @@ def unreadable_figure(work: Path, scale: Scale) -> Figure:
         for who in outcomes
     )
     return Figure(
-        "unreadable",
         f"{len(suspects)} suspects of which nothing, a tenth, a half of the carriers can be read",
         f'{len(false_negatives)} times "nobody" where a verbatim copy would have been missed ({summary})',
         "never",
@@ -183,7 +182,6 @@ def watching_figure(work: Path, scale: Scale) -> Figure:
     wrong = any(one.accused for one in found["author"] + found["pickles"])
     right = [one.accused for one in found["leaks"]] == [("the leaker",)] and not wrong
     return Figure(
-        "watching",
         f"a loopback author with {scale.models} unlike models of {scale.megabytes / 1000:g} GB",
         f"`watch` fetches {fetched['author'] / 1e6:.2f} MB (of one pickled model: "
         f"{fetched['pickles'] / 1e6:.2f} MB; to name a leak: {fetched['leaks'] / 1e6:.2f} MB)"

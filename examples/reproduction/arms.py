@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class ToolboxArm:
 class _Fixed:
     regularizer: Regularizer
 
-    def bind(self, model: nn.Module) -> Regularizer:
+    def bind(self, model: nn.Module, optimizer: Any = None) -> Regularizer:
         return self.regularizer
 
 

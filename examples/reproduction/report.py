@@ -1,4 +1,4 @@
-"""Makes the reproduction's table and plots from its records."""
+"""Makes the reproduction's tables and plots from its records."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
+from examples._common.results import Table
 from examples.reproduction.models import architectures
 
 
@@ -28,48 +29,36 @@ ATTACKS = {
 }
 
 
-def write_report(records: list[Record], out: Path, data: str) -> str:
-    """Writes `table.md` and one plot for each model; returns the table.
+def make_tables(records: list[Record], out: Path, data: str) -> list[Table]:
+    """Returns the tables and saves one plot for each model.
 
     Args:
         records (`list`): the rows of all tasks.
-        out (`Path`): the output folder.
+        out (`Path`): the folder of the plots.
         data (`str`): the name of the images.
     """
-    sections = [
-        f"Data: {data}, not the paper's MNIST and CIFAR-10. (31,6,1), 31 users; `spread`: 1,000 recipients, alpha "
-        "1e-6. Cells: colluders named / colluders, over all seeds attacked; innocents named, if any; bits wrong."
-    ]
     groups = defaultdict(list)
     for row in records:
         groups[row["model"], row["mode"]].append(row)
+    found = []
     for (model, mode), rows in groups.items():
         title = f"{architectures()[model].title}, {'from scratch' if mode == 'scratch' else mode}"
-        sections.append(section(title, rows))
+        found.append(section(f"{model}-{mode}", title, rows))
         plot(title, rows, out / f"{model}-{mode}.png")
-    sections.append(verdicts(groups))
-    text = "\n\n".join(sections) + "\n"
-    (out / "table.md").write_text(text)
-    return text
+    return [*found, verdicts(groups, data)]
 
 
-def section(title: str, rows: list[Record]) -> str:
+def section(name: str, title: str, rows: list[Record]) -> Table:
     """Returns the table of one model."""
     unmarked = [row for row in rows if row["arm"] == "unmarked"]
     plain = np.mean([row["accuracy"] for row in unmarked])
-    lines = [
-        f"**{title}** ({len(unmarked)} seeds; unmarked accuracy {plain:.2%})",
-        "",
-        "| | " + " | ".join(COLUMNS) + " |",
-        "| --- " * (len(COLUMNS) + 1) + "|",
-        "| accuracy, marked less unmarked, points (95 % interval) | "
-        + " | ".join(accuracy_cell(rows, column) for column in COLUMNS)
-        + " |",
-    ]
+    changes = (accuracy_cell(rows, column) for column in COLUMNS)
+    lines = [("accuracy, marked less unmarked, points (95 % interval)", *changes)]
     for attack, level in attacks_in(rows):
-        cells = [cell(pick(rows, column, attack, level)) for column in COLUMNS]
-        lines.append(f"| {ATTACKS[attack].format(level)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = (cell(pick(rows, column, attack, level)) for column in COLUMNS)
+        lines.append((ATTACKS[attack].format(level), *cells))
+    heading = f"{title} ({len(unmarked)} seeds; unmarked accuracy {plain:.2%})"
+    return Table(name, heading, ("suspect", *COLUMNS), tuple(lines))
 
 
 def attacks_in(rows: Iterable[Record]) -> list[tuple[str, float]]:
@@ -118,9 +107,9 @@ def cell(rows: list[Record]) -> str:
     return f"{named}; {wrong:.1f} of {rows[0]['bits']} wrong"
 
 
-def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
+def verdicts(groups: dict[tuple[str, str], list[Record]], data: str) -> Table:
     """Returns whether each row of the table keeps its bound."""
-    lines, worse, innocents = ["**Results by row**", ""], [], defaultdict(int)
+    lines, worse, innocents = [], [], defaultdict(int)
     wrong: list[str] = []
     missed: list[str] = []
     for (model, mode), rows in groups.items():
@@ -130,7 +119,7 @@ def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
             mean, low, high = difference(rows, column)
             within = abs(mean) <= 0.1 or (low <= 0 <= high and low >= -0.5 and high <= 0.5)
             verdict = "within the bound" if within else "NOT within the bound"
-            lines.append(f"* accuracy, {model}, {mode}, {column.split(',')[0]}: {verdict} ({mean:+.2f})")
+            lines.append((f"accuracy, {model}, {mode}, {column.split(',')[0]}", f"{verdict} ({mean:+.2f})"))
         for attack, level in attacks_in(rows):
             shares = {}
             for column in COLUMNS:
@@ -144,11 +133,17 @@ def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
                     shares[column] = sum(row["caught"] for row in found) / sum(row["colluders"] for row in found)
             if "spread" in shares and shares["spread"] < max(shares.values()):
                 worse.append(f"{model}, {mode}, {ATTACKS[attack].format(level)}: {shares}")
-    lines += [f"* bits wrong in `deepmarks` as trained: {'; '.join(dict.fromkeys(wrong)) or 'none'}"]
-    lines += [f"* averages of which `deepmarks` misses a colluder: {'; '.join(dict.fromkeys(missed)) or 'none'}"]
-    lines += [f"* rows in which `spread` names fewer than `deepmarks`: {'; '.join(worse) or 'none'}"]
-    lines += [f"* innocents named, over all rows: {', '.join(f'{innocents[c]} by {c}' for c in COLUMNS)}"]
-    return "\n".join(lines)
+    lines += [
+        ("bits wrong in `deepmarks` as trained", "; ".join(dict.fromkeys(wrong)) or "none"),
+        ("averages of which `deepmarks` misses a colluder", "; ".join(dict.fromkeys(missed)) or "none"),
+        ("rows in which `spread` names fewer than `deepmarks`", "; ".join(worse) or "none"),
+        ("innocents named, over all rows", ", ".join(f"{innocents[c]} by {c}" for c in COLUMNS)),
+    ]
+    note = (
+        f"Data: {data}, not the paper's MNIST and CIFAR-10. (31,6,1), 31 users; `spread`: 1,000 recipients, alpha "
+        "1e-6. Cells: colluders named / colluders, over all seeds attacked; innocents named, if any; bits wrong."
+    )
+    return Table("verdicts", "Results by row", ("row", "result"), tuple(lines), (note,))
 
 
 def plot(title: str, rows: list[Record], path: Path) -> Path:

@@ -23,10 +23,11 @@ from rich.progress import Progress
 from torch import nn
 
 from examples._common.real_inputs import Images
+from examples._common.results import add_results_option, report
 from examples._common.training import accuracy
 from examples.reproduction.arms import PASSPHRASE, ArmVerdict, make_arm
 from examples.reproduction.models import Architecture, architectures, load_images, train
-from examples.reproduction.report import write_report
+from examples.reproduction.report import make_tables
 from hf_fingerprint import Vault
 from hf_fingerprint.attacks import MagnitudePruning, collude
 
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--quick", type=float, default=1.0, help="factor on all steps, for trials")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--task", nargs=3, metavar=("MODEL", "MODE", "SEED"), help="run one task (internal)")
+    add_results_option(parser)
     arguments = parser.parse_args()
     done = arguments.out / "tasks"
     done.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,7 @@ def main() -> None:
                     sys.exit("A task failed, see its output above. Run the command again to resume.")
                 bar.advance(counted)
     records = [json.loads((done / "{}-{}-{}.json".format(*task)).read_text()) for task in everything]
-    print(write_report([row for rows in records for row in rows], arguments.out, arguments.data))
+    report(arguments, make_tables([row for rows in records for row in rows], arguments.out, arguments.data))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.stream_permutation import StreamPermutation
 from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -149,5 +150,6 @@ def attack_names(group: str | None = None) -> list[str]:
 def attack_sweep(name: str) -> list[AttackStep]:
     """An attack of `SUITE` at all its strengths, mildest first. Raises a [`FingerprintError`] if there is none."""
     if name not in SUITE:
-        raise FingerprintError(f"There is no attack called {name}: choose among {', '.join(SUITE)}.")
+        remedy = did_you_mean(name, SUITE, f"choose among {', '.join(SUITE)}")
+        raise FingerprintError(f"There is no attack called {name}{remedy}")
     return [*SUITE[name].attacks, *SUITE[name].stronger]

@@ -17,7 +17,7 @@ from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier, KeyI
 from hf_fingerprint.blackbox.key_images.key_image import KeyImage, derive_fingerprint, extract_payload, make_key_image
 from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
 from hf_fingerprint.blackbox.querying.e_process import EProcess, log_e_value
-from hf_fingerprint.blackbox.querying.proof import AccusationCheck, check_proof, write_proof
+from hf_fingerprint.blackbox.querying.proof import AccusationCheck, ProofCheck, check_proof, write_proof
 from hf_fingerprint.blackbox.querying.query import QueryResult, QueryScore, query
 from hf_fingerprint.blackbox.trigger_set.build import make_trigger_set
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
@@ -34,6 +34,7 @@ __all__ = [
     "KeyImageMatch",
     "KeyImageSet",
     "Labels",
+    "ProofCheck",
     "QueryResult",
     "QueryScore",
     "RetryPolicy",

@@ -10,7 +10,7 @@ from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, TensorReader, op
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.checkpoints.weight_sets import WeightSets, find_weight_sets
-from hf_fingerprint.checkpoints.writer import WrittenCopy, can_publish_unchanged, replace_tensor, write_copy
+from hf_fingerprint.checkpoints.writer import WrittenCopy, can_publish_unchanged, rewrite_tensors, write_copy
 
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "open_checkpoint",
     "open_ranged_checkpoint",
     "remove_on_failure",
-    "replace_tensor",
     "resolve",
     "resolve_parent",
+    "rewrite_tensors",
     "sync",
     "write_copy",
 ]

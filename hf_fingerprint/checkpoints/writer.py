@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -160,26 +160,30 @@ def can_publish_unchanged(checkpoint: Checkpoint) -> bool:
     return all(_header(checkpoint, number) == _read_head(checkpoint, number) for number in numbers)
 
 
-def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
-    """Replaces a tensor's bytes in a safetensors file, atomically: a new file is written and renamed.
+def rewrite_tensors(path: Path, rewrites: Sequence[tuple[TensorInfo, Rewrite]]) -> None:
+    """Changes tensors of a safetensors file, all or none: a new file is written, synced and renamed.
 
     Args:
         path (`Path`): the file.
-        info ([`TensorInfo`]): the tensor, from an open checkpoint.
-        raw (`np.ndarray`): its new bytes, `uint8`, of the same length.
+        rewrites (sequence): tensors of the file, from an open checkpoint, each with a function that changes its bytes
+            in place; see [`write_copy`].
 
     Raises:
         [`CheckpointError`]: if the file can't be written.
     """
-    if len(raw) != info.nbytes:
-        raise CheckpointError(f"{path}: tensor {info.name} has {info.nbytes} bytes and can't be given {len(raw)}.")
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.unlink(missing_ok=True)
         copy_file(path, partial)
-        with partial.open("r+b", buffering=0) as stream:
-            stream.seek(info.offset)
-            write_all(stream, raw)
+        with partial.open("r+b") as stream:
+            for info, rewrite in rewrites:
+                for rows in block_rows(info):
+                    start = info.offset + rows.start * info.row_bytes
+                    stream.seek(start)
+                    raw = np.frombuffer(stream.read((rows.stop - rows.start) * info.row_bytes), np.uint8).copy()
+                    rewrite(raw)
+                    stream.seek(start)
+                    stream.write(raw)
         sync(partial)
         partial.replace(path)
         sync(path.parent)

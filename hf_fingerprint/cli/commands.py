@@ -10,7 +10,12 @@ from hf_fingerprint.config import FingerprintConfig
 
 @options.expand_options
 def inspect(
-    model: options.Model, file: options.File = None, *, config: FingerprintConfig, as_json: options.AsJson = False
+    model: options.Model,
+    file: options.File = None,
+    listed: Annotated[bool, option("--tensors", "List the tensors that carry the mark, too.")] = False,
+    *,
+    config: FingerprintConfig,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition. Nothing is recorded."""
     from hf_fingerprint.checkpoints import open_checkpoint
@@ -22,16 +27,20 @@ def inspect(
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
         keys = ("name", "shape", "dtype", "amplitude")
-        listed = [dict(zip(keys, tensor, strict=True)) for tensor in tensors]
-        output.print_json({**base.describe(), "predicted_score": predicted_score(base), "tensors": listed})
+        summary = {**base.describe(), "predicted_score": predicted_score(base)}
+        if listed:
+            summary["tensors"] = [dict(zip(keys, tensor, strict=True)) for tensor in tensors]
+        output.print_json(summary)
         return
-    for name, shape, dtype, amplitude in tensors:
+    for name, shape, dtype, amplitude in tensors if listed else ():
         output.echo(f"  {amplitude:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
     for line in output.describe_base(base):
         output.echo(line)
 
 
-MaxMb = Annotated[float | None, option("--max-mb", "Maximum download of a suspect on the Hub, in MB.", min=0)]
+MaxMb = Annotated[
+    float | None, option("--max-mb", "Maximum download of a suspect on the Hub, in MB.", options.HUB, min=0)
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,6 @@ def verify(
 
 
 def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
-    from hf_fingerprint.cli.trace_output import print_trace
     from hf_fingerprint.tracing import trace as trace_suspect
 
     suspect = options.model_reference(chosen.suspect, chosen.file)
@@ -93,10 +101,10 @@ def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
         )
     if chosen.as_json:
         output.print_json(result.to_dict())
-        if chosen.all_scores:
-            output.warn_all_scores()
     else:
-        print_trace(result, claim=recipient)
+        output.print_result(result)
+    if chosen.all_scores:
+        output.warn_all_scores()
     return result.outcome.exit_code
 
 
@@ -106,13 +114,16 @@ def watch(
     since: Annotated[
         str | None, option("--since", "Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
     ] = None,
-    max_mb: Annotated[float, option("--max-mb", "Maximum download of each model, in MB.", min=0)] = 100,
+    max_mb: Annotated[float, option("--max-mb", "Maximum download of each model, in MB.", options.HUB, min=0)] = 100,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub, and print one line of JSON for each. Recorded variants are traced too, and marked as
-    expected if they trace to the recorded copy alone. Exit code 0: somebody is accused by a model that is not an
-    expected variant, 1: nobody, 2: an error, or only errors, 3: a model is not readable."""
+    """Trace models on the Hub, and print one line of JSON for each.
+
+    Recorded variants are traced too, and marked as expected if they trace to the recorded copy alone. Exit code 0:
+    somebody is accused by a model that is not an expected variant, 1: nobody, 2: an error, or only errors, 3: a model
+    is not readable.
+    """
     from hf_fingerprint.hub.watch import parse_since, watch_exit_code
     from hf_fingerprint.hub.watch import watch as watch_models
 

@@ -1,14 +1,13 @@
 """`design`: chooses a code and its length, and shows which models are too small for it."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+from hf_fingerprint.choices import FORGERIES
 from hf_fingerprint.cli import options, output
-from hf_fingerprint.cli.options import option, required
+from hf_fingerprint.cli.options import option
+from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
+from hf_fingerprint.tables import Table
 
-
-if TYPE_CHECKING:
-    from hf_fingerprint.codes import CodeDesign
 
 MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of `select_by_name`
     "mobilenetv3_small_100": 1.5,
@@ -27,15 +26,20 @@ MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of
 
 
 def design(
-    recipients: Annotated[int, required("--recipients", "Number of recipients.", min=1)],
-    coalition: Annotated[int, required("--coalition", "Number of colluders that must all be accused.", min=1)],
+    expected_recipients: options.ExpectedRecipients = None,
+    coalition: options.Coalition = None,
     alpha: options.Alpha = None,
     drift: Annotated[
         float, option("--drift", "Noise in each weight, in amplitudes of the mark; fine-tuning adds about 5.", min=0)
     ] = 5.0,
     strategy: Annotated[
         list[str] | None,
-        option("--strategy", "Collusion strategy to withstand. Repeat the option for several; defaults to all."),
+        option(
+            "--strategy",
+            f"Collusion strategy to withstand: {', '.join(FORGERIES)}. Repeat the option for several; defaults to all "
+            "distinct ones.",
+            autocompletion=options.complete_from(lambda: FORGERIES),
+        ),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -49,18 +53,18 @@ def design(
 
     counts = {name: round(millions * 1e6) for name, millions in MODELS.items()}
     counts = {name: _carrier_weights(name) for name in model or []} | counts
+    FingerprintConfig(coalition=coalition, expected_recipients=expected_recipients, alpha=alpha)  # checks the numbers
+    wanted = (expected_recipients or EXPECTED_RECIPIENTS, coalition or COALITION, alpha or ALPHA)
     with output.progress_bars() as progress:
-        found = design_code(recipients, coalition, alpha or 1e-6, drift, strategy or STRATEGIES, progress)
+        found = design_code(*wanted, drift, strategy or STRATEGIES, progress)
     needed = found.best.weights if found.best else None
     enough = {name: needed is not None and count >= needed for name, count in counts.items()}
     if as_json:
         models = [{"model": n, "carrier_weights": count, "enough": enough[n]} for n, count in counts.items()]
-        output.print_json(asdict(found) | {"models": models})
+        output.print_json(found.to_dict() | {"models": models})
         return
-    for line in _describe(found):
-        output.echo(line)
-    for name, count in counts.items():
-        output.echo(f"  {count:>13,}  {'large enough' if enough[name] else 'too small':12}  {name}")
+    rows = ((n, f"{count:,}", "large enough" if enough[n] else "too small") for n, count in counts.items())
+    output.print_blocks([*found.blocks(), Table(("model", "carrier weights", "for this code"), tuple(rows))])
 
 
 def _carrier_weights(name: str) -> int:
@@ -71,22 +75,3 @@ def _carrier_weights(name: str) -> int:
     with open_checkpoint(name, weights_only=True) as checkpoint:
         tensors = checkpoint.tensors
         return sum(tensors[carrier].rows * tensors[carrier].columns for carrier in select_by_name(tensors))
-
-
-def _describe(design: "CodeDesign") -> list[str]:
-    """A design as lines of text."""
-    wanted = (
-        f"{design.coalition} colluders among {design.recipients:,} recipients at alpha {design.alpha:.0e}, drift "
-        f"{design.drift:g} amplitudes a weight"
-    )
-    if design.best is None:
-        return [f"no code catches all of {wanted}, whatever the model's size", "carrier weights of some models:"]
-    best = design.best
-    lines = [
-        f"best for {wanted}: {best.family}, {best.length:,} positions, in {best.weights:,} carrier weights or more",
-        f"  {'code':10}  {'positions':>9}  {'weights':>13}  {'accuses at':>10}  mean score of a colluder by strategy",
-    ]
-    for code in design.options:
-        scores = ", ".join(f"{strategy} {score:.1f}" for strategy, score in code.scores.items())
-        lines.append(f"  {code.family:10}  {code.length:>9,}  {code.weights:>13,}  {code.threshold:>10.1f}  {scores}")
-    return [*lines, "carrier weights of some models, compared with what this code needs:"]

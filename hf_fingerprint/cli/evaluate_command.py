@@ -10,6 +10,12 @@ from hf_fingerprint.cli.options import option
 from hf_fingerprint.errors import FingerprintError
 
 
+def _attack_names() -> list[str]:
+    from hf_fingerprint.attacks.suite import GROUPS, attack_names
+
+    return [*GROUPS, *attack_names()]
+
+
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a timm or transformers classifier.")] = None,
     data: Annotated[
@@ -21,7 +27,11 @@ def evaluate(
     ] = None,
     attacks: Annotated[
         str | None,
-        option("--attacks", "Names or groups of attacks, separated by commas; defaults to all. See --list."),
+        option(
+            "--attacks",
+            "Names or groups of attacks, separated by commas; defaults to all. See --list.",
+            autocompletion=options.complete_from(_attack_names),
+        ),
     ] = None,
     max_images: Annotated[int, option("--max-images", "Maximum number of test images.", min=2)] = 1000,
     coalitions: Annotated[
@@ -56,7 +66,7 @@ def evaluate(
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
-    from hf_fingerprint.evaluation.report import rich_tables, summarize
+    from hf_fingerprint.evaluation.report import summarize
 
     config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
     with output.progress_bars(announce=True) as progress:
@@ -80,11 +90,7 @@ def evaluate(
     if as_json:
         output.print_json(summarize(evaluation))
         return
-    screen = output.console()
-    for table in rich_tables(evaluation):
-        screen.print(table)
-    for name, why in evaluation.skipped.items():
-        output.echo_err(f"{name} was skipped: {why}")
+    output.print_result(evaluation)
     output.echo(f"the page: {written.page}")
 
 

@@ -1,6 +1,7 @@
 """`issue`, `push` and `hash`: make copies and publish them."""
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from hf_fingerprint.vault import Vault
 
 
-Public = Annotated[bool, option("--public", "Make the variant repos public. They are private by default.")]
+Public = Annotated[
+    bool, option("--public", "Make the variant repos public. They are private by default.", options.HUB)
+]
 IncludeCode = Annotated[bool, option("--include-code", "Include the model's .py files in the copies.")]
 
 
@@ -29,22 +32,30 @@ def issue(
         list[str] | None, option("--recipient", "Recipient name. Repeat the option for several recipients.")
     ] = None,
     out: Annotated[
-        Path | None, option("--out", "Folder of the copy; with several recipients, the parent of a folder for each.")
+        Path | None, option("--out", "Folder for the copies: each is a subfolder with the recipient's name.")
     ] = None,
     file: options.File = None,
     push_to: Annotated[
-        list[str] | None, option("--push-to", "Variant repo, org/name. Give one for each --recipient.")
+        list[str] | None, option("--push-to", "Variant repo, org/name. Give one for each --recipient.", options.HUB)
     ] = None,
     account: Annotated[
-        list[str] | None, option("--account", "Hub account of the recipient. Give one for each --recipient.")
+        list[str] | None,
+        option("--account", "Hub account of the recipient. Give one for each --recipient.", options.HUB),
     ] = None,
     recipients: Annotated[
-        Path | None, option("--recipients-file", "CSV file with the columns name, repo and, optionally, account.")
+        Path | None,
+        option(
+            "--recipients-file",
+            "CSV file with a column name, instead of --recipient. Without --out, copies are published: the "
+            "column repo names each variant repo, and the optional column account the recipient's Hub account.",
+        ),
     ] = None,
     reissue_from: Annotated[
         str | None,
         option(
-            "--reissue-from", "Replace the published copies of this older base, in the variant repo of each recipient."
+            "--reissue-from",
+            "Replace the published copies of this older base, in the variant repo of each recipient.",
+            options.HUB,
         ),
     ] = None,
     public: Public = False,
@@ -59,16 +70,26 @@ def issue(
 ) -> None:
     """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
     base."""
+    from hf_fingerprint.hub import read_recipients
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault, canonical_recipient
 
-    names, opened = list(dict.fromkeys(map(canonical_recipient, recipient or []))), Vault(vault)
-    pushed = bool(push_to or recipients or reissue_from)
-    if pushed == (out is not None):
+    opened = Vault(vault)
+    pushed = bool(push_to or reissue_from)
+    if (pushed and out is not None) or not (pushed or recipients or out):
         raise FingerprintError(
             "Give either --out, for folders, or one of --push-to, --recipients-file and --reissue-from, for the Hub."
         )
-    assignments = _assignments(recipient or [], push_to or [], account or [], recipients, reissue_from, opened)
+    if out is not None and account:
+        raise FingerprintError("--account gives access to a variant repo: leave it out, or give --push-to, not --out.")
+    if recipients is not None and (recipient or push_to):
+        raise FingerprintError("--recipients-file can't be combined with --recipient or --push-to: use one of them.")
+    names, assignments = recipient or [], []
+    if out is None:
+        assignments = _assignments(names, push_to or [], account or [], recipients, reissue_from, opened)
+    elif recipients is not None:
+        names = read_recipients(recipients)
+    names = list(dict.fromkeys(map(canonical_recipient, names)))
     if not names and not assignments:
         raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
     publish_config = PublishConfig(not public, gated, disclose, base_model)
@@ -89,7 +110,7 @@ def push(
     copy: Annotated[Path, argument("Folder of a recorded copy.")],
     repo: Annotated[str, argument("Variant repo, org/name.")],
     vault: options.VaultFolder,
-    account: Annotated[str | None, option("--account", "Hub account of the recipient.")] = None,
+    account: Annotated[str | None, option("--account", "Hub account of the recipient.", options.HUB)] = None,
     replace: Annotated[bool, option("--replace", "Replace the recipient's older copy in the repo.")] = False,
     public: Public = False,
     gated: options.Gated = None,
@@ -122,7 +143,7 @@ def content_hash(model: options.Model, file: options.File = None) -> None:
 def _assignments(
     names: list[str], repos: list[str], accounts: list[str], file: Path | None, old_base: str | None, vault: "Vault"
 ) -> "list[Assignment]":
-    """The recipients and their repos, from options, a file or the vault."""
+    """The recipients and their variant repos, from options, a file or the vault."""
     from hf_fingerprint.hub import Assignment, read_assignments, reissue_assignments
 
     if old_base is not None:
@@ -136,25 +157,19 @@ def _assignments(
             )
         return found
     if file is not None:
-        if names or repos:
-            raise FingerprintError(
-                "--recipients-file can't be combined with --recipient or --push-to: use one of them."
-            )
         return read_assignments(file)
     if repos and len(repos) != len(names):
         raise FingerprintError(f"There are {len(names)} --recipient and {len(repos)} --push-to: give one for each.")
     if accounts and len(accounts) != len(repos):
         raise FingerprintError(f"There are {len(repos)} --push-to and {len(accounts)} --account: give one for each.")
-    if accounts:
-        return [Assignment(*row) for row in zip(names, repos, accounts, strict=True)]
-    return [Assignment(name, repo) for name, repo in zip(names, repos, strict=False)]  # no repos: folders
+    rows = zip_longest(names, repos, accounts)  # with as many repos as names, and as many accounts or none
+    return [Assignment(*row) for row in rows]
 
 
 def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
     """Issues copies into folders."""
     with output.progress_bars() as progress:
-        single = len(names) == 1
-        issued = [issuer.issue(names[0], out, progress)] if single else list(issuer.issue_all(names, out, progress))
+        issued = list(issuer.issue_all(names, out, progress))
     if as_json:
         output.print_json([copy.to_dict() for copy in issued])
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_fingerprint.cli import options, output
-from hf_fingerprint.cli.options import argument, option
+from hf_fingerprint.cli.options import argument, option, required
 
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ Bits = Annotated[int | None, option("--bits", "Bits of the fingerprint, a multip
 @app.command()
 def export(
     recipient: Annotated[str, argument("Recipient name, or the id of a copy if the recipient has several.")],
-    out: Annotated[Path, argument("New folder for the images.")],
+    out: Annotated[Path, required("--out", "New folder for the images.")],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,
@@ -55,8 +55,11 @@ def read(
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Identify the recipients of key images. Exit code 0: an image has a recipient's fingerprint, 1: none has, 2: an
-    error, 3: none has, and an image is not readable."""
+    """Identify the recipients of key images.
+
+    Exit code 0: an image has a recipient's fingerprint, 1: none has, 2: an error, 3: none has, and an image is not
+    readable.
+    """
     from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier
     from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
     from hf_fingerprint.outcomes import combine_outcomes
@@ -67,16 +70,7 @@ def read(
     if as_json:
         output.print_json([each.to_dict() for each in found])
     else:
-        for each in found:
-            if each.recipients:
-                output.echo(f"{each.name}: a key image of {', '.join(each.recipients)}")
-            elif each.reason is None:
-                output.echo(f"{each.name}: a fingerprint of no recipient in the vault")
-            else:
-                output.echo(f"{each.outcome}: {each.reason}")
-        compared = f"{reader.copies:,} {'copy' if reader.copies == 1 else 'copies'}"
-        output.echo(
-            f"{reader.bits} bits compared with {compared}; an innocent's bits match with probability at most "
-            f"10^{found[0].log10_false_match:.0f}"
-        )
+        *others, last = found
+        for line in (*(each.line for each in others), *last.blocks()):
+            output.echo(line)
     return combine_outcomes(each.outcome for each in found).exit_code

@@ -1,12 +1,15 @@
 """The command line. Exit codes: 0 done or somebody accused, 1 nobody accused, 2 an error, 3 not readable."""
 
 import os
+import re
 import sys
-from typing import Any
+from contextlib import nullcontext, suppress
+from typing import Annotated, Any
 
 import typer
 
 import hf_fingerprint
+from hf_fingerprint.choices import close_names, wrong_choice
 from hf_fingerprint.cli import (
     commands,
     design_command,
@@ -18,6 +21,7 @@ from hf_fingerprint.cli import (
     triggers_command,
     vault_care_commands,
 )
+from hf_fingerprint.cli.options import option
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -27,13 +31,16 @@ _TRACEBACK_VARIABLE = "HF_FINGERPRINT_TRACEBACK"
 _INTERRUPTED_EXIT_CODE = 130
 _INTERRUPTED_MESSAGE = "Interrupted: run the command again to resume."
 EPILOG = f"Set {_TRACEBACK_VARIABLE}=1 for the traceback of an error."
+NAME = "hf-fingerprint"
+_COMPLETION_VARIABLE = "_HF_FINGERPRINT_COMPLETE"  # set by the shell's completion script
+_VERSIONED = ("torch", "timm", "transformers")
+_WRONG_CHOICE = re.compile(r"Invalid value for '([^']*)': (?:Value error, )?'(.*)' is not one of (.*)\.", re.DOTALL)
 
 app = typer.Typer(
-    name="hf-fingerprint",
+    name=NAME,
     help=(hf_fingerprint.__doc__ or "").splitlines()[0],
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(vault_care_commands.app, name="vault")
@@ -53,15 +60,40 @@ app.command("recipients")(commands.recipients)
 app.command("hash")(issue_commands.content_hash)
 
 
+def _print_version(wanted: bool) -> None:
+    """Prints the versions of this package and of those that its results depend on, for bug reports."""
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = [f"Python {sys.version.split()[0]}"]
+        for package in _VERSIONED:
+            with suppress(PackageNotFoundError):
+                found.append(f"{package} {version(package)}")
+        terminal.echo(f"{NAME} {hf_fingerprint.__version__} ({', '.join(found)})")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, option("--version", "Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code. Errors and warnings are printed to stderr, one line each."""
-    with terminal.sanitized_output():
+    completes = _COMPLETION_VARIABLE in os.environ  # prints words of this program alone, with tabs between them
+    with nullcontext() if completes else terminal.sanitized_output():
         return _run(arguments)
 
 
 def _run(arguments: list[str] | None) -> int:
+    if not hasattr(os, "preadv"):
+        return _fail(f"{NAME} runs on Linux and macOS alone: on Windows, run it in WSL.")
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, prog_name=NAME, standalone_mode=False)
         if result == _INTERRUPTED_EXIT_CODE:
             return _fail(_INTERRUPTED_MESSAGE)
         return result if isinstance(result, int) else 0
@@ -74,7 +106,8 @@ def _run(arguments: list[str] | None) -> int:
     except _UsageError as error:
         if not error.format_message():  # without a command, the help was printed
             return 2
-        return _fail(f"{error.format_message()} Try `hf-fingerprint --help`.")
+        command = NAME if error.ctx is None else error.ctx.command_path
+        return _fail(f"{_usage_sentence(error)} Try `{command} --help`.")
     except UnicodeEncodeError as error:  # an argument or file name that is not UTF-8
         return _fail(f"{error.object[:200]} is not valid UTF-8: use another name.", error)
     except Exception as error:  # a bug; its message may hold secrets, so only its class is shown
@@ -83,6 +116,16 @@ def _run(arguments: list[str] | None) -> int:
             "and report the output.",
             error,
         )
+
+
+def _usage_sentence(error: Any) -> str:
+    """What is wrong with a command line, with the closest option or choice."""
+    message = error.format_message()
+    message += "" if message.endswith((".", "?")) else "."
+    if getattr(error, "possibilities", None):
+        return f"{error.message}{close_names(error.option_name, error.possibilities) or '.'}"
+    wrong = _WRONG_CHOICE.fullmatch(message)
+    return message if wrong is None else wrong_choice(wrong[1], wrong[2], re.findall("'([^']*)'", wrong[3]))
 
 
 def _fail(sentence: str, error: BaseException | None = None) -> int:

@@ -1,7 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the panels of `--help`.
+
+An option has one name, one help text and one meaning in all commands. What an option of a config class is called and
+says stands in the class. A closed choice has a `Literal` type of `choices.py`, which help, completion and checks use.
+"""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -10,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from hf_fingerprint.choices import Gating
 from hf_fingerprint.config import FingerprintConfig, PublishConfig
 
 
@@ -17,40 +23,59 @@ if TYPE_CHECKING:
     from hf_fingerprint.vault import Vault
 
 T = TypeVar("T")
+COMMON, CODE, HUB = "Common", "Code", "Hub"  # panels of `--help`; other options are in the first panel
+VAULT_VARIABLE = "HF_FINGERPRINT_VAULT"
+_PANELS = {FingerprintConfig: CODE, PublishConfig: HUB}
+_TAG = re.compile(r"\[(?=[a-z#/@])")  # what rich would take for the start of a tag, and leave out
 
 
-def argument(text: str) -> Any:
-    """A required argument with a help text."""
-    return typer.Argument(help=text, show_default=False)
+def argument(text: str, **settings: Any) -> Any:
+    """An argument with a help text, and settings of [`typer.Argument`]."""
+    return typer.Argument(help=_escape(text), show_default=False, **settings)
 
 
-def option(name: str, text: str, **settings: Any) -> Any:
-    """An option with a help text, and settings of [`typer.Option`]."""
-    return typer.Option(name, help=text, **settings)
+def option(name: str, text: str, panel: str | None = None, **settings: Any) -> Any:
+    """An option with a help text, the panel of `--help` that shows it, and settings of [`typer.Option`]."""
+    return typer.Option(name, help=_escape(text), rich_help_panel=panel, **settings)
 
 
-def required(name: str, text: str, **settings: Any) -> Any:
+def required(name: str, text: str, panel: str | None = None, **settings: Any) -> Any:
     """A required option with a help text."""
-    return typer.Option(name, help=text, show_default=False, **settings)
+    return option(name, text, panel, show_default=False, **settings)
 
 
-def config_option(field: "Field[Any]") -> Any:
+def config_option(field: "Field[Any]", panel: str | None = None) -> Any:
     """The option for a field of a config class, with the field's name and help text."""
-    return option(f"--{field.name.replace('_', '-')}", field.metadata["help"])
+    return option(f"--{field.name.replace('_', '-')}", field.metadata["help"], panel)
+
+
+def complete_from(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """The completion of a list of names that are separated by commas, or of a single name."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [before + comma + name for name in names() if name.startswith(begun)]
+
+    return complete
+
+
+def _escape(text: str) -> str:
+    return _TAG.sub(r"\[", text)
 
 
 Model = Annotated[str, argument("Folder, weight file or Hub id of a model.")]
 File = Annotated[str | None, option("--file", "Weight file to read, if the folder or repo has several.")]
-VaultFolder = Annotated[Path, required("--vault", "Folder of the vault.")]
-AsJson = Annotated[bool, option("--json", "Print JSON on stdout.")]
-_FIELDS = {each.name: each for config in (FingerprintConfig, PublishConfig) for each in fields(config)}
-MaxKl = Annotated[float | None, config_option(_FIELDS["max_kl"])]
-Coalition = Annotated[int | None, config_option(_FIELDS["coalition"])]
-ExpectedRecipients = Annotated[int | None, config_option(_FIELDS["expected_recipients"])]
-Alpha = Annotated[float | None, config_option(_FIELDS["alpha"])]
-Gated = Annotated[str | None, config_option(_FIELDS["gated"])]
-Disclose = Annotated[bool, config_option(_FIELDS["disclose"])]
-BaseModel = Annotated[str | None, config_option(_FIELDS["base_model"])]
+VaultFolder = Annotated[Path, required("--vault", "Folder of the vault.", COMMON, envvar=VAULT_VARIABLE)]
+VaultArgument = Annotated[Path, argument("Folder of the vault, new or existing.", envvar=VAULT_VARIABLE)]
+AsJson = Annotated[bool, option("--json", "Print JSON on stdout.", COMMON)]
+_OF_CONFIGS = {each.name: config_option(each, panel) for config, panel in _PANELS.items() for each in fields(config)}
+MaxKl = Annotated[float | None, _OF_CONFIGS["max_kl"]]
+Coalition = Annotated[int | None, _OF_CONFIGS["coalition"]]
+ExpectedRecipients = Annotated[int | None, _OF_CONFIGS["expected_recipients"]]
+Alpha = Annotated[float | None, _OF_CONFIGS["alpha"]]
+Gated = Annotated[Gating | None, _OF_CONFIGS["gated"]]
+Disclose = Annotated[bool, _OF_CONFIGS["disclose"]]
+BaseModel = Annotated[str | None, _OF_CONFIGS["base_model"]]
 AsBase = Annotated[
     bool, option("--as-base", "Register the model as a base even if it is a copy of a registered base.")
 ]
@@ -59,16 +84,18 @@ AllScores = Annotated[
     option(
         "--all-scores",
         "Show the scores of recipients who are not accused, too. They help an attacker: do not publish them.",
+        COMMON,
     ),
 ]
 KnownBase = Annotated[
     str | None, option("--base", "Id or location of the base, if it moved or if the vault has several.")
 ]
 Identity = Annotated[
-    Path | None, option("--identity", "File of the tracing identity, if it is not in the vault's folder.")
+    Path | None, option("--identity", "File of the tracing identity, if it is not in the vault's folder.", COMMON)
 ]
 PassphraseFile = Annotated[
-    Path | None, option("--passphrase-file", "File whose first line is the passphrase of the tracing identity.")
+    Path | None,
+    option("--passphrase-file", "File whose first line is the passphrase of the tracing identity.", COMMON),
 ]
 
 
@@ -89,14 +116,15 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
 
     parameters: list[Parameter] = []
     for name, parameter in given.parameters.items():
-        parameters += map(_parameter, fields(groups[name])) if name in groups else [parameter]
+        group = groups.get(name)
+        parameters += [parameter] if group is None else [_parameter(e, _PANELS.get(group)) for e in fields(group)]
     run.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
 
 
-def _parameter(field: "Field[Any]") -> Parameter:
+def _parameter(field: "Field[Any]", panel: str | None) -> Parameter:
     """The parameter for a field: an option of its own if it has a help text, else the one in its type."""
-    kind: Any = Annotated[field.type, config_option(field)] if field.metadata else field.type
+    kind: Any = Annotated[field.type, config_option(field, panel)] if field.metadata else field.type
     default = Parameter.empty if field.default is MISSING else field.default
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 

@@ -1,7 +1,7 @@
 """Output of the commands: text, tables, progress and JSON."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from hf_fingerprint.progress import Progress
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from hf_fingerprint.blackbox import AccusationCheck, QueryResult
+    from hf_fingerprint.tables import Block, PrintableResult
     from hf_fingerprint.vault import Base
 
 __all__ = ["console", "echo", "echo_err"]
@@ -127,83 +127,13 @@ def describe_output(base: "Base") -> str:
     return f"{text}, {what} {found.agreeing:,} of {found.decisions:,} ({interval}) on {on}"
 
 
-def print_query(result: "QueryResult") -> None:
-    """Prints the result of a query: a table and a verdict."""
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    screen, stats, several = console(), result.stats, len(result.base_ids) > 1
-    screen.print(Text(f"{result.suspect} queried for base{'s' * several} {', '.join(result.base_ids)}"))
-    before = f", {stats.resumed} of them earlier, as the transcript shows" if stats.resumed else ""
-    again = f", {stats.retries} requests repeated" if stats.retries else ""
-    queried = f"{stats.queried} images queried{before}, including {stats.decoys_queried} decoys"
-    screen.print(f"{queried}; {stats.answered} responses{again}")
-    if result.scores:
-        columns = ["base"] * several + ["matching labels", "bound on a false accusation", "verdict"]
-        table = Table(Column("made for", overflow="fold"), *columns)
-        for score in result.scores:
-            agree, bound = f"{score.agreeing} of {score.counted}", format_probability(score.log10_bound)
-            verdict = "ACCUSED" if score.accused else "-"
-            table.add_row(Text(score.recipient), *[score.base_id] * several, agree, bound, verdict)
-        screen.print(table)
-    made = (f"the copy made for {score.recipient} ({score.copy_id}, {score.state})" for score in result.accused)
-    names = ", ".join(dict.fromkeys(made))
-    stop_reason = {"proven": "at the proof", "budget": "at the budget", "exhausted": "at the last image"}
-    verdict = f"accused: {names}" if names else "nobody is accused"
-    if result.reason is not None:
-        verdict = f"not readable: {result.reason}"
-    bound = f"the probability that any innocent is accused is at most {result.alpha:.0e}"
-    stopped = f"stopped {stop_reason[stats.stop_reason]}, after {stats.queried} images"
-    screen.print(Text(f"{verdict}. {result.copies:,} copies tested; {bound}; {stopped}"))
-    rest = "; --exhaustive queries all images, to find further colluders" if stats.stop_reason == "proven" else ""
-    screen.print(
-        f"a mixture of several copies may show only some of their recipients, or none: nobody is cleared{rest}"
-    )
-    for skipped in result.skipped:
-        screen.print(Text(f"not queried for base {skipped.base_id}: {skipped.reason}"))
-    if result.non_answering:
-        shown = ", ".join(dict.fromkeys(result.non_answering[:20])) + ", ..." * (len(result.non_answering) > 20)
-        count = f"{len(result.non_answering):,} of these copies"
-        screen.print(Text(f"queries can't trace {count}, which have no trigger labels: {shown}"))
+def print_result(result: "PrintableResult") -> None:
+    """Prints the lines and tables of a result to stdout."""
+    print_blocks(result.blocks())
 
 
-def print_proof(checks: "Sequence[AccusationCheck]") -> None:
-    """Prints the result of a check of a proof, and what remains to be checked."""
-    from rich.table import Column, Table
-    from rich.text import Text
+def print_blocks(blocks: "Iterable[Block]") -> None:
+    """Prints lines and tables to stdout."""
+    from hf_fingerprint import tables
 
-    from hf_fingerprint.blackbox.querying.proof import NOT_SHOWN, proof_outcome
-    from hf_fingerprint.outcomes import Outcome
-
-    screen, outcome = console(), proof_outcome(checks)
-    table = Table(Column("recipient", overflow="fold"), "matching labels", "bound on a false accusation", "verdict")
-    for check in checks:
-        verdict = "holds" if check.holds else "no proof" if check.opened else "wrong key"
-        verdict = "wrong commitment" if check.opened and check.published is False else verdict
-        agree = f"{check.agreeing} of {check.counted}"
-        table.add_row(Text(check.recipient), agree, format_probability(check.log10_bound), verdict)
-    screen.print(table)
-    for check in checks:
-        if check.opened:
-            published = {True: "as published", False: "not the published one", None: "not checked"}[check.published]
-            screen.print(Text(f"{check.recipient}'s commitment: {check.commitment} ({published})"), soft_wrap=True)
-    if outcome is Outcome.NOBODY:
-        screen.print("the proof does not hold")
-        return
-    first = checks[0]
-    tested = f"responses of {first.suspect}, {first.copies:,} copies tested (alpha {first.alpha:.0e})"
-    screen.print(Text(f"the proof is consistent: {tested}. It does not show, so its author vouches for it:"))
-    for each in NOT_SHOWN:
-        screen.print(f"- {each}")
-    if outcome is Outcome.NOT_READABLE:
-        screen.print(
-            "not checked against a published commitment, so the keys may be invented: give the commitment from the "
-            "copy's model card (published with --disclose) by --commitment"
-        )
-    else:
-        screen.print("the proof holds for the published commitments")
-
-
-def format_probability(log10_bound: float) -> str:
-    """Formats a bound on a probability."""
-    return "1" if log10_bound > -0.05 else f"10^{log10_bound:.1f}"
+    tables.print_blocks(blocks, console())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from hf_fingerprint.choices import RequestFormat
 from hf_fingerprint.cli import options, output
 from hf_fingerprint.cli.options import argument, option
 from hf_fingerprint.errors import FingerprintError
@@ -29,7 +30,7 @@ def query(
         Path | None, option("--labels", "File with the class names in order. Defaults to the base's config.")
     ] = None,
     request_format: Annotated[
-        str, option("--request-format", "How the service takes an image: raw, json or multipart.")
+        RequestFormat, option("--request-format", "How the service takes an image: raw, json or multipart.")
     ] = "raw",
     field: Annotated[
         str | None, option("--field", "Path to the class in the service's response, such as result.top.")
@@ -66,7 +67,10 @@ def query(
     as_json: options.AsJson = False,
 ) -> int:
     """Trace a model behind an API by its predictions on trigger images, of all bases that have a trigger set or of
-    --base. Exit code 0: somebody is accused, 1: nobody, 2: an error, 3: not readable."""
+    --base.
+
+    Exit code 0: somebody is accused, 1: nobody, 2: an error, 3: not readable.
+    """
     token = _read_token(token_env, suspect)
     from hf_fingerprint.blackbox import query as run_query
     from hf_fingerprint.blackbox.querying.proof import check_proof_path, write_proof
@@ -96,7 +100,7 @@ def query(
     if as_json:
         output.print_json(result.to_dict())
     else:
-        output.print_query(result)
+        output.print_result(result)
     if proof is not None and transcript is not None and result.accused:
         for place in write_proof(proof, transcript, result, opened_vault):
             output.echo_err(
@@ -116,23 +120,25 @@ def check_proof(
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Check a proof, without a vault or a model. Exit code 0: it holds for the published commitments, 1: it does not,
-    2: an error, 3: not checked against a published commitment."""
-    from hf_fingerprint.blackbox.querying.proof import check_proof as run_check
-    from hf_fingerprint.blackbox.querying.proof import proof_outcome
+    """Check a proof, without a vault or a model.
 
-    checks = run_check(proof, commitment or ())
+    Exit code 0: it holds for the published commitments, 1: it does not, 2: an error, 3: not checked against a
+    published commitment.
+    """
+    from hf_fingerprint.blackbox.querying.proof import check_proof as run_check
+
+    found = run_check(proof, commitment or ())
     if as_json:
-        output.print_json([check.to_dict() for check in checks])
+        output.print_json([check.to_dict() for check in found.accusations])
     else:
-        output.print_proof(checks)
-    return proof_outcome(checks).exit_code
+        output.print_result(found)
+    return found.outcome.exit_code
 
 
 def open_suspect(
     text: str,
     labels: "Labels",
-    request_format: str,
+    request_format: RequestFormat,
     field: str | None,
     token: str | None,
     rate: float | None,

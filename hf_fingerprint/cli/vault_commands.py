@@ -30,7 +30,7 @@ IssuerKey = Annotated[
 
 @app.command()
 def init(
-    folder: Annotated[Path, argument("Folder for the vault.")],
+    folder: options.VaultArgument,
     passphrase_file: options.PassphraseFile = None,
     public_key: Annotated[
         str | None,
@@ -95,6 +95,7 @@ def push(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
+    as_json: options.AsJson = False,
 ) -> int:
     """Merge the vault with the one in the repo, and push it, encrypted to the identity and the issuers.
 
@@ -107,6 +108,9 @@ def push(
     opened = Vault(vault)
     age_identity = _unlock_identity(opened.identity, identity, passphrase_file, issuer_key)
     pushed = push_vault(opened, repo, age_identity)
+    if as_json:
+        output.print_json(pushed.to_dict())
+        return 0 if pushed.merged.complete else 1
     code = print_merge(f"from {repo}", pushed.merged)
     done = "is now in" if pushed.new else "was already in"
     output.echo(f"{vault} {done} {repo} at {pushed.revision}")
@@ -116,7 +120,7 @@ def push(
 @app.command()
 def pull(
     repo: Repo,
-    folder: Annotated[Path, argument("Folder of the vault, new or existing.")],
+    folder: options.VaultArgument,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,

@@ -3,19 +3,17 @@
 Nothing here knows what a model is.
 """
 
+from hf_fingerprint.choices import FAMILIES, FORGERIES
 from hf_fingerprint.codes.bounds import MAX_ALPHA, check_alpha
 from hf_fingerprint.codes.coalition import coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.collusion import FORGERIES, forge
+from hf_fingerprint.codes.collusion import forge
 from hf_fingerprint.codes.decoding import decode, decode_all, prove_codeword
 from hf_fingerprint.codes.design import CodeDesign, design_code
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
-
-
-FAMILIES = (Tardos.family, Nuida.family, FairSigns.family)
 
 
 def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Codebook:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hf_fingerprint.choices import FORGERIES, wrong_choice
 from hf_fingerprint.errors import CodeError
 
 
@@ -70,19 +71,6 @@ VALUE_STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "minority": minority,
 }
 POSITION_STRATEGIES = ("average", "min-max", "random pick", "median", "minority")
-FORGERIES = (
-    "weighted average",
-    "layer interleaving",
-    "average",
-    "block interleaving",
-    "random pick",
-    "minimum",
-    "maximum",
-    "min-max",
-    "median",
-    "random extreme",
-    "minority",
-)
 
 
 def collude_at_positions(strategy: str, codewords: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -123,7 +111,7 @@ def forge(
         [`CodeError`]: if there is no such strategy.
     """
     if strategy not in FORGERIES:
-        raise CodeError(f"There is no forgery {strategy}: choose one of {', '.join(FORGERIES)}.")
+        raise CodeError(wrong_choice("strategy", strategy, FORGERIES))
     count, length = codewords.shape
     shares = np.full(count, 1 / count)
     if strategy == "weighted average":

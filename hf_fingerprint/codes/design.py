@@ -1,28 +1,39 @@
 """Designs a code for a coalition: the shortest of each family that accuses all colluders, by simulation."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from hf_fingerprint.choices import FORGERIES, Strategy, wrong_choice
 from hf_fingerprint.codes.bounds import check_alpha
 from hf_fingerprint.codes.coalition import accusation_threshold, expected_score
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.collusion import FORGERIES, forge
+from hf_fingerprint.codes.collusion import forge
 from hf_fingerprint.codes.decoding import Decoding, decode
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import MAX_COALITION, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.tables import Block, PrintableResult, Table, one_line_repr
 
 
 WEIGHTS_PER_POSITION = 40
 LENGTHS = tuple(64 << i for i in range(11))
 MAX_WEIGHTS_PER_POSITION = WEIGHTS_PER_POSITION << 10
 TRIALS = 2
-STRATEGIES = ("average", "random pick", "minority", "median", "min-max", "minimum", "random extreme")
+STRATEGIES: tuple[Strategy, ...] = (
+    "average",
+    "random pick",
+    "minority",
+    "median",
+    "min-max",
+    "minimum",
+    "random extreme",
+)
 _SECRET = bytes(32)
 _MIN_EXPECTED_SHARE = 0.8  # of the threshold: codes with lower expected scores are not simulated
 
@@ -47,7 +58,7 @@ class CodeOption:
 
 
 @dataclass(frozen=True)
-class CodeDesign:
+class CodeDesign(PrintableResult):
     """The requirements, and the codes that meet them.
 
     Attributes:
@@ -68,6 +79,33 @@ class CodeDesign:
     def best(self) -> CodeOption | None:
         """The code that needs fewest weights, or `None` if none withstands the coalition."""
         return self.options[0] if self.options else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The design as JSON types."""
+        return asdict(self)
+
+    def blocks(self) -> Iterator[Block]:
+        """The line and the tables that show the design."""
+        wanted = (
+            f"{self.coalition} colluders among {self.recipients:,} recipients at alpha {self.alpha:.0e}, drift "
+            f"{self.drift:g} amplitudes a weight"
+        )
+        best = self.best
+        if best is None:
+            yield f"no code catches all of {wanted}, whatever the model's size"
+            return
+        size = f"{best.length:,} positions, in {best.weights:,} carrier weights or more"
+        yield f"best for {wanted}: {best.family}, {size}"
+        columns = ("code", "positions", "carrier weights", "accuses at")
+        rows = ((c.family, f"{c.length:,}", f"{c.weights:,}", f"{c.threshold:.1f}") for c in self.options)
+        yield Table(columns, tuple(rows))
+        strategies = tuple(best.scores)
+        scores = ((name, *(f"{code.scores[name]:.1f}" for code in self.options)) for name in strategies)
+        yield Table(("mean score by strategy", *(c.family for c in self.options)), tuple(scores))
+
+    def __repr__(self) -> str:
+        best = None if self.best is None else (self.best.family, self.best.length, self.best.weights)
+        return one_line_repr(self, recipients=self.recipients, coalition=self.coalition, alpha=self.alpha, best=best)
 
 
 def design_code(
@@ -99,9 +137,10 @@ def design_code(
     check_alpha(alpha)
     if not (np.isfinite(drift) and drift >= 0):
         raise CodeError(f"`drift` must be finite and at least 0, got {drift}.")
-    unknown = set(strategies) - set(FORGERIES)
-    if unknown or not strategies:
-        raise CodeError(f"There is no strategy {', '.join(unknown)}: choose from {', '.join(FORGERIES)}.")
+    if not strategies:
+        raise CodeError(f"`strategies` is empty: choose from {', '.join(FORGERIES)}.")
+    for unknown in set(strategies) - set(FORGERIES):
+        raise CodeError(wrong_choice("strategies", unknown, FORGERIES))
     families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
     required = CodeDesign(recipients, coalition, alpha, drift, ())
     found = (_smallest_option(family, required, strategies, progress or silent) for family in families)

@@ -35,6 +35,7 @@ from hf_fingerprint.evaluation.trials import (
 )
 from hf_fingerprint.logits import logits_of
 from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import check_outside_vaults
 
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(PrintableResult):
     """The results of an evaluation.
 
     Attributes:
@@ -98,6 +99,22 @@ class Evaluation:
         """The trials of each attack on a single copy, mildest first."""
         names = dict.fromkeys(trial.attack for trial in self.of(SINGLE))
         return {name: [trial for trial in self.of(SINGLE) if trial.attack == name] for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The results as JSON types, as in the report; see [`summarize`]."""
+        from hf_fingerprint.evaluation.report import summarize
+
+        return summarize(self)
+
+    def blocks(self) -> Iterator[Block]:
+        """The lines and tables of the report."""
+        from hf_fingerprint.evaluation.report import report_blocks
+
+        return report_blocks(self)
+
+    def __repr__(self) -> str:
+        trials, caught = len(self.trials), sum(trial.accused for trial in self.trials)
+        return one_line_repr(self, model=self.model, data=self.data, trials=trials, accused=caught)
 
 
 def evaluate(

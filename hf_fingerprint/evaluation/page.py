@@ -9,6 +9,7 @@ from hf_fingerprint.evaluation import figures
 from hf_fingerprint.evaluation.evaluate import Evaluation
 from hf_fingerprint.evaluation.frontier import AttackCost
 from hf_fingerprint.printable import printable
+from hf_fingerprint.tables import Table
 
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ NOT_TO_PUBLISH = (
     "Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them: do not "
     "publish this evaluation."
 )
-Tables = Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
-def render(evaluation: Evaluation, costs: Sequence[AttackCost], summary: dict[str, Any], tables: Tables) -> str:
-    """The page as HTML, from each attack's cost, cheapest first, [`summarize`]'s result, and headings and rows of the
+def render(
+    evaluation: Evaluation, costs: Sequence[AttackCost], summary: dict[str, Any], tables: Sequence[Table]
+) -> str:
+    """The page as HTML, from each attack's cost, cheapest first, [`summarize`]'s result, and the
     tables."""
     from markupsafe import Markup
 

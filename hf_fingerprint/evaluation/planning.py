@@ -8,6 +8,7 @@ import numpy as np
 from hf_fingerprint.attacks.attack import AttackStep, Compose
 from hf_fingerprint.attacks.mixing import Collusion
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE
 
@@ -24,9 +25,9 @@ def select_attacks(selection: Sequence[str] | None) -> list[str]:
     wanted = set(selection or GROUPS)
     unknown = sorted(wanted - set(SUITE) - set(GROUPS))
     if unknown:
+        remedy = f"choose among {', '.join(SUITE)}; or the groups {', '.join(GROUPS)}"
         raise FingerprintError(
-            f"There is no attack called {unknown[0]}: choose among {', '.join(SUITE)}; or the groups "
-            f"{', '.join(GROUPS)}."
+            f"There is no attack called {unknown[0]}{did_you_mean(unknown[0], [*SUITE, *GROUPS], remedy)}"
         )
     return [name for name, found in SUITE.items() if wanted & {name, found.group}]
 

@@ -7,26 +7,24 @@ else, unless the evaluation has all scores.
 import json
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hf_fingerprint
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.evaluation.coalition_outcomes import outcomes
 from hf_fingerprint.evaluation.evaluate import Evaluation
 from hf_fingerprint.evaluation.frontier import AttackCost, cheapest_escape, format_score, frontier
-from hf_fingerprint.evaluation.page import Tables, render
+from hf_fingerprint.evaluation.page import render
 from hf_fingerprint.evaluation.trials import COLLUSION, Trial
 from hf_fingerprint.printable import printable
+from hf_fingerprint.tables import Block, Table
 from hf_fingerprint.vault.storage import translate_disk_errors
 
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 FILES = ("results.json", "table.md", "report.html")
 _LIBRARIES = ("torch", "timm", "transformers", "numpy")
@@ -158,39 +156,35 @@ def trial_row(trial: Trial) -> tuple[str, ...]:
     )
 
 
-def report_tables(evaluation: Evaluation) -> Tables:
+def report_tables(evaluation: Evaluation) -> list[Table]:
     """The tables with their headings: all suspects, the cost of each attack, the outcomes of coalitions."""
     coalition_rows = [
         (o.attack, *map(str, (o.size, o.runs, o.all_main_contributors, o.anybody)), f"{o.caught} of {o.runs * o.size}")
         for o in outcomes(evaluation.of(COLLUSION))
     ]
     cost_rows = [(cost.attack, cost.loss_text, cost.lowest_score_text) for cost in costs(evaluation)]
-    found: Tables = [(HEADINGS, [trial_row(trial) for trial in evaluation.trials]), (COST_HEADINGS, cost_rows)]
-    return [*found, (RUN_HEADINGS, coalition_rows)] if coalition_rows else found
+    found = [Table(HEADINGS, tuple(map(trial_row, evaluation.trials))), Table(COST_HEADINGS, tuple(cost_rows))]
+    return [*found, Table(RUN_HEADINGS, tuple(coalition_rows))] if coalition_rows else found
 
 
 def render_markdown(evaluation: Evaluation) -> str:
     """The tables as Markdown."""
     model, data = _escape_markdown(evaluation.model), _escape_markdown(evaluation.data)
     lines = [f"**{model}** on {evaluation.images:,} images of {data}"]
-    for headings, rows in report_tables(evaluation):
-        lines += ["", *(_markdown_row(cells) for cells in (headings, ["---"] * len(headings), *rows))]
+    for table in report_tables(evaluation):
+        rows = (table.columns, ["---"] * len(table.columns), *table.rows)
+        lines += ["", *map(_markdown_row, rows)]
     skipped = (map(_escape_markdown, each) for each in evaluation.skipped.items())
     lines += [f"\n{name} was skipped: {why}" for name, why in skipped]
     return "\n".join(lines) + "\n"
 
 
-def rich_tables(evaluation: Evaluation) -> "list[Table]":
-    """The tables as rich renderables."""
-    from rich.table import Table
-    from rich.text import Text
-
-    found = []
-    for headings, rows in report_tables(evaluation):
-        found.append(Table(*headings))
-        for cells in rows:
-            found[-1].add_row(*map(Text, cells))
-    return found
+def report_blocks(evaluation: Evaluation) -> Iterator[Block]:
+    """The lines and tables that show the evaluation."""
+    yield f"{evaluation.model} on {evaluation.images:,} images of {evaluation.data}"
+    yield from report_tables(evaluation)
+    for name, why in evaluation.skipped.items():
+        yield f"{name} was skipped: {why}"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

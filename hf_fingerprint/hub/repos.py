@@ -1,7 +1,7 @@
 """Creates a variant repo, fills it in one commit, and gives access to it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import SkippedFile, list_contents, resolve
 from hf_fingerprint.checkpoints.naming import HubId, parse_hub_id
@@ -52,8 +52,8 @@ class VariantRepo:
             holds = f"already holds files ({min(existing)}) and is not recorded in this vault"
             raise HubError(f"{repo} {holds}: choose another repo.")
         if config.gated is not None and head.gated != config.gated:
-            gated = cast('Literal["auto", "manual"]', config.gated)
-            with_retries(lambda: self._api.update_repo_settings(repo, gated=gated))
+            gate = config.gated
+            with_retries(lambda: self._api.update_repo_settings(repo, gated=gate))
         return head
 
     def operations(

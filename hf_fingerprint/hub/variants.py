@@ -1,6 +1,7 @@
 """Which recipient's copy goes to which variant repo, and at which revision it is published."""
 
 import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from hf_fingerprint.checkpoints import SkippedFile
 from hf_fingerprint.checkpoints.limits import MAX_LIST, read_bounded
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class PublishedCopy:
+class PublishedCopy(PrintableResult):
     """A copy that is published in a variant repo.
 
     Attributes:
@@ -52,6 +54,16 @@ class PublishedCopy:
         """A dictionary for JSON."""
         return {**asdict(self), "left_out": [each.to_dict() for each in self.left_out]}
 
+    def blocks(self) -> Iterator[Block]:
+        """The line that shows the copy, and one for each file that was left out."""
+        yield f"{self.recipient}: {self.repo}@{self.revision}" + ("" if self.new else " (published before)")
+        for each in self.left_out:
+            yield f"left out: {each.name} ({each.reason})"
+
+    def __repr__(self) -> str:
+        at = f"{self.repo}@{self.revision}"
+        return one_line_repr(self, recipient=self.recipient, repo=at, copy_id=self.copy_id, new=self.new)
+
 
 def read_assignments(file: Path) -> list[Assignment]:
     """Reads recipients and their repos from a CSV file with the columns `name`, `repo` and, optionally, `account`.
@@ -59,15 +71,27 @@ def read_assignments(file: Path) -> list[Assignment]:
     Raises:
         [`FingerprintError`]: if the file is not such a table.
     """
+    rows = _read_rows(file, ("name", "repo"))
+    return [Assignment(row["name"], row["repo"], row["account"] or None) for row in rows]
+
+
+def read_recipients(file: Path) -> list[str]:
+    """Reads recipients from the column `name` of a CSV file. Raises a [`FingerprintError`] if there is none."""
+    return [row["name"] for row in _read_rows(file, ("name",))]
+
+
+def _read_rows(file: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file, each with a name, a repo and an account, which are empty if not required."""
+    columns = " or ".join(required)
     try:
         content = read_bounded(file, MAX_LIST, "a list of recipients", FingerprintError, allow_pipe=True)
         table = csv.DictReader(StringIO(content.decode("utf-8-sig"), newline=""))
-        if not {"name", "repo"} <= set(table.fieldnames or ()):
-            raise FingerprintError(f"{file} lacks a column name or repo: add a header line with both.")
+        if not set(required) <= set(table.fieldnames or ()):
+            raise FingerprintError(f"{file} lacks a column {columns}: add a header line.")
         rows = [{key: (row.get(key) or "").strip() for key in ("name", "repo", "account")} for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FingerprintError(f"{file} can't be read as CSV ({type(error).__name__}): save it as UTF-8.") from None
     for number, row in enumerate(rows, 1):
-        if not row["name"] or not row["repo"]:
-            raise FingerprintError(f"{file}: row {number} lacks a name or a repo: fill it in.")
-    return [Assignment(row["name"], row["repo"], row["account"] or None) for row in rows]
+        if not all(row[column] for column in required):
+            raise FingerprintError(f"{file}: row {number} lacks a {' or a '.join(required)}: fill it in.")
+    return rows

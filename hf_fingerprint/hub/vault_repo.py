@@ -8,7 +8,7 @@ removed issuer, or anybody with a leaked identity, can still open the repo's ear
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
@@ -52,6 +52,10 @@ class PushedVault:
     revision: str
     new: bool
     merged: MergeReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return vars(self) | {"merged": self.merged.to_dict()}
 
 
 class _RepoState(NamedTuple):

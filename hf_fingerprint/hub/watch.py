@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.api import translate_errors, with_retries
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tables import Block, PrintableResult, Table, format_probability, one_line_repr
 from hf_fingerprint.tracing import RecipientScore, trace
 from hf_fingerprint.vault import Publication, Vault, publications
 
@@ -24,7 +25,7 @@ MAX_BYTES = 10**8
 
 
 @dataclass(frozen=True)
-class WatchResult:
+class WatchResult(PrintableResult):
     """The result for one model.
 
     Attributes:
@@ -63,6 +64,25 @@ class WatchResult:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def blocks(self) -> Iterator[Block]:
+        """The lines and the table that show the result."""
+        at = f"@{self.revision}" if self.revision else ""
+        yield f"{self.model}{at}: {self.outcome or 'error'}" + " (expected)" * self.expected
+        if self.accusations:
+            columns = ("made for", "copy", "base", "state", "bound on a false accusation")
+            rows = tuple(
+                (each.recipient, each.copy_id, each.base, each.state, format_probability(each.log10_false_accusation))
+                for each in self.accusations
+            )
+            yield Table(columns, rows)
+        for line in (self.reason, self.error, self.note):
+            if line is not None:
+                yield line
+
+    def __repr__(self) -> str:
+        found = {"model": self.model, "outcome": self.outcome, "accused": self.accused}
+        return one_line_repr(self, **found, log10_false_accusation=self.log10_false_accusation)
 
 
 def watch(

@@ -24,6 +24,6 @@ def checked_name(recipient: str, as_folder: bool = False) -> str:
     """
     recipient = canonical_recipient(recipient)
     if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
-        remedy = "issue this copy separately, with its own --out"
+        remedy = "use a name without slashes and leading dots, or issue this copy in Python, with a folder of its own"
         raise FingerprintError(f"The recipient {recipient!r} can't name a folder: {remedy}.")
     return recipient

@@ -1,15 +1,16 @@
 """The result of an issue."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_fingerprint.checkpoints import SkippedFile
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 
 
 @dataclass(frozen=True)
-class IssuedCopy:
+class IssuedCopy(PrintableResult):
     """A copy at its path.
 
     Attributes:
@@ -39,3 +40,12 @@ class IssuedCopy:
         """The copy as JSON types."""
         shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
         return {**shown, "path": str(self.path), "left_out": [each.to_dict() for each in self.left_out]}
+
+    def blocks(self) -> Iterator[Block]:
+        """The line that shows the copy, and one for each file that was left out."""
+        yield f"{self.recipient}: {self.path}" + ("" if self.new else " (issued before, complete)")
+        for each in self.left_out:
+            yield f"left out: {each.name} ({each.reason})"
+
+    def __repr__(self) -> str:
+        return one_line_repr(self, recipient=self.recipient, path=str(self.path), copy_id=self.copy_id, new=self.new)

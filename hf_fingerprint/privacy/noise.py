@@ -18,7 +18,7 @@ class ImageNoise:
     """Standard normal numbers for each image, from a secret.
 
     Args:
-        secret (`bytes`): 32 bytes from [`new_secret`](hf_fingerprint.keys). Keep them private: they undo the noise.
+        secret (`bytes`): 32 bytes from `hf_fingerprint.keys.new_secret()`. Keep them private: they undo the noise.
 
     Raises:
         [`FingerprintError`]: if the secret isn't 32 bytes long.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.config import KINDS
+from hf_fingerprint.choices import KINDS
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
 from hf_fingerprint.logits import EMBEDDINGS, logits_of
 from hf_fingerprint.models import BuiltModel, run_model

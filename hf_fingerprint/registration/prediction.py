@@ -1,7 +1,7 @@
 """Predicts a base's code length and the robustness of its mark, by formula."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -67,12 +67,22 @@ def drift_noise(counts: np.ndarray, eps: np.ndarray, length: int, drift: float =
 
 def score_after_drift(codebook: Codebook, counts: np.ndarray, eps: np.ndarray, drift: float = DRIFT) -> float:
     """The expected score of one leaked copy after a drift, by formula; see [`drift_noise`]."""
-    return expected_score(codebook, 1, drift_noise(counts, eps, codebook.length, drift))
+    covered = min(1.0, float(counts.sum()) / codebook.length)  # fewer weights than positions leave some without
+    noise = drift_noise(counts, eps, codebook.length, drift) * covered**0.5
+    return covered**0.5 * expected_score(codebook, 1, noise)
 
 
-def predicted_score(base: Base, drift: float = DRIFT) -> float:
-    """The expected score of one leaked copy of a base after a drift, by formula."""
-    return score_after_drift(base.codebook(), *_carrier_counts_and_eps(base), drift)
+def predicted_score(base: Base, drift: float = DRIFT, carriers: Collection[str] | None = None) -> float:
+    """The expected score of one leaked copy of a base after a drift, by formula.
+
+    Args:
+        base ([`Base`]): the registered base.
+        drift (`float`, *optional*, defaults to 0.02): see [`drift_noise`].
+        carriers (collection of `str`, *optional*): the carriers that hold the mark, by default all.
+    """
+    counts, eps = _carrier_counts_and_eps(base)
+    marked = np.array([carriers is None or carrier.name in carriers for carrier in base.carriers])
+    return score_after_drift(base.codebook(), counts[marked], eps[marked], drift) if marked.any() else 0.0
 
 
 def predicted_coalition(base: Base, drift: float = DRIFT) -> int:

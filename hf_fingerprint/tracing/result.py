@@ -1,11 +1,14 @@
 """The result of a trace."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
+from hf_fingerprint.tracing.trace_table import trace_blocks
 from hf_fingerprint.vault import Fault
 
 
@@ -87,7 +90,7 @@ class RecordedCopy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceResult:
+class TraceResult(PrintableResult):
     """The result of a trace.
 
     Attributes:
@@ -123,6 +126,7 @@ class TraceResult:
         files (`tuple[str, ...]`): the weight files that were read.
         files_not_read (`tuple[SkippedSource, ...]`): the suspect's other weight files, with reasons.
         tensors_left_out (`int`): tensors of the suspect that can't be read.
+        claim (`str` or `None`): the recipient that [`verify`] tested alone.
         rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used. If nobody is accused and one of
             them may belong to the leaker, the outcome is "not readable".
     """
@@ -158,6 +162,16 @@ class TraceResult:
     files_not_read: tuple[SkippedSource, ...] = ()
     tensors_left_out: int = 0
     rows_not_used: tuple[Fault, ...] = ()
+    claim: str | None = None
+
+    def blocks(self) -> Iterator[Block]:
+        """The lines and the table that show the result."""
+        return trace_blocks(self)
+
+    def __repr__(self) -> str:
+        accused = tuple(dict.fromkeys(score.recipient for score in self.accused))
+        bound = min((score.log10_false_accusation for score in self.accused), default=None)
+        return one_line_repr(self, outcome=str(self.outcome), accused=accused, log10_false_accusation=bound)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types; an infinite threshold becomes `None`."""

@@ -133,7 +133,7 @@ def _unread_result(suspect: str | Path, request: TraceRequest, reason: str) -> T
 def _apply_faults(result: TraceResult, request: TraceRequest) -> TraceResult:
     """The result, as not readable if nobody is accused but the leaker's record may be one that can't be used."""
     faults = request.faults(include_unread=result.outcome is Outcome.NOBODY)
-    result = replace(result, rows_not_used=faults)
+    result = replace(result, rows_not_used=faults, claim=request.recipient)
     hidden = inconclusive_reasons(faults)
     if not hidden or result.outcome is Outcome.ACCUSED:
         return result

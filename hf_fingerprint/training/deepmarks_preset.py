@@ -16,7 +16,7 @@ this package, replaces the whole scheme.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -129,8 +129,8 @@ class DeepMarksFingerprint:
     scheme: DeepMarks
     user: int
 
-    def bind(self, model: nn.Module) -> Regularizer:
-        """The paper's loss term for a model, `MSE(f, X w) = |U^T X w - b|^2 / v`."""
+    def bind(self, model: nn.Module, optimizer: Any = None) -> Regularizer:
+        """The paper's loss term for a model, `MSE(f, X w) = |U^T X w - b|^2 / v`. All its layers must train."""
         maps, points = self.scheme.maps(model), self.scheme.design.points
         target = torch.from_numpy(self.scheme.design.signs[self.user].astype(np.float32))
         gram = sum((part.gram() for part in maps.values()), torch.zeros(points, points))

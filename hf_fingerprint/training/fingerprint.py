@@ -8,6 +8,7 @@ fingerprint.record("trained")  # from now on an ordinary copy
 """
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,16 +16,16 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.codes import prove_codeword
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.extraction import extract
 from hf_fingerprint.registration import lookup_base, open_base, register
 from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.training.frozen_carriers import check_frozen, mark_frozen_carriers, trained_parameters
+from hf_fingerprint.training.mark_check import check_mark
 from hf_fingerprint.training.model_carriers import LocatedCarriers, locate_carriers
 from hf_fingerprint.training.processes import is_first_process, run_on_first_process
-from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
+from hf_fingerprint.training.regularizer import Regularizer, parameter_shapes
 from hf_fingerprint.training.trigger_labels import embed_trigger_labels
 from hf_fingerprint.vault import (
     Base,
@@ -35,7 +36,7 @@ from hf_fingerprint.vault import (
     canonical_recipient,
     check_holds_no_vault,
     check_outside_vaults,
-    copies_in_training,
+    find_begun_copy,
 )
 
 
@@ -113,6 +114,9 @@ class Fingerprint:
         self._copy_key: bytes | None = None
         self._lock: FileLock | None = None
         self._labeled_state: str | None = None
+        self._trained: frozenset[str] = frozenset()
+        self._frozen: tuple[str, ...] = ()  # carriers by their names in the base; in the first process
+        self._bits: np.ndarray | None = None
 
     def __reduce__(self) -> NoReturn:
         raise FingerprintError("A fingerprint holds secrets and can't be pickled: create it again from the vault.")
@@ -130,19 +134,26 @@ class Fingerprint:
             self._vault_or_path = Vault(self._vault_or_path)
         return self._vault_or_path
 
-    def bind(self, model: torch.nn.Module) -> Regularizer:
+    def bind(self, model: torch.nn.Module, optimizer: Any = None) -> Regularizer:
         """The loss term that trains the mark into a model. Call it on every process.
+
+        It covers the carriers that train now. Frozen ones are named in a warning, and marked by
+        [`Fingerprint.record`].
 
         Args:
             model (`torch.nn.Module`): the base's or the copy's model, wrapped or not.
+            optimizer (`torch.optim.Optimizer`, *optional*): parameters that it lacks do not train; by default those
+                with `requires_grad` do.
 
         Raises:
-            [`FingerprintError`]: if the model does not fit the base, or can't be trained with a mark.
+            [`FingerprintError`]: if the model does not fit the base, or its trained carriers hold less than half of
+                the predicted score.
         """
-        shapes = {name: tuple(_unsharded_shape(place)) for name, place in parameter_locations(model).items()}
+        shapes, trained = parameter_shapes(model), trained_parameters(model, optimizer)
         is_first_bind = self._shared_inputs is None
-        if self._shared_inputs is None:
-            self._shared_inputs = run_on_first_process(lambda: self._prepare(shapes))
+        if self._shared_inputs is None or trained != self._trained:
+            self._shared_inputs = run_on_first_process(lambda: self._prepare(shapes, trained))
+            self._trained = trained
         inputs = self._shared_inputs
         maps, energy = inputs.carriers.maps(), inputs.carriers.energy()
         target, reference = torch.from_numpy(inputs.target), torch.from_numpy(inputs.reference)
@@ -150,7 +161,7 @@ class Fingerprint:
             return Regularizer(model, maps, target, reference, energy)
         except FingerprintError:
             if is_first_bind:  # no training began, so release the lock for the next attempt
-                self._shared_inputs = None
+                self._shared_inputs = self._base = None
                 self._release_lock()
             raise
 
@@ -166,9 +177,10 @@ class Fingerprint:
     def record(self, folder: str | Path, images: str | Path | None = None) -> TrainedCopy | None:
         """Records a trained model as this recipient's copy, if its mark traces.
 
-        Call it with the folder or file that the recipient will get. If the base has a trigger set, the model's head is
-        changed to predict the recipient's trigger labels; see [`embed_trigger_labels`]. Only the first of several
-        processes does this, and the others get `None`.
+        Call it with the folder or file that the recipient will get. Carriers that did not train get their mark there,
+        in closed form. If the base has a trigger set, the model's head is changed to predict the recipient's trigger
+        labels; see [`embed_trigger_labels`]. After an interruption, the same call completes the work. Only the first
+        of several processes does this, and the others get `None`.
 
         Args:
             folder (`str` or `Path`): the saved model.
@@ -180,28 +192,43 @@ class Fingerprint:
         """
         return self._record_copy(Path(folder).absolute(), images) if is_first_process() else None
 
-    def _prepare(self, parameter_shapes: dict[str, tuple[int, ...]]) -> _SharedInputs:
+    def _prepare(self, shapes: dict[str, tuple[int, ...]], trained: frozenset[str]) -> _SharedInputs:
         """Prepares the base, the record, the codeword and the reference signal, in the first process."""
-        issued_copy: CopyRecord | None = None
         with open_checkpoint(self.source) as checkpoint:
-            weights_digest = weights_hash(checkpoint, self.vault)
-            base = self.vault.base_with_hash(weights_digest)
-            if base is None:
-                issued_copy = next((copy for copy in self.vault.copies() if copy.content_hash == weights_digest), None)
-            if issued_copy is not None:
-                if issued_copy.recipient != self.recipient:
-                    raise FingerprintError(
-                        f"{self.source} is the copy of {issued_copy.recipient} and not of {self.recipient}: give the "
-                        f"base, or train it for {issued_copy.recipient}."
-                    )
-                base = lookup_base(self.vault, issued_copy.base_id)
-            else:
-                base = register(checkpoint, self.vault, self.config, as_base=self.as_base)
+            base, issued_copy = self._find_start(checkpoint)
             with open_base(base, self.vault) as original:
-                carriers = locate_carriers(base, original, parameter_shapes)
+                carriers, frozen = locate_carriers(base, original, shapes).split(trained)
+                check_frozen(base, carriers, frozen, is_copy=issued_copy is not None)
                 reference = carriers.sums(original)
                 if issued_copy is not None:  # the target is the copy's own signal: its key stays sealed
-                    target = (carriers.sums(checkpoint) - reference) / np.maximum(carriers.energy().numpy(), 1e-30)
+                    signal = carriers.sums(checkpoint) - reference
+                    self._bits = signal + frozen.sums(checkpoint) - frozen.sums(original) > 0
+                    target = signal / np.maximum(carriers.energy().numpy(), 1e-30)
+        if self._base is None:
+            self._begin(base, issued_copy)
+        if self._copy_key is not None:
+            target = base.codebook().codeword(self._copy_key).astype(np.float32)
+            self._bits = target > 0
+        self._frozen = tuple(c.name for c in frozen.carriers)
+        return _SharedInputs(carriers, target, reference)
+
+    def _find_start(self, checkpoint: Checkpoint) -> tuple[Base, CopyRecord | None]:
+        """The base, which is registered if it is new, and the issued copy if the training begins with one."""
+        if self._base is not None:
+            return self._base, self._record if self._copy_key is None else None
+        weights_digest = weights_hash(checkpoint, self.vault)
+        same = [copy for copy in self.vault.copies() if copy.content_hash == weights_digest]
+        if same and self.vault.base_with_hash(weights_digest) is None:
+            if same[0].recipient != self.recipient:
+                raise FingerprintError(
+                    f"{self.source} is the copy of {same[0].recipient} and not of {self.recipient}: give the base, or "
+                    f"train it for {same[0].recipient}."
+                )
+            return lookup_base(self.vault, same[0].base_id), same[0]
+        return register(checkpoint, self.vault, self.config, as_base=self.as_base), None
+
+    def _begin(self, base: Base, issued_copy: CopyRecord | None) -> None:
+        """Takes the lock, and finds or makes the record."""
         self._lock = acquire_lock(  # two trainings must not write one record
             self.vault,
             base,
@@ -209,34 +236,34 @@ class Fingerprint:
             f"A copy of base {base.base_id} for {self.recipient} is being trained already, here or by another "
             f"process: record that one first, or wait for it.",
         )
+        self._record = issued_copy
         if issued_copy is None:
             self._record, self._copy_key = begin_training(self.vault, base, self.recipient)
-            target = base.codebook().codeword(self._copy_key).astype(np.float32)
-        else:
-            self._record = issued_copy
         self._base = base
-        return _SharedInputs(carriers, target, reference)
 
     def _release_lock(self) -> None:
         if self._lock is not None:
             self._lock.release()
 
     def _record_copy(self, folder: Path, images: str | Path | None) -> TrainedCopy:
-        if self._base is None or self._record is None or self._shared_inputs is None:
+        if self._base is None or self._record is None or self._bits is None:
             raise FingerprintError(f"{folder} can't be recorded: train a model with this fingerprint first.")
-        base, bits = self._base, self._shared_inputs.target > 0
+        base, key = self._base, self._copy_key
         check_outside_vaults(folder)
         if folder.is_dir():
             check_holds_no_vault(folder, "the copy's folder", self.vault.folder, include_identities=True)
-        digest, score, agreement = self._check_mark(folder, base, bits)
+        check = partial(check_mark, folder, base, self.vault, self._bits)
+        digest, score, agreement = check(() if key is None else self._frozen)  # an issued copy's are marked
         is_new, labeled = self._find_record(base, digest) is None, False
         if is_new and self._labeled_state is not None:
             labeled = self._labeled_state == _checkpoint_state(folder)
-        if self._copy_key is not None and is_new and not labeled:
-            labeled = embed_trigger_labels(folder, base, self.vault, self._copy_key, images)
+        if key is not None and is_new and not labeled:
+            mark_frozen_carriers(folder, base, self.vault, self._frozen, key)
+            labeled = embed_trigger_labels(folder, base, self.vault, key, images)
             if labeled:
                 self._labeled_state = _checkpoint_state(folder)  # not embedded again if the rest is interrupted
-                digest, score, agreement = self._check_mark(folder, base, bits)
+        if self._frozen or labeled:
+            digest, score, agreement = check()
         recorded = self._write_record(base, self._record, folder, digest, labeled)
         self._release_lock()
         commitment = recorded.commitment if recorded.content_hash == digest else None
@@ -244,30 +271,10 @@ class Fingerprint:
             self.recipient, folder, recorded.copy_id, base.base_id, digest, commitment, score, agreement, labeled
         )
 
-    def _check_mark(self, folder: Path, base: Base, bits: np.ndarray) -> tuple[str, float, float]:
-        """A model's content hash, and the score and agreement of `bits` in it. Raises an error unless they trace."""
-        with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
-            found = extract(base, original, copy)
-            codebook, packed, count = base.codebook(), np.packbits(bits), base.expected_recipients
-            score, proven = prove_codeword(codebook, packed, found.values, found.mass, count, base.alpha)
-            agreement = float(((found.values > 0) == bits)[found.mass > 0].mean()) if found.mass.any() else 0.0
-            if not proven:
-                raise FingerprintError(
-                    f"{folder} does not carry the mark that was trained (score {score:.1f}, {agreement:.0%} of its "
-                    f"bits), so nothing was recorded: give the trained model, or train longer or with more strength."
-                )
-            return content_hash(copy.tensors, digest_tensors(copy)), score, agreement
-
     def _find_record(self, base: Base, weights_digest: str) -> CopyRecord | None:
         """This recipient's record with this content, if there is one."""
         copies = self.vault.copies(base.base_id, self.recipient)
         return next((c for c in copies if c.content_hash == weights_digest), None)
-
-    def _find_begun_record(self, base: Base, folder: Path) -> CopyRecord | None:
-        """The unfinished further record for this folder, if an earlier attempt was interrupted."""
-        trained, copies = copies_in_training(self.vault), self.vault.copies(base.base_id, self.recipient)
-        begun = [c for c in copies if c.state == "begun" and c.out == str(folder) and c.copy_id not in trained]
-        return begun[-1] if begun else None
 
     def _write_record(self, base: Base, record: CopyRecord, folder: Path, digest: str, labeled: bool) -> CopyRecord:
         """Writes and returns this content's record: the training's own, a further one, or the issued copy's."""
@@ -282,7 +289,7 @@ class Fingerprint:
         if key is None:  # an issued copy that was trained further traces by its first record
             return record
         if record.state != "begun":
-            again = self._find_begun_record(base, folder)
+            again = find_begun_copy(vault, base, self.recipient, folder)
             record, _ = vault.begin_copy(base, self.recipient, folder, again, copy_key=key)
         self._record = vault.mark_written(record, key, digest, folder, is_answering=labeled, is_issued=True)
         return self._record
@@ -291,8 +298,3 @@ class Fingerprint:
 def _checkpoint_state(folder: Path) -> str:
     with open_checkpoint(folder) as checkpoint:
         return checkpoint.state()
-
-
-def _unsharded_shape(place: tuple[torch.nn.Module, str]) -> torch.Size:
-    parameter = getattr(*place)
-    return getattr(parameter, "ds_shape", parameter.shape)

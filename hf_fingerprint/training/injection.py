@@ -51,6 +51,8 @@ class GradientInjection:
         """Adds this direction's part to the next gradient of each carrier."""
         self._direction, self._finish_queued = direction, False
         for name, parameter in self._regularizer.parameters.items():
+            if not parameter.requires_grad:  # frozen since the start: it keeps the mark that it has
+                continue
             if hasattr(parameter, "device_mesh"):
                 part = self._regularizer.gradient(name, direction)
                 parameter.grad = part if parameter.grad is None else parameter.grad + part

@@ -22,8 +22,8 @@ STRENGTH = 0.1
 class Markable(Protocol):
     """A mark to train into a model: a [`Fingerprint`] or a [`DeepMarksFingerprint`]."""
 
-    def bind(self, model: torch.nn.Module) -> Regularizer:
-        """The loss term for a model."""
+    def bind(self, model: torch.nn.Module, optimizer: Any = None) -> Regularizer:
+        """The loss term for a model, over the carriers that train. Those that the optimizer lacks do not train."""
 
 
 def check_strength(strength: float) -> float:

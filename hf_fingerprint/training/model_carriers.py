@@ -3,8 +3,8 @@
 These are plain numbers. The first of several processes computes them from the vault and broadcasts them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,16 @@ class LocatedCarriers:
     secret: bytes = field(repr=False)
     length: int
     carriers: tuple[LocatedCarrier, ...]
+
+    @property
+    def weights(self) -> int:
+        """The number of their weights."""
+        return sum(len(c.amplitude) * c.columns for c in self.carriers)
+
+    def split(self, parameters: Collection[str]) -> tuple["LocatedCarriers", "LocatedCarriers"]:
+        """The carriers in these parameters of the model, and the others."""
+        chosen, others = (tuple(c for c in self.carriers if (c.parameter in parameters) is x) for x in (True, False))
+        return replace(self, carriers=chosen), replace(self, carriers=others)
 
     def maps(self) -> dict[str, SignMap]:
         """Each carrier's part of X, by the carrier's name in the model."""

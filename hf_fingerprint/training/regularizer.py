@@ -1,12 +1,14 @@
 """The loss term `R(w) = mean_i (y_i(w) - b_i)^2` for a model under training, and its gradient in closed form.
 
 The extracted signal `y(w) = (X (a w) - y_ref) / e` is linear in w. `y_ref` is the signal of the reference, and `e_i`
-is the energy (sum of squared amplitudes) at position i, so that `y = b` for a copy marked in closed form. R takes two
-passes over the carriers and memory for V numbers and a block. After arXiv 1804.03648, `L = L_0 + gamma MSE(f, X w)`.
+is the energy (sum of squared amplitudes) at position i, so that `y = b` for a copy marked in closed form. All sums are
+over the carriers that train; see `frozen_carriers.py`. R takes two passes over them and memory for V numbers and a
+block. After arXiv 1804.03648, `L = L_0 + gamma MSE(f, X w)`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -60,7 +62,7 @@ class Regularizer:
 
     Args:
         model (`torch.nn.Module`): the model, wrapped or not.
-        maps (mapping): each carrier's part of X, by its name in the model.
+        maps (mapping): each trained carrier's part of X, by its name in the model.
         target (`torch.Tensor` of shape `(V,)`): b, or the signal to preserve.
         reference (`torch.Tensor` of shape `(V,)`): `X (a w_ref)`.
         energy (`torch.Tensor` of shape `(V,)`): e. Positions with energy 0 are ignored.
@@ -238,6 +240,15 @@ def parameter_locations(model: torch.nn.Module) -> dict[str, Location]:
     return found
 
 
+def parameter_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter, whole even if it is partitioned; for the names see [`parameter_locations`]."""
+    return {name: _whole_shape(getattr(*place)) for name, place in parameter_locations(model).items()}
+
+
+def _whole_shape(parameter: torch.Tensor) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def _carrier_locations(model: torch.nn.Module, maps: Mapping[str, LinearMap]) -> dict[str, Location]:
     all_locations, found = parameter_locations(model), {}
     for name, part in maps.items():
@@ -245,12 +256,12 @@ def _carrier_locations(model: torch.nn.Module, maps: Mapping[str, LinearMap]) ->
             raise CarrierError(f"The model has no parameter {name}, a carrier of its base: give the base's model.")
         found[name] = all_locations[normalize_name(name)]
         parameter = getattr(*found[name])
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        if len(shape) < 2 or (shape[0], shape[1:].numel()) != (part.rows, part.columns):
+        shape = _whole_shape(parameter)
+        if len(shape) < 2 or (shape[0], prod(shape[1:])) != (part.rows, part.columns):
             raise CarrierError(
-                f"{name} has shape {tuple(shape)} in the model, and {part.rows} x {part.columns} weights in its base: "
+                f"{name} has shape {shape} in the model, and {part.rows} x {part.columns} weights in its base: "
                 f"give the base's model."
             )
         if not parameter.requires_grad:
-            raise FingerprintError(f"{name} is a frozen carrier: unfreeze it, or issue the copy after training.")
+            raise FingerprintError(f"{name} is a frozen carrier: unfreeze it, or choose other layers.")
     return found

@@ -77,7 +77,7 @@ class FingerprintCallback(TrainerCallback):
         if isinstance(self.fingerprint, Fingerprint):
             self.fingerprint.check_output_folder(Path(args.output_dir))
         with _without_zero3_init(self):
-            self.regularizer = self.fingerprint.bind(model)
+            self.regularizer = self.fingerprint.bind(model, optimizer)
         self.regularizer.check_related()
         _warn_if_overshooting(self.regularizer, self.strength, optimizer)
         # a resumed model has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
@@ -139,7 +139,7 @@ class FingerprintTrainerMixin:
         fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into the model.
         strength (`float`, *optional*, defaults to 0.1): the factor of R.
         embed (`bool`, *optional*, defaults to `True`): see [`FingerprintCallback`].
-        *arguments, **named: passed to the Trainer.
+        arguments, named: passed to the Trainer.
     """
 
     def __init__(

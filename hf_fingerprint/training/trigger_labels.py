@@ -10,7 +10,7 @@ from pathlib import Path
 from hf_fingerprint.blackbox.trigger_set.build import adapt_trigger_set
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.carriers import DenseDelta, TensorUpdate
-from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint, replace_tensor
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint, rewrite_tensors
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base, Vault
@@ -40,14 +40,12 @@ def embed_trigger_labels(
         with open_checkpoint(folder) as trained:
             triggers = _measured_triggers(trained, TriggerSet.from_bytes(content), base, images)
             info = trained.tensors[triggers.head]
-            raw = trained.read(info).copy()
             path = trained.source.weights[info.file]
     except FingerprintError as error:
         warnings.warn(f"{folder} gets no trigger labels: {error}", FingerprintWarning, stacklevel=2)
         return False
     delta = DenseDelta(triggers.head_update(copy_key))
-    TensorUpdate(copy_key, info.name, info.dtype, info.columns, [delta])(raw)
-    replace_tensor(path, info, raw)
+    rewrite_tensors(path, [(info, TensorUpdate(copy_key, info.name, info.dtype, info.columns, [delta]))])
     return True
 
 

@@ -34,7 +34,7 @@ from hf_fingerprint.vault.rows import VaultRows
 from hf_fingerprint.vault.sealing import change_passphrase
 from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.store import Vault
-from hf_fingerprint.vault.training_copies import begin_training, copies_in_training, forget_copy
+from hf_fingerprint.vault.training_copies import begin_training, copies_in_training, find_begun_copy, forget_copy
 from hf_fingerprint.vault.unsealing import OpenedCopies, find_unusable_rows, open_copies
 from hf_fingerprint.vault.untrusted_database import read_vault_folder
 
@@ -73,6 +73,7 @@ __all__ = [
     "current_bases",
     "delivery_state",
     "delivery_states",
+    "find_begun_copy",
     "find_passphrase",
     "find_publication",
     "find_unusable_rows",

@@ -36,6 +36,13 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
     return record, copy_key
 
 
+def find_begun_copy(vault: Vault, base: Base, recipient: str, out: Path) -> CopyRecord | None:
+    """The unfinished record of a recipient's further copy at this path, if an earlier attempt was interrupted."""
+    known = _training_keys(vault)
+    copies = [c for c in vault.copies(base.base_id, recipient) if c.state == "begun" and c.out == str(out)]
+    return next((copy for copy in reversed(copies) if copy.copy_id not in known), None)
+
+
 def copies_in_training(vault: Vault) -> set[str]:
     """The ids of copies in training, including abandoned ones."""
     return set(_training_keys(vault))

@@ -16,7 +16,7 @@ def test_responses_are_expanded_once_for_all_accused(tmp_path):
     path = tmp_path / "proof.json"
     path.write_bytes(make_proof(300, 160, 160))
 
-    found = check_proof(path)
+    found = check_proof(path).accusations
 
     assert len(found) == 300
     assert all(each.opened and each.published is None and not each.holds for each in found)

@@ -144,7 +144,7 @@ def test_a_proof_has_what_the_bound_of_its_record_needs(scene, tmp_path, which):
 
     assert write_proof(tmp_path / "proof", tmp_path / "kept", result, scene.vault) == (tmp_path / "proof",)
 
-    (proven,), (score,) = check_proof(tmp_path / "proof"), result.accused
+    (proven,), (score,) = check_proof(tmp_path / "proof").accusations, result.accused
     assert proven.holds
     assert (proven.recipient, proven.copies, proven.alpha) == (score.recipient, 6, 5e-7)
     assert proven.log10_bound == pytest.approx(score.log10_bound - math.log10(2))
@@ -168,7 +168,7 @@ def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
     places = write_proof(tmp_path / "proof", tmp_path / "kept", result, scene.vault)
     assert [path.name for path in places] == ["proof", f"proof.{scene.bases[1].base_id}"]
     for path, base in zip(places, scene.bases, strict=True):
-        (proven,) = check_proof(path)
+        (proven,) = check_proof(path).accusations
         assert proven.holds and proven.recipient == scene.recipients[base.base_id][2]
     said = refused(write_proof, tmp_path / "other", tmp_path / "nowhere", result, scene.vault)
     assert "nowhere" in said and not (tmp_path / "other").exists()
@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_under_the_second_proof_leaves_none_in_the_way_of_t
         assert f"The disk of {tmp_path} is full: make room" in refused(write_proof, *given, error=StorageError)
 
     assert len(written) == 2 and not [path for path in tmp_path.iterdir() if "proof" in path.name]
-    assert all(check_proof(place)[0].holds for place in write_proof(*given))
+    assert all(check_proof(place).accusations[0].holds for place in write_proof(*given))
 
 
 def test_nobody_is_reported_if_all_images_have_a_response(scene):

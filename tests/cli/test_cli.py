@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_the_whole_way_from_a_vault_to_a_verdict(tmp_path, run, monkeypatch):
     assert "carriers: 17 of 31 tensors, 131,328 weights" in out
     assert "certified coalition: " in out
 
-    code, out, _ = run("issue", "model", "--recipient", "bob", "--vault", "vault", "--out", "copies/bob")
+    code, out, _ = run("issue", "model", "--recipient", "bob", "--vault", "vault", "--out", "copies")
     assert code == 0
     assert f"bob: {tmp_path / 'copies' / 'bob'}\n" in out
     assert "designed for" in out
@@ -236,7 +237,7 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
     (model / "tf_model.h5").write_bytes(b"unmarked")
     (model / "\x1b[2J\nAll is well.env").write_bytes(b"")
     (model / "own.py").write_bytes(b"")
-    arguments = ["issue", model, "--recipient", "a", "--vault", vault.folder, "--out", tmp_path / "a", *FEW]
+    arguments = ["issue", model, "--recipient", "a", "--vault", vault.folder, "--out", tmp_path / "copies", *FEW]
 
     _, out, err = run(*arguments)
     assert "left out: tf_model.h5 (weights in another format, unmarked)" in err
@@ -251,9 +252,9 @@ def test_a_recipient_named_twice_gets_one_copy(shared, run, tmp_path):
     vault = new_vault(tmp_path / "vault")
     twice = ["--recipient", "a", "--recipient", "a"]
 
-    assert run("issue", shared.model, *twice, "--vault", vault.folder, "--out", tmp_path / "a", *FEW)[0] == 0
+    assert run("issue", shared.model, *twice, "--vault", vault.folder, "--out", tmp_path / "copies", *FEW)[0] == 0
     assert [copy.recipient for copy in vault.copies()] == ["a"]
-    assert "model.safetensors" in bytes_of(tmp_path / "a")
+    assert names_in(tmp_path / "copies") == ["a"]
 
 
 def test_recipients_lists_who_got_what_and_when(shared, run):
@@ -282,12 +283,15 @@ def test_inspect_shows_a_model_and_records_nothing(shared, run, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
 
     code, out, _ = run("inspect", shared.model, *FEW)
+    listed = run("inspect", shared.model, *FEW, "--tensors")[1]
     assert code == 0
-    assert "144x48  blocks.0.attn.qkv.weight" in out
-    assert out.count("0.300%") == 17
+    assert "144x48  blocks.0.attn.qkv.weight" in listed
+    assert listed.count("0.300%") == 17
+    assert "blocks.0" not in out and len(listed.splitlines()) == len(out.splitlines()) + 17
     assert "predicted score of one leaked copy" in out
 
-    printed = json.loads(run("inspect", shared.model, *FEW, "--json")[1])
+    assert "tensors" not in json.loads(run("inspect", shared.model, *FEW, "--json")[1])
+    printed = json.loads(run("inspect", shared.model, *FEW, "--json", "--tensors")[1])
     assert (printed["carriers"], printed["length"], printed["code"], printed["coalition_designed"]) == (
         17,
         2048,
@@ -322,7 +326,7 @@ UNKNOWN = "the effect of the mark on the output"
 def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_once(shared, run, tmp_path):
     vault = new_vault(tmp_path / "vault")
     to = ["--vault", vault.folder]
-    issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "x"]
+    issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "copies"]
 
     for command in (["inspect", shared.model], ["vault", "add", shared.model, *to], issuing):
         assert "mark it at a fixed amplitude with --amplitude 0.003" in failed(run(*command, *MEASURED))
@@ -353,13 +357,13 @@ def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
 def test_a_copy_is_a_base_only_if_that_is_meant(run, tmp_path):
     vault, model = new_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
     to = ["--vault", vault.folder]
-    run("issue", model, "--recipient", "alice", *to, "--out", tmp_path / "alice", *FEW)
+    run("issue", model, "--recipient", "alice", *to, "--out", tmp_path, *FEW)
     (base,) = vault.bases()
     weights = load_file(tmp_path / "alice" / "model.safetensors")
     half = {n: v.astype("float16") if v.dtype == "float32" else v for n, v in weights.items()}
     changed = save_plain(tmp_path / "changed", half | {"head.weight": half["head.weight"][:3]})
 
-    issuing = ["issue", changed, "--recipient", "bob", *to, "--out", tmp_path / "bob"]
+    issuing = ["issue", changed, "--recipient", "bob", *to, "--out", tmp_path]
     refusal = failed(run(*issuing, *FEW))
     assert f"{changed} carries the mark of base {base.base_id} ({model})" in refusal
     assert "--as-base" in refusal
@@ -384,7 +388,8 @@ def test_the_kind_of_output_and_the_number_of_images_are_options(run, tmp_path):
 
     assert (printed["output"], printed["calibration_images"], printed["decisions"]) == ("single_label", 20, 20)
     assert printed["agreement_low"] <= printed["agreement"] <= printed["agreement_high"]
-    assert "`output_kind` must be one of" in failed(run("inspect", model, "--output-kind", "logits"))
+    wrong = "`--output-kind` must be one of single_label, multi_label, dense, features, got logits. Try"
+    assert wrong in failed(run("inspect", model, "--output-kind", "logits"))
     assert "`calibration_images` must be at least 1" in failed(run("inspect", model, "--calibration-images", "0"))
 
 
@@ -451,7 +456,7 @@ USAGE = [
 
 @pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
 def test_usage_errors_are_one_line_that_says_where_help_is(run, arguments):
-    assert "Try `hf-fingerprint --help`" in failed(run(*arguments))
+    assert re.search(r"\. Try `hf-fingerprint [a-z ]*--help`", failed(run(*arguments)))
 
 
 @pytest.mark.parametrize("arguments", [[], ["vault"]], ids=["nothing", "vault"])
@@ -473,7 +478,11 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
             ["issue", "MODEL", "--recipient", "a/b", "--recipient", "c", "--vault", "VAULT", "--out", "o"],
             "name a folder",
         ),
-        (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "MODEL"], "exists and is not this"),
+        (["issue", "MODEL", "--recipient", "copies", "--vault", "VAULT", "--out", "ROOT"], "exists and is not this"),
+        (
+            ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "MODEL"],
+            "inside the model's own folder",
+        ),
         (
             ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--max-kl", "0"],
             "`max_kl` must be above 0",
@@ -500,7 +509,12 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
 )
 def test_errors_are_one_sentence_on_stderr(shared, run, tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    places = {"MODEL": shared.model, "VAULT": shared.vault, "PASSPHRASE": shared.passphrase}
+    places = {
+        "MODEL": shared.model,
+        "VAULT": shared.vault,
+        "PASSPHRASE": shared.passphrase,
+        "ROOT": shared.model.parent,
+    }
     for word, place in places.items():
         arguments = [argument.replace(word, str(place)) for argument in arguments]
 
@@ -541,7 +555,12 @@ def test_an_unexpected_exception_is_one_line_that_keeps_its_text_to_itself(
     monkeypatch.chdir(tmp_path)
 
     monkeypatch.setattr(place, surprise)
-    places = {"MODEL": shared.model, "VAULT": shared.vault, "PASSPHRASE": shared.passphrase}
+    places = {
+        "MODEL": shared.model,
+        "VAULT": shared.vault,
+        "PASSPHRASE": shared.passphrase,
+        "ROOT": shared.model.parent,
+    }
     arguments = [str(places.get(argument, argument)) for argument in arguments]
 
     said = failed(run(*arguments))
@@ -637,9 +656,7 @@ def test_options_repeated_with_some_of_the_recorded_values_are_accepted(shared, 
     vault = new_vault(tmp_path / "vault")
     assert run("vault", "add", shared.model, "--vault", vault.folder, *FEW)[0] == 0
 
-    outcome = run(
-        "issue", shared.model, "--recipient", "x", "--vault", vault.folder, "--out", tmp_path / "x", *FEW[:2]
-    )
+    outcome = run("issue", shared.model, "--recipient", "x", "--vault", vault.folder, "--out", tmp_path, *FEW[:2])
 
     assert outcome[0] == 0, outcome[2]
 

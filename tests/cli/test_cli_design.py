@@ -7,17 +7,18 @@ from safetensors.numpy import save_file
 from hf_fingerprint.cli.design_command import MODELS
 
 
-ARGUMENTS = ["design", "--recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
+ARGUMENTS = ["design", "--expected-recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
 
 
 def test_a_design_names_code_weights_scores_and_models(run):
     code, out, _ = run(*ARGUMENTS)
     assert code == 0
-    first, header, *rest = out.splitlines()
-    assert "2 colluders among 10 recipients" in first and "carrier weights or more" in first
-    assert "accuses at" in header
-    assert sum("average" in line for line in rest) == 3
-    assert all(any(line.endswith(f"large enough  {name}") for line in rest) for name in MODELS)
+    said = " ".join(out.split())
+    assert said.startswith("best for 2 colluders among 10 recipients") and "carrier weights or more" in said
+    assert "accuses at" in said
+    assert [len(line.split()) for line in out.splitlines() if line.startswith("average")] == [1 + 3]
+    found = {line.split()[0]: line for line in out.splitlines() if line}
+    assert all(found[name].rstrip().endswith("large enough") for name in MODELS)
 
 
 def test_a_model_of_ones_own_is_counted_without_stem_and_classifier(run, tmp_path):
@@ -30,9 +31,9 @@ def test_a_model_of_ones_own_is_counted_without_stem_and_classifier(run, tmp_pat
     save_file({name: np.ones(shape, np.float32) for name, shape in weights.items()}, tmp_path / "small.safetensors")
     code, out, _ = run(*ARGUMENTS, "--model", tmp_path / "small.safetensors")
     assert code == 0
-    (line,) = [line for line in out.splitlines() if "small.safetensors" in line]
-    assert line.split()[0] == f"{16 * 8 * 9:,}"
-    assert "too small" in line
+    (line,) = [line for line in out.splitlines() if line.rstrip().endswith("too small")]
+    assert line.split()[-3] == f"{16 * 8 * 9:,}"
+    assert "small.safetensors" in "".join(line.partition(" ")[0] for line in out.splitlines())
 
 
 def test_json_has_the_same(run):
@@ -55,9 +56,9 @@ def test_what_no_code_withstands_is_said(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipients", "10", "--coalition", "11"], "recipients, 10, got 11"),
-        (["--recipients", "10", "--coalition", "2", "--strategy", "tie-dye"], "tie-dye"),
-        (["--recipients", "10", "--coalition", "2", "--alpha", "0.9"], "at most 0.05, got 0.9"),
+        (["--expected-recipients", "10", "--coalition", "11"], "recipients, 10, got 11"),
+        (["--expected-recipients", "10", "--coalition", "2", "--strategy", "tie-dye"], "tie-dye"),
+        (["--expected-recipients", "10", "--coalition", "2", "--alpha", "0.9"], "at most 0.05, got 0.9"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_exit_code_2(run, arguments, said):

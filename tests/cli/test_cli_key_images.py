@@ -43,7 +43,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 
 def test_what_is_exported_is_read_back(key_images, tmp_path):
-    code, printed, _ = key_images("export", "alice", tmp_path / "set")
+    code, printed, _ = key_images("export", "alice", "--out", tmp_path / "set")
     images = sorted((tmp_path / "set").glob("*.png"))
 
     assert code == 0 and f"{len(images)} key images of alice, 304 bits each" in " ".join(printed.split())
@@ -57,7 +57,7 @@ def test_what_is_exported_is_read_back(key_images, tmp_path):
 
 def test_json_says_the_same(key_images, scene, tmp_path):
     code, printed, _ = key_images(
-        "export", "alice", tmp_path / "set", "--bits", 64, "--base", scene.base.base_id, "--json"
+        "export", "alice", "--out", tmp_path / "set", "--bits", 64, "--base", scene.base.base_id, "--json"
     )
     made = json.loads(printed)
 
@@ -80,7 +80,7 @@ def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):
 
 
 def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_path):
-    key_images("export", "alice", tmp_path / "set")
+    key_images("export", "alice", "--out", tmp_path / "set")
     image, text, gone = sorted((tmp_path / "set").glob("*.png"))[0], tmp_path / "text.png", tmp_path / "gone.png"
     text.write_text("no image")
     plain = tmp_path / "plain.png"
@@ -103,11 +103,11 @@ def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_
 def test_what_cannot_be_done_is_refused_in_a_line(key_images, scene, tmp_path):
     (tmp_path / "text").write_text("no image")
 
-    assert "no copy" in failed(key_images("export", "mallory", tmp_path / "set"))
-    assert "already exists" in failed(key_images("export", "alice", tmp_path))
-    assert "inside the vault" in failed(key_images("export", "alice", scene.vault / "set"))
-    assert "multiple of 8" in failed(key_images("export", "alice", tmp_path / "set", "--bits", 12))
-    assert "nowhere" in failed(key_images("export", "alice", tmp_path / "set", "--base", "nowhere"))
-    assert "passphrase" in failed(key_images("export", "alice", tmp_path / "set", passphrase="wrong"))
+    assert "no copy" in failed(key_images("export", "mallory", "--out", tmp_path / "set"))
+    assert "already exists" in failed(key_images("export", "alice", "--out", tmp_path))
+    assert "inside the vault" in failed(key_images("export", "alice", "--out", scene.vault / "set"))
+    assert "multiple of 8" in failed(key_images("export", "alice", "--out", tmp_path / "set", "--bits", 12))
+    assert "nowhere" in failed(key_images("export", "alice", "--out", tmp_path / "set", "--base", "nowhere"))
+    assert "passphrase" in failed(key_images("export", "alice", "--out", tmp_path / "set", passphrase="wrong"))
     assert "passphrase" in failed(key_images("read", tmp_path / "text", passphrase="wrong"))
     assert names_in(tmp_path) == ["text"]

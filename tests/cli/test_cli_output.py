@@ -55,13 +55,13 @@ def test_a_query_is_printed_with_its_scores(capsys):
         QueryScore("carol", "b" * 16, 2, 19, 0.0, False, of),
     ]
 
-    output.print_query(query_result(scores))
+    output.print_result(query_result(scores))
 
     said = text(capsys)
     assert "https://api.example queried for base 0123456789ab" in said
-    assert "40 images queried, including 4 decoys; 39 responses ┏" in said
-    assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
-    assert "│ carol │ 2 of 19 │ 1 │ - │" in said
+    assert "40 images queried, including 4 decoys; 39 responses bound" in said
+    assert "[bold]x 17 of 18 10^-12.3 ACCUSED" in said
+    assert "carol 2 of 19 1 -" in said
     assert (
         "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; the "
         "probability that any innocent" in said
@@ -74,11 +74,11 @@ def test_a_query_of_several_bases_names_the_base_of_each_accusation_and_the_skip
     scores = [QueryScore("alice", "a" * 16, 17, 18, -12.34, True, "0123456789ab")]
     skipped = (SkippedRecord("ba9876543210", "it has no trigger set", 3),)
 
-    output.print_query(query_result(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
+    output.print_result(query_result(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
 
     said = text(capsys)
     assert "https://api.example queried for bases aaaaaaaaaaaa, 0123456789ab" in said
-    assert "│ alice │ 0123456789ab │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
+    assert "alice 0123456789ab 17 of 18 10^-12.3 ACCUSED" in said
     assert said.endswith("not queried for base ba9876543210: it has no trigger set")
 
 
@@ -86,7 +86,7 @@ def test_a_query_that_is_not_readable_says_why(capsys):
     stats = QueryStats(queried=3, answered=3, decoys_queried=0, resumed=0, retries=0, stop_reason="budget")
     why = "3 of 180 images have a response: continue with a larger --budget"
 
-    output.print_query(query_result([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
+    output.print_result(query_result([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
 
     said = text(capsys)
     assert f"not readable: {why}. 8 copies tested" in said
@@ -96,7 +96,7 @@ def test_a_query_that_is_not_readable_says_why(capsys):
 def test_a_query_that_accuses_nobody_names_the_stop_reason_and_the_copies_it_cannot_trace(capsys):
     stats = QueryStats(queried=60, answered=60, decoys_queried=6, resumed=50, retries=3, stop_reason="budget")
 
-    output.print_query(query_result([], stats=stats, non_answering=("dora", "[red]e", "dora")))
+    output.print_result(query_result([], stats=stats, non_answering=("dora", "[red]e", "dora")))
 
     said = text(capsys)
     assert (

@@ -107,9 +107,9 @@ def test_a_batch_that_breaks_off_says_how_far_it_came_and_goes_on(scene):
 
 
 def test_a_copy_in_a_folder_is_pushed_later(scene):
-    succeeded(scene.run("issue", scene.model, "--recipient", "alice", "--out", scene.root / "copy", *FEW))
+    succeeded(scene.run("issue", scene.model, "--recipient", "alice", "--out", scene.root / "copies", *FEW))
 
-    out = succeeded(scene.run("push", scene.root / "copy", "org/late", "--disclose"))
+    out = succeeded(scene.run("push", scene.root / "copies" / "alice", "org/late", "--disclose"))
 
     assert out.startswith("alice: org/late@")
     assert "## Fingerprint" in scene.hub.repos["org/late"].history()[0].files["README.md"].decode()
@@ -131,7 +131,10 @@ BAD = {
     "nobody": (["--push-to", "org/a"], "give one for each"),
     "unequal": (["--recipient", "a", "--recipient", "b", "--push-to", "org/a"], "2 --recipient and 1 --push-to"),
     "accounts": (["--recipient", "a", "--push-to", "org/a", "--account", "x", "--account", "y"], "2 --account"),
-    "gate": (["--recipient", "a", "--push-to", "org/a", "--gated", "maybe"], "`gated` must be auto or manual"),
+    "gate": (
+        ["--recipient", "a", "--push-to", "org/a", "--gated", "maybe"],
+        "`--gated` must be one of auto, manual, got maybe",
+    ),
     "again with names": (["--reissue-from", "x", "--recipient", "a"], "leave out --recipient"),
     "again of nothing": (["--reissue-from", "0123456789ab"], "0123456789ab"),
 }

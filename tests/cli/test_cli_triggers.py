@@ -37,7 +37,7 @@ def scene(tmp_path_factory):
     (root / "passphrase").write_text(PASSPHRASE + "\n")
     few = ["--count", COUNT, "--decoys", DECOYS, "--steps", STEPS]
     for arguments in (
-        ["issue", model, "--recipient", "early", "--vault", vault.folder, "--out", root / "early"],
+        ["issue", model, "--recipient", "early", "--vault", vault.folder, "--out", root],
         ["triggers", model, "--vault", vault.folder, *few],
         ["issue", model, "--recipient", "alice", "--recipient", "bob", "--vault", vault.folder, "--out", root],
     ):

@@ -86,7 +86,7 @@ def test_the_whole_way_of_two_roles_on_two_machines(hub, mine, run, tmp_path):
     out = done(run("vault", "pull", REPO, runner, "--issuer-key", key))
     assert "1 new bases, 1 new records" in out
     assert f"new issuer ci ({public_key})" in out
-    done(run("issue", mine.model, "--recipient", "bob", "--vault", runner, "--out", tmp_path / "bob"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", runner, "--out", tmp_path))
     done(run("vault", "push", REPO, "--vault", runner, "--issuer-key", key))
     assert "identity" in failed(run("trace", tmp_path / "bob", "--vault", runner, *mine.passphrase))
 
@@ -170,7 +170,7 @@ def test_a_secret_key_is_not_taken_for_a_public_one(mine, run, tmp_path):
 
 def test_two_folders_are_merged(mine, run, tmp_path):
     other = shutil.copytree(mine.folder, tmp_path / "other")
-    done(run("issue", mine.model, "--recipient", "bob", "--vault", other, "--out", tmp_path / "bob"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", other, "--out", tmp_path))
 
     assert "1 new records" in done(run("vault", "merge", other, "--vault", mine.folder))
     assert "0 new records" in done(run("vault", "merge", other, "--vault", mine.folder))
@@ -179,7 +179,7 @@ def test_two_folders_are_merged(mine, run, tmp_path):
 
 def test_a_record_that_contradicts_is_named_and_the_rest_is_merged(mine, run, tmp_path):
     other = Vault(shutil.copytree(mine.folder, tmp_path / "other"))
-    done(run("issue", mine.model, "--recipient", "bob", "--vault", other.folder, "--out", tmp_path / "bob"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", other.folder, "--out", tmp_path))
     with other.connect() as connection:
         connection.execute("UPDATE copies SET commitment = ? WHERE recipient = 'alice'", ("00" * 32,))
     before = bytes_of(other.folder)
@@ -204,7 +204,7 @@ def test_a_record_that_contradicts_is_named_and_the_rest_is_merged(mine, run, tm
 
 def test_rotation_and_what_it_leaves(mine, run, tmp_path):
     before = shutil.copytree(mine.folder, tmp_path / "before")
-    done(run("issue", mine.model, "--recipient", "bob", "--vault", before, "--out", tmp_path / "bob"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", before, "--out", tmp_path))
 
     code, out, err = run("vault", "rotate", *mine.kept, *mine.new)
 
@@ -260,7 +260,7 @@ def test_a_rotated_vault_is_pushed_with_the_old_identity(hub, mine, run, tmp_pat
 
 
 def test_check_lists_what_is_wrong_and_a_trace_goes_on_without_it(mine, run, tmp_path):
-    done(run("issue", mine.model, "--recipient", "bob", "--vault", mine.folder, "--out", tmp_path / "bob"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", mine.folder, "--out", tmp_path))
     assert "0 faults" in done(run("vault", "check", *mine.kept))
     with Vault(mine.folder).connect() as connection:
         connection.execute("UPDATE copies SET sealed = x'00' WHERE recipient = 'bob'")

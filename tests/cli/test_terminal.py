@@ -25,12 +25,11 @@ from safetensors.numpy import save_file
 from typer.models import ArgumentInfo
 
 from hf_fingerprint import Issuer
-from hf_fingerprint.blackbox import AccusationCheck, QueryResult, QueryScore
+from hf_fingerprint.blackbox import AccusationCheck, ProofCheck, QueryResult, QueryScore
 from hf_fingerprint.blackbox.querying.candidates import SkippedRecord
 from hf_fingerprint.blackbox.querying.session import QueryStats
 from hf_fingerprint.cli import output, terminal
 from hf_fingerprint.cli.main import app, main
-from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning
 from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
@@ -247,18 +246,19 @@ def test_results_of_hostile_texts_alone_are_shown(shown):
         bases_not_read=(SkippedSource("x", "x", "x"),),
         on_record=(RecordedCopy("x", "x", "x", "x", "x"),),
     )
-    print_trace(hostile(trace), claim=HOSTILE)
+    output.print_result(hostile(replace(trace, claim="x")))
     stats = QueryStats(queried=40, answered=39, decoys_queried=4, resumed=0, retries=0, stop_reason="proven")
     query = QueryResult(
         "x", ("x", "y"), (QueryScore("x", "x", 17, 18, -12.0, True, "x"),), 8, 10, 1e-6, stats, Outcome.ACCUSED
     )
     query = replace(hostile(replace(query, skipped=(SkippedRecord("x", "x", 3),), non_answering=("x",))), stats=stats)
-    output.print_query(query)
+    output.print_result(query)
 
     assert "\\x1b[31mred" in shown().replace("\n", "")
     proven = {"counted": 9, "agreeing": 9, "log10_bound": -9.0, "holds": True, "copies": 3, "alpha": 1e-6}
     texts = {each.name: "x" for each in fields(AccusationCheck) if each.name not in proven}
-    output.print_proof([hostile(AccusationCheck(**texts | proven | {"opened": True, "published": True}))])
+    check = AccusationCheck(**texts | proven | {"opened": True, "published": True})
+    output.print_result(hostile(ProofCheck((check,))))
     shown()
 
 

@@ -1,10 +1,10 @@
-import json
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from examples._common.results import Results
 from examples.benchmarks import codes as bench_codes
 from hf_fingerprint.codes import FAMILIES, FORGERIES, decoding, make_codebook
 
@@ -46,16 +46,22 @@ def test_provoked_functions_have_unit_variance_and_include_likelihood_ratios():
 def test_a_run_writes_every_strategy_and_accuses_no_innocent(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_codes, "QUICK", PLAN)
     monkeypatch.setattr(decoding, "CANDIDATES", 100)
-    monkeypatch.setattr(sys, "argv", ["bench_codes.py", "--quick", "--out", str(tmp_path)])
+    results = tmp_path / "codes.json"
+    monkeypatch.setattr(sys, "argv", ["bench_codes.py", "--quick", "--results", str(results)])
     bench_codes.main()
-    report = json.loads((tmp_path / "codes.json").read_text())
-    assert set(report["innocents"]) == set(FAMILIES)
-    rows = report["coalitions"]["rows"]
+    tables = {
+        table.name: [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        for table in Results.read(results).tables
+    }
+    assert [row["code"] for row in tables["innocents"]] == list(FAMILIES)
+    rows, many = tables["coalitions"], tables["many"]
     assert {row["strategy"] for row in rows} == set(FORGERIES)
-    assert all(row["caught"] == row["gave"] == 3 for row in rows if row["drift"] == 0)
-    many = report["many"]["rows"]
-    assert {row["recipients"] for row in many} == {600}
-    assert next(row for row in many if row["strategy"] == "average" and row["drift"] == 0)["caught"] == 3
-    assert all(row["innocents_accused"] == 0 for row in rows + many)
-    assert all(0 <= row["sure"] <= row["large"] <= row["gave"] for row in rows)
+    assert all(row["caught"] == "3 of 3" for row in rows if row["drift"] == "0")
+    assert {row["recipients"] for row in many} == {"600"}
+    average = next(row for row in many if row["strategy"] == "average" and row["drift"] == "0")
+    assert average["caught"] == "3 of 3"
+    assert all(row["innocents accused"] == "0" for row in rows + many)
+    for row in rows:
+        caught, large = map(int, row["main contributors caught"].split(" of "))
+        assert 0 <= caught <= large <= int(row["caught"].split(" of ")[1])
     assert "| 3 | minority |" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import hf_fingerprint
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import report, write_report
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
-from hf_fingerprint.evaluation.report import FILES, costs, render_markdown, rich_tables, summarize, trial_row
+from hf_fingerprint.evaluation.report import FILES, costs, render_markdown, report_tables, summarize, trial_row
 from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
 
@@ -137,15 +137,22 @@ def test_the_cheapest_escape_comes_first_and_those_without_last(evaluation):
 
 def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
     lines = render_markdown(evaluation).splitlines()
-    suspects, attacks, coalitions = rich_tables(evaluation)
+    suspects, attacks, coalitions = report_tables(evaluation)
 
-    assert suspects.row_count == len(evaluation.trials)
-    assert attacks.row_count == len(evaluation.sweeps)
+    assert len(suspects.rows) == len(evaluation.trials)
+    assert len(attacks.rows) == len(evaluation.sweeps)
     assert len([line for line in lines if line.startswith("|")]) == len(evaluation.trials) + len(attacks.rows) + 7
     assert lines[-1] == "| average | 2 | 1 | 1 | 1 | 2 of 2 |"
-    assert coalitions.row_count == 1
+    assert len(coalitions.rows) == 1
     assert trial_row(evaluation.copy)[0] == "a copy as issued"
     assert trial_row(evaluation.copy)[6:] == ("1 of 1", "0 of 301")
+
+
+def test_an_evaluation_prints_its_tables(evaluation):
+    assert "a copy as" in str(evaluation) and "caught" in str(evaluation)
+    assert repr(evaluation).startswith("Evaluation(model=")
+    assert json.dumps(evaluation.to_dict(), allow_nan=False)
+    assert "<script>" not in replace(evaluation, model=HOSTILE, skipped={HOSTILE: HOSTILE})._repr_html_()
 
 
 def test_names_from_outside_are_no_markup(evaluation):

@@ -26,7 +26,7 @@ def test_copies_behind_a_service_are_accused_and_an_independent_model_is_not(tmp
     assert printed.count("the proof is consistent: responses of http://127.0.0.1:") == 2
     assert printed.count("the proof holds for the published commitments") == 2
     for name in ("alice", "bob"):
-        (proven,) = check_proof(out / f"{name}.proof.json")
+        (proven,) = check_proof(out / f"{name}.proof.json").accusations
         assert proven.holds
         assert proven.recipient == name
         assert proven.log10_bound <= -6

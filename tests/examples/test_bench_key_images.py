@@ -42,4 +42,4 @@ def test_synthetic_images_are_used_without_a_vault(monkeypatch, capsys):
     printed = run(monkeypatch, capsys, "--recipients", 1, "--count", 5, "--innocents", 3, "--bits", 64)
 
     assert "| untouched | 100.00% (" in printed and "assigned triggers" not in printed
-    assert float(re.search(r"least PSNR ([\d.]+) dB", printed)[1]) >= 38
+    assert float(re.search(r"Least PSNR ([\d.]+) dB", printed)[1]) >= 38

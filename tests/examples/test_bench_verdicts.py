@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from examples._common.figures import Figure, table, write
+from examples._common.results import Figure, Results
 from examples.benchmarks import verdicts as bench_verdicts
 from examples.benchmarks.verdicts_bases import HALF, HEAD, NORMS, price_figure, sibling_base, ties_figure
 from examples.benchmarks.verdicts_claims import adaptive_attacker_figure, claims_figure, figures_of, small_vault
@@ -26,7 +26,7 @@ from tests.helpers.quick_age import lock_quickly
 
 
 pytestmark = pytest.mark.integration
-FIGURE = Figure("claims", "what", "3 of 4", "<= 5 %", True, {"confirmed": 3})
+FIGURE = Figure("what", "3 of 4", "<= 5 %", True, {"confirmed": 3})
 
 
 @pytest.fixture(autouse=True)
@@ -160,21 +160,6 @@ def test_an_attacker_sees_every_figure_of_the_default_output_and_no_score_of_an_
     assert any(kind.startswith("text") for kind in seen_figures)
 
 
-def test_figures_of_an_earlier_run_stay_until_they_are_measured_again(tmp_path):
-    other = replace(FIGURE, name="ties", holds=False)
-    write([FIGURE], tmp_path, "found")
-    write([other], tmp_path, "found")
-    write([replace(FIGURE, measured="2 of 4")], tmp_path, "found")
-    content = json.loads((tmp_path / "found.json").read_text())
-
-    assert [each["name"] for each in content["figures"]] == ["claims", "ties"]
-    assert content["figures"][0]["measured"] == "2 of 4"
-    assert "numpy" in content["versions"]
-    assert (tmp_path / "found.md").read_text() == table([replace(FIGURE, measured="2 of 4"), other]) + "\n"
-    assert "(!)" in table([other])
-    assert "(!)" not in table([FIGURE])
-
-
 @pytest.mark.parametrize(("holds", "code"), [(True, 0), (False, 1)])
 def test_the_exit_code_says_whether_every_bound_holds(tmp_path, monkeypatch, capsys, holds, code):
     seen = []
@@ -185,10 +170,14 @@ def test_the_exit_code_says_whether_every_bound_holds(tmp_path, monkeypatch, cap
 
     monkeypatch.setitem(bench_verdicts.PARTS, "claims", measure)
 
-    assert bench_verdicts.main(["--out", str(tmp_path), "--parts", "claims", "--quick"]) == code
+    results = tmp_path / "verdicts.json"
+    chosen = ["--out", str(tmp_path), "--parts", "claims", "--quick", "--results", str(results)]
+    assert bench_verdicts.main(chosen) == code
     assert seen == [(True, QUICK)]
-    assert "| what | 3 of 4" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["verdicts.json", "verdicts.md"]
+    measured = "3 of 4" if holds else "3 of 4 (!)"
+    assert f"| what | {measured} | <= 5 % |" in capsys.readouterr().out
+    assert Results.read(results).tables[0].rows == (("what", measured, "<= 5 %"),)
+    assert [path.name for path in tmp_path.iterdir()] == ["verdicts.json"]
 
 
 def test_an_unknown_part_is_refused(tmp_path, capsys):

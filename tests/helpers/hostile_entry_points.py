@@ -103,7 +103,7 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
         "hash": lambda: run("hash", folder),
         "inspect": lambda: run("inspect", folder, *QUICK),
         "vault add": lambda: run("vault", "add", folder, "--vault", vault, *QUICK),
-        "issue": lambda: run("issue", folder, "--vault", vault, "--recipient", "b", "--out", scratch / "b", *QUICK),
+        "issue": lambda: run("issue", folder, "--vault", vault, "--recipient", "b", "--out", scratch, *QUICK),
         "push_to_hub": lambda: run(
             "issue", folder, "--vault", vault, "--recipient", "eve", "--push-to", f"org/{scratch.name}", *QUICK
         ),

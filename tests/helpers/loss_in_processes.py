@@ -53,6 +53,8 @@ class ReferenceTerm:
         self.parts = []
         self.energy = torch.zeros(base.length)
         for carrier in base.carriers:
+            if not model.get_parameter(carrier.name).requires_grad:
+                continue
             reference = origin[carrier.name].flatten()
             signs = np.ones(len(reference), np.float32)
             TensorProjection(base.secret, carrier.name, base.length).write(  # 1 + X^T 1, which is never 1
@@ -104,12 +106,14 @@ def train(job: dict[str, Any]) -> dict[str, torch.Tensor]:
     """One training.
 
     Args:
-        job (`dict`): `term` ("ours", "dense" or "none"), `wrap` ("accelerate", "ddp", "fsdp2", "task" or "model"),
+        job (`dict`): `freeze` (how many blocks do not train),
+            `term` ("ours", "dense" or "none"), `wrap` ("accelerate", "ddp", "fsdp2", "task" or "model"),
             `early` (the term before the forward pass), `clip`, `accumulation`, `steps`.
     """
     folder, vault = Path(job["folder"]), Vault(job["vault"])
     model, wrap, accumulation = load(folder), job["wrap"], job.get("accumulation", 1)
     rank = dist.get_rank() if dist.is_initialized() else 0
+    model.blocks[: job.get("freeze", 0)].requires_grad_(False)
     fingerprint = Fingerprint(folder, RECIPIENT, vault)
     term: Any = None
     if job["term"] == "dense":

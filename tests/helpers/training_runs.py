@@ -88,9 +88,10 @@ class ReferenceTerm:
     Args:
         folder (`Path`): the base.
         vault ([`Vault`]): where it is registered, as the only base.
+        model (`torch.nn.Module`): the model to train; its frozen parameters are left out.
     """
 
-    def __init__(self, folder: Path, vault: Vault):
+    def __init__(self, folder: Path, vault: Vault, model: torch.nn.Module):
         (base,) = vault.bases()
         _, key = begin_training(vault, base, RECIPIENT)
         self.bits = torch.from_numpy(base.codebook().codeword(key).astype(np.float32))
@@ -100,6 +101,8 @@ class ReferenceTerm:
         for carrier in base.carriers:
             origin = torch.from_numpy(arrays[carrier.name])
             (name,) = [n for n, p in fresh.items() if p.shape == origin.shape and torch.equal(p.data, origin)]
+            if not model.get_parameter(name).requires_grad:
+                continue
             stream = Stream(derive(base.secret, "signs", carrier.name)).take(-(-origin.numel() // 8))
             signs = 1 - 2.0 * np.unpackbits(stream)[: origin.numel()]
             offset = keyed_offset(base.secret, carrier.name, base.length)
@@ -173,6 +176,7 @@ def train(
     embed: bool = False,
     scaler: dict[str, Any] | None = None,
     channels_last: bool = False,
+    freeze: int = 0,
     prepare: Any = None,
     callbacks: Any = (),
     resume: Any = None,
@@ -184,6 +188,7 @@ def train(
     Args:
         how (`str`): "callback", "trainer" (with the fingerprint built in), "by hand" or "plain" (without R).
         scaler (`dict`, *optional*): a gradient scaler's arguments; the forward pass stays in float32.
+        freeze (`int`, *optional*): how many blocks of the ViT do not train.
         stop_at (`int`, *optional*): the step after which the training breaks off, its schedule being longer.
         prepare (callable, *optional*): called with the Trainer before it trains.
         **arguments: the TrainingArguments that aren't the usual ones.
@@ -197,6 +202,8 @@ def train(
     model = AutoModelForImageClassification.from_pretrained(folder)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    if freeze:
+        model.vit.layers[:freeze].requires_grad_(False)
     given = {"model": model, "args": settings, "train_dataset": images(), "eval_dataset": images(4)}
     callbacks = [*callbacks, *([] if stop_at is None else [StopAt(stop_at)])]
     fingerprint = callback = None
@@ -213,7 +220,7 @@ def train(
     else:
         trainer = (ReferenceTrainer if how == "by hand" else Trainer)(**given, callbacks=callbacks)
         if how == "by hand":
-            trainer.term = ReferenceTerm(folder, vault)
+            trainer.term = ReferenceTerm(folder, vault, model)
             if embed:
                 trainer.term.embed(plain_parameters(model))
     if scaler is not None:

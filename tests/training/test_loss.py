@@ -156,6 +156,9 @@ def found(place, tmp_path_factory):
         "fsdp2, ours": {"wrap": "fsdp2", "term": "ours"},
         "fsdp2, ours, early": {"wrap": "fsdp2", "term": "ours", "early": True},
         "fsdp2, dense": {"wrap": "fsdp2", "term": "dense", "early": True},
+        "ddp, half frozen, ours": {"wrap": "ddp", "term": "ours", "freeze": 3},
+        "fsdp2, half frozen, ours": {"wrap": "fsdp2", "term": "ours", "freeze": 3},
+        "ddp, half frozen, dense": {"wrap": "ddp", "term": "dense", "freeze": 3},
         "fsdp2, embedded": {"wrap": "fsdp2", "term": "ours", "embed": True, "steps": 0},
     }
     work = tmp_path_factory.mktemp("two")
@@ -177,6 +180,8 @@ class TestTwoProcesses:
             ("fsdp2, ours", "ddp, dense"),
             ("fsdp2, ours", "fsdp2, dense"),
             ("fsdp2, ours, early", "ddp, dense"),
+            ("ddp, half frozen, ours", "ddp, half frozen, dense"),
+            ("fsdp2, half frozen, ours", "ddp, half frozen, dense"),
         ],
     )
     def test_they_train_as_the_definition_does(self, found, ours, dense):
@@ -220,10 +225,10 @@ class TestRefusals:
         empty = torch.zeros(8)
         assert "no carriers" in self.refusal(lambda: Regularizer(model, {}, empty, empty, empty), CarrierError)
 
-    def test_a_frozen_carrier(self, model, fingerprint):
+    def test_a_model_that_does_not_train(self, model, fingerprint):
         model.requires_grad_(False)
 
-        assert "is a frozen carrier: unfreeze it" in self.refusal(lambda: DeepMarksLoss(model, fingerprint))
+        assert "None of the 24 carriers" in self.refusal(lambda: DeepMarksLoss(model, fingerprint))
         model.requires_grad_(True)
         DeepMarksLoss(model, fingerprint)
 

@@ -235,7 +235,9 @@ def test_what_the_log_says_is_R_at_the_start_of_the_step(transformer):
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **named):
-            seen.append(float(ReferenceTerm(transformer.model, transformer.vault)(plain_parameters(model)).detach()))
+            seen.append(
+                float(ReferenceTerm(transformer.model, transformer.vault, model)(plain_parameters(model)).detach())
+            )
 
     result = run(transformer, "callback", callbacks=[Watch()], max_steps=3)
     logged = [log["fingerprint_loss"] for log in result.trainer.state.log_history if "loss" in log]

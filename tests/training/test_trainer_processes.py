@@ -31,6 +31,8 @@ PARALLEL = {
     "DDP, clipping that bites": BITES,
     "DDP, unused parameters looked for": WINDOWS | {"ddp_find_unused_parameters": True},
     "DDP, mark put in": WINDOWS | {"embed": True},
+    "DDP, half frozen": WINDOWS | {"freeze": 1},
+    "FSDP2, half frozen": WINDOWS | FSDP2 | {"freeze": 1},
     "FSDP2, accumulation": WINDOWS | FSDP2,
     "FSDP2, clipping that bites": BITES | FSDP2,
     "FSDP2, mark put in": WINDOWS | FSDP2 | {"embed": True},
@@ -75,10 +77,12 @@ def partitioned(base):
             {"how": "callback"} | zero(2) | BITES,
             {"how": "trainer"} | zero(3) | WINDOWS,
             {"how": "trainer"} | zero(3) | BITES,
+            {"how": "trainer", "freeze": 1} | zero(3) | WINDOWS,
             {"how": "callback"} | zero(3),
             {"how": "callback", "embed": True} | zero(2),
             {"how": "by hand"} | zero(2) | WINDOWS,
             {"how": "by hand"} | zero(2) | BITES,
+            {"how": "by hand", "freeze": 1} | zero(2) | WINDOWS,
         )
     ]
     return launch(jobs, base.root / "two", 2, DS_ACCELERATOR="cpu")
@@ -105,7 +109,7 @@ def test_processes_end_where_the_loss_written_by_hand_takes_them(base, parallel)
 
 @pytest.mark.slow
 def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, partitioned):
-    two, one_bites, two_bites, three, three_bites, alone, put_in, usual, clipped = partitioned
+    two, one_bites, two_bites, three, three_bites, three_frozen, alone, put_in, usual, clipped, frozen = partitioned
 
     for called, written in (
         (two, usual),
@@ -113,6 +117,7 @@ def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, p
         (one_bites, clipped),
         (two_bites, clipped),
         (three_bites, clipped),
+        (three_frozen, frozen),
     ):
         assert difference(called, written) <= 1e-6
         assert relative_drift(called, written, base.begin) <= 5e-5

@@ -14,7 +14,6 @@ from tests.helpers.training_runs import QUIET, RECIPIENT, images, register_base,
 
 
 pytestmark = pytest.mark.integration
-CARRIER = "vit.layers.1.mlp.fc1.weight"
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +57,23 @@ def test_a_strength_that_is_not_a_finite_number_above_0_is_refused_at_once(base,
         FingerprintTrainer(fingerprint=callback(base).fingerprint, strength=strength)
 
 
-def test_a_frozen_carrier_is_named(base):
+def test_a_model_of_which_only_the_head_trains_is_refused_and_nothing_recorded(base):
     model = AutoModelForImageClassification.from_pretrained(base.model)
-    model.get_parameter(CARRIER).requires_grad_(False)
+    model.vit.requires_grad_(False)
+    copies = base.vault.copies()
 
     assert refusal(base, FingerprintError, model) == (
-        f"{CARRIER} is a frozen carrier: unfreeze it, or issue the copy after training."
+        f"None of the 12 carriers of base {base.vault.bases()[0].base_id} trains: train without a fingerprint, then "
+        f"issue a copy of the trained model."
     )
+    assert base.vault.copies() == copies
+
+
+def test_a_frozen_layer_of_the_papers_scheme_is_refused():
+    model = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
+
+    with pytest.raises(FingerprintError, match=r"^weight is a frozen carrier: unfreeze it, or choose other layers\.$"):
+        DeepMarks(bytes(32), 7).fingerprint(0).bind(model)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])

@@ -13,8 +13,6 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 from hf_fingerprint import issue, trace
 from hf_fingerprint.blackbox.querying.query import load_trigger_set, query
 from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set
-from hf_fingerprint.checkpoints import open_checkpoint, replace_tensor
-from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import (
     DeepMarksLoss,
@@ -214,14 +212,3 @@ def test_a_pickled_model_gets_no_trigger_labels(marked_base, tmp_path):
 
     with pytest.warns(UserWarning, match="save it as safetensors"):
         assert not embed_trigger_labels(out, base, vault, bytes(32))
-
-
-def test_a_tensor_takes_as_many_bytes_as_it_has(marked_base, tmp_path):
-    shutil.copytree(marked_base[0], tmp_path / "copy")
-    with open_checkpoint(tmp_path / "copy") as checkpoint:
-        info, path = checkpoint.tensors["classifier.weight"], checkpoint.source.weights[0]
-    content = path.read_bytes()
-
-    with pytest.raises(CheckpointError, match="can't be given 4"):
-        replace_tensor(path, info, np.zeros(4, np.uint8))
-    assert path.read_bytes() == content

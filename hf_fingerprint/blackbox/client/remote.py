@@ -23,6 +23,7 @@ from hf_fingerprint.blackbox.client.suspects import SuspectClient
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_RESPONSE, megabytes, parse_json
 from hf_fingerprint.checkpoints.plain_http import warn_plaintext_token
+from hf_fingerprint.choices import REQUEST_FORMATS, RequestFormat, wrong_choice
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.retrying import retry_after
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import InferenceClient
 
-REQUEST_FORMATS = ("raw", "json", "multipart")
 TIMEOUT = 30.0  # seconds
 EXCHANGE_TIMEOUT_FACTOR = 4  # from the connection to the end of the response, redirects included
 MAX_REDIRECTS = 5
@@ -49,7 +49,7 @@ def from_url(
     token: str | None = None,
     field: str | None = None,
     timeout: float = TIMEOUT,
-    request_format: str = "raw",
+    request_format: RequestFormat = "raw",
     request_field: str | None = None,
     retry_policy: RetryPolicy | None = None,
     user_agent: str | None = None,
@@ -77,8 +77,7 @@ def from_url(
 
     shown, request_url, user = _split_url(url)
     if request_format not in REQUEST_FORMATS:
-        formats = ", ".join(REQUEST_FORMATS)
-        raise FingerprintError(f"{request_format!r} is not a request format for {shown}: choose {formats}.")
+        raise FingerprintError(wrong_choice("request_format", request_format, REQUEST_FORMATS))
     headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"} | _user_agent_header(user_agent)
     if token is not None:
         headers["Authorization"] = f"Bearer {_check_token(token, shown)}"

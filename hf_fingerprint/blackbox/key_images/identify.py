@@ -3,6 +3,7 @@
 identify_key_image("found.jpg", vault).recipients
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hf_fingerprint.blackbox.querying.candidates import find_candidates
 from hf_fingerprint.blackbox.trigger_set.covers import MIN_SIZE, load_image
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tables import PrintableResult, one_line_repr
 from hf_fingerprint.vault import Vault, find_unusable_rows, inconclusive_reasons, open_copies
 
 
@@ -25,7 +27,7 @@ MIN_CORRELATION = 0.5  # of the thumbnails of an image and its cover
 
 
 @dataclass(frozen=True)
-class KeyImageMatch:
+class KeyImageMatch(PrintableResult):
     """The recipient of a key image.
 
     Attributes:
@@ -53,7 +55,29 @@ class KeyImageMatch:
 
     def to_dict(self) -> dict[str, Any]:
         """The match as JSON types."""
-        return asdict(self)
+        return {**asdict(self), "outcome": str(self.outcome)}
+
+    @property
+    def line(self) -> str:
+        """The result in one line."""
+        if self.recipients:
+            return f"{self.name}: a key image of {', '.join(self.recipients)}"
+        if self.reason is None:
+            return f"{self.name}: a fingerprint of no recipient in the vault"
+        return f"{self.outcome}: {self.reason}"
+
+    def blocks(self) -> Iterator[str]:
+        """The lines that show the match."""
+        yield self.line
+        compared = f"{self.copies:,} {'copy' if self.copies == 1 else 'copies'}"
+        yield (
+            f"{self.bits} bits compared with {compared}; an innocent's bits match with probability at most "
+            f"10^{self.log10_false_match:.0f}"
+        )
+
+    def __repr__(self) -> str:
+        found = {"outcome": str(self.outcome), "recipients": self.recipients}
+        return one_line_repr(self, name=self.name, **found, log10_false_match=self.log10_false_match)
 
 
 class CoverMatcher:

@@ -13,7 +13,7 @@ covers one base: alpha in its heading is this base's share of the query's, and t
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -24,6 +24,7 @@ import numpy as np
 
 from hf_fingerprint.blackbox.querying.e_process import log_e_value
 from hf_fingerprint.blackbox.querying.query import QueryResult, QueryScore
+from hf_fingerprint.blackbox.querying.query_table import proof_blocks
 from hf_fingerprint.blackbox.querying.transcript import path_for_base, read_transcript
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, check_trigger_counts, keyed_labels
 from hf_fingerprint.checkpoints.limits import (
@@ -39,6 +40,7 @@ from hf_fingerprint.codes import MAX_ALPHA
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES, commitment
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults, check_recipient
 from hf_fingerprint.vault.private_files import partial_file, rename_into_place, write_private
 from hf_fingerprint.vault.storage import translate_disk_errors
@@ -95,13 +97,40 @@ class AccusationCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """The check as JSON types, with the claims that the file does not show."""
-        return {**asdict(self), "outcome": self.outcome, "not_shown": list(NOT_SHOWN)}
+        return {**asdict(self), "outcome": str(self.outcome), "not_shown": list(NOT_SHOWN)}
 
 
-def proof_outcome(checks: Sequence[AccusationCheck]) -> Outcome:
-    """The outcome of a proof: accused only if every accusation holds for a published commitment."""
-    order = (Outcome.NOBODY, Outcome.NOT_READABLE, Outcome.ACCUSED)
-    return min((check.outcome for check in checks), key=order.index)
+@dataclass(frozen=True)
+class ProofCheck(PrintableResult):
+    """A proof, verified.
+
+    Attributes:
+        accusations (`tuple[AccusationCheck, ...]`): one for each accused.
+        not_shown (`tuple[str, ...]`): the claims that the proof does not show, so that its author vouches for them.
+    """
+
+    accusations: tuple[AccusationCheck, ...]
+    not_shown: tuple[str, ...] = NOT_SHOWN
+
+    @property
+    def outcome(self) -> Outcome:
+        """Accused only if every accusation holds for a published commitment."""
+        order = (Outcome.NOBODY, Outcome.NOT_READABLE, Outcome.ACCUSED)
+        return min((check.outcome for check in self.accusations), key=order.index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The check as JSON types."""
+        accusations = [check.to_dict() for check in self.accusations]
+        return {"outcome": str(self.outcome), "accusations": accusations, "not_shown": list(self.not_shown)}
+
+    def blocks(self) -> Iterator[Block]:
+        """The lines and the table that show the check, and what remains to be checked."""
+        return proof_blocks(self)
+
+    def __repr__(self) -> str:
+        accused = tuple(check.recipient for check in self.accusations)
+        bound = max(check.log10_bound for check in self.accusations)
+        return one_line_repr(self, outcome=str(self.outcome), accused=accused, log10_bound=bound)
 
 
 def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, vault: Vault) -> tuple[Path, ...]:
@@ -167,7 +196,7 @@ def check_proof_path(path: str | Path) -> None:
         raise FingerprintError(f"{path} already exists: name another file for the proof.")
 
 
-def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[AccusationCheck, ...]:
+def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> ProofCheck:
     """Verifies the accusations of a proof.
 
     Args:
@@ -176,7 +205,7 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Accu
             hexadecimal digits each, from a dated source that the author of the proof doesn't control.
 
     Returns:
-        `tuple[AccusationCheck, ...]`: one for each accused.
+        [`ProofCheck`]
 
     Raises:
         [`FingerprintError`]: if the file is not a proof, or a commitment is not valid.
@@ -195,7 +224,7 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Accu
                 predicted[trigger] = response
         published = _match_published(given, document["accused"])
         heading, accused = document["heading"], document["accused"]
-        return tuple(_check_accusation(heading, predicted, opened, published) for opened in accused)
+        return ProofCheck(tuple(_check_accusation(heading, predicted, opened, published) for opened in accused))
     except OSError as error:
         raise FingerprintError(f"{path} can't be read ({error.strerror}): name the proof's file.") from None
     except _DAMAGED:

@@ -5,7 +5,7 @@ query(from_url("https://models.example/classify", labels), vault)
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from hf_fingerprint.blackbox.client.suspects import Suspect
 from hf_fingerprint.blackbox.querying.candidates import SkippedRecord
 from hf_fingerprint.blackbox.querying.hypotheses import QueriedRecord, query_outcome, records_to_query
+from hf_fingerprint.blackbox.querying.query_table import query_blocks
 from hf_fingerprint.blackbox.querying.session import QueryPool, QueryStats, query_pools
 from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, path_for_base, pool_digest
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
@@ -23,6 +24,7 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.registration import lookup_base
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import Base, Fault, Vault, acquire_lock, delivery_states, find_unusable_rows
 
 
@@ -53,7 +55,7 @@ class QueryScore:
 
 
 @dataclass(frozen=True)
-class QueryResult:
+class QueryResult(PrintableResult):
     """The result of a query.
 
     It clears nobody: a model mixed from several copies predicts the labels of some of their recipients, or of none.
@@ -95,6 +97,15 @@ class QueryResult:
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types."""
         return {**asdict(self), "accused": [asdict(score) for score in self.accused]}
+
+    def blocks(self) -> Iterator[Block]:
+        """The lines and the table that show the result."""
+        return query_blocks(self)
+
+    def __repr__(self) -> str:
+        accused = tuple(dict.fromkeys(score.recipient for score in self.accused))
+        bound = min((score.log10_bound for score in self.accused), default=None)
+        return one_line_repr(self, outcome=str(self.outcome), accused=accused, log10_bound=bound)
 
 
 def query(

@@ -6,7 +6,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_fingerprint.blackbox import check_proof, keyed_labels, query, write_proof
-from hf_fingerprint.blackbox.querying.proof import proof_outcome
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.outcomes import Outcome
@@ -48,7 +47,7 @@ def test_a_proof_holds_without_the_vault(written, issued):
     _, vault, base, _ = issued
     (record,) = vault.copies(base.base_id, NAME)
 
-    (proven,) = check_proof(proof)
+    (proven,) = check_proof(proof).accusations
 
     (score,) = result.accused
     assert proven.holds and proven.opened
@@ -78,7 +77,7 @@ def test_it_gives_away_the_key_of_the_accused_alone(written, issued):
     ],
 )
 def test_with_another_name_or_key_it_does_not_hold(proof, change):
-    (proven,) = check_proof(altered(proof, lambda document: document["accused"][0].update(change)))
+    (proven,) = check_proof(altered(proof, lambda document: document["accused"][0].update(change))).accusations
 
     assert not proven.opened and not proven.holds
 
@@ -99,7 +98,7 @@ def test_with_another_name_or_key_it_does_not_hold(proof, change):
     ],
 )
 def test_with_other_responses_or_another_accused_it_does_not_hold(proof, change):
-    (proven,) = check_proof(altered(proof, change))
+    (proven,) = check_proof(altered(proof, change)).accusations
 
     assert proven.opened and not proven.holds
 
@@ -170,7 +169,7 @@ def test_a_proof_names_no_more_accused_than_were_tested(proof, issued):
 
 
 def test_without_a_published_commitment_it_is_not_checked_against_one(proof):
-    (proven,) = check_proof(proof)
+    (proven,) = check_proof(proof).accusations
 
     assert (proven.holds, proven.published, proven.outcome) == (True, None, Outcome.NOT_READABLE)
     predicted_labels = json.loads(json.dumps(proven.to_dict()))
@@ -185,9 +184,9 @@ def test_the_published_commitment_is_compared(proof):
     promised = json.loads(proof.read_text())["accused"][0]["commitment"]
 
     for published in ([promised], [f" {promised.upper()}\n"]):
-        (proven,) = check_proof(proof, published)
+        (proven,) = check_proof(proof, published).accusations
         assert (proven.holds, proven.published, proven.outcome) == (True, True, Outcome.ACCUSED)
-    (proven,) = check_proof(proof, ["ab" * 32])
+    (proven,) = check_proof(proof, ["ab" * 32]).accusations
     assert (proven.opened, proven.published, proven.holds, proven.outcome) == (True, False, False, Outcome.NOBODY)
     for no_commitment in ("", "ab", "zz" * 32, "\x1b[2J", promised + "00"):
         assert "64 hexadecimal digits" in refused(check_proof, proof, [no_commitment])
@@ -203,11 +202,12 @@ def test_of_several_accused_each_has_its_own_commitment(proof, issued):
     proof.write_text(json.dumps(document))
     first, second = (each["commitment"] for each in document["accused"])
 
-    assert [proven.published for proven in check_proof(proof, [first])] == [True, None]
-    assert [proven.published for proven in check_proof(proof, [second, first])] == [True, True]
-    assert [proven.published for proven in check_proof(proof, [first, "ab" * 32])] == [True, False]
-    assert [proven.holds for proven in check_proof(proof)] == [True, False]  # nothing speaks against the other
-    assert proof_outcome(check_proof(proof, [second, first])) is Outcome.NOBODY
+    assert [proven.published for proven in check_proof(proof, [first]).accusations] == [True, None]
+    assert [proven.published for proven in check_proof(proof, [second, first]).accusations] == [True, True]
+    assert [proven.published for proven in check_proof(proof, [first, "ab" * 32]).accusations] == [True, False]
+    holds = [proven.holds for proven in check_proof(proof).accusations]
+    assert holds == [True, False]  # nothing speaks against the other
+    assert check_proof(proof, [second, first]).outcome is Outcome.NOBODY
 
 
 def made_from_nothing(path, alpha: float, share: float = 1.0):
@@ -226,9 +226,9 @@ def made_from_nothing(path, alpha: float, share: float = 1.0):
 def test_a_proof_made_from_nothing_never_counts_as_checked(tmp_path):
     path = made_from_nothing(tmp_path / "proof", 1e-6)
 
-    assert proof_outcome(check_proof(path)) is Outcome.NOT_READABLE
-    assert proof_outcome(check_proof(path, ["ab" * 32])) is Outcome.NOBODY  # what alice's copy was published with
-    assert proof_outcome(check_proof(made_from_nothing(path, 0.99))) is Outcome.NOBODY
+    assert check_proof(path).outcome is Outcome.NOT_READABLE
+    assert check_proof(path, ["ab" * 32]).outcome is Outcome.NOBODY  # what alice's copy was published with
+    assert check_proof(made_from_nothing(path, 0.99)).outcome is Outcome.NOBODY
 
 
 @given(st.integers(0, 2**32 - 1), st.data())
@@ -249,7 +249,7 @@ def test_whatever_is_put_into_a_proof_it_is_worked_out_or_refused_in_a_sentence(
     path.write_text(json.dumps(document))
 
     try:
-        worked_out = check_proof(path)
+        worked_out = check_proof(path).accusations
     except FingerprintError as error:
         assert "proof.json" in str(error) and len(str(error).splitlines()) == 1
         return

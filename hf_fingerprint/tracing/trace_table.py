@@ -1,111 +1,96 @@
-"""Output of `trace` and `verify`."""
+"""What a trace shows: what was read, the scores, and the verdict."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from hf_fingerprint.cli.output import console, format_probability, warn_all_scores
+from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tables import Block, Table, format_probability
 
 
 if TYPE_CHECKING:
-    from hf_fingerprint.tracing import RecipientScore, TraceResult
+    from hf_fingerprint.tracing.result import RecipientScore, TraceResult
 
+MAX_ROWS = 20  # of scores; the accused are always shown
 _MAX_NOT_READ = 5
 
 
-def print_trace(result: "TraceResult", max_rows: int = 20, claim: str | None = None) -> None:
-    """Prints the result of a trace: a table of scores and a verdict.
-
-    Args:
-        result ([`TraceResult`]): the result.
-        max_rows (`int`, *optional*, defaults to 20): the maximum number of rows; the accused are always shown.
-        claim (`str`, *optional*): the recipient that `verify` tested.
-    """
-    from rich.text import Text
-
-    screen = console()
-
-    def echo(line: str) -> None:
-        screen.print(Text(line))
-
-    _print_suspect(result, echo)
+def trace_blocks(result: "TraceResult") -> Iterator[Block]:
+    """The lines and the table that show a trace."""
+    yield from _suspect_lines(result)
     if result.scores:
-        screen.print(_table(result, max_rows))
-    shown = max(max_rows, len(result.accused))
+        yield _table(result)
+    shown = max(MAX_ROWS, len(result.accused))
     if len(result.scores) > shown:
-        echo(f"and {len(result.scores) - shown:,} more, none accused")
+        yield f"and {len(result.scores) - shown:,} more, none accused"
     for found in result.on_record:
-        echo(
+        yield (
             f"its content hash is that of copy {found.copy_id}, made for {found.recipient} from base {found.base} on "
             f"{found.created}. The record is not a proof; a score is"
         )
     for row in result.rows_not_used[:_MAX_NOT_READ]:
-        echo(f"not used: {row.describe()}")
+        yield f"not used: {row.describe()}"
     if len(result.rows_not_used) > _MAX_NOT_READ:
-        echo(f"and {len(result.rows_not_used) - _MAX_NOT_READ} more rows of the vault; list them with `vault check`")
-    echo(_verdict(result, claim))
+        yield f"and {len(result.rows_not_used) - _MAX_NOT_READ} more rows of the vault; list them with `vault check`"
+    yield _verdict(result)
     if result.reason is not None:
-        echo(result.reason)
+        yield result.reason
     if result.bytes_total:
         rest = ""
         if not result.complete:
             rest = "; --full looks for further colluders" if result.accused else "; a larger --max-mb may show more"
-        echo(
+        yield (
             f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
             f"requests, tested in {result.looks} look{'s' * (result.looks > 1)}{rest}"
         )
-    if len(result.scores) > len(result.accused):
-        warn_all_scores()
 
 
-def _print_suspect(result: "TraceResult", echo: Any) -> None:
-    """Prints which files and bases were read."""
+def _suspect_lines(result: "TraceResult") -> Iterator[str]:
+    """Which files and bases were read."""
     at = f"@{result.revision}" if result.revision else ""
     against = "no base" if result.base is None else f"base {result.base} ({result.base_source})"
-    echo(f"{result.suspect}{at} against {against}")
+    yield f"{result.suspect}{at} against {against}"
     if len(result.files) > 1 or result.files_not_read:
-        echo(f"weight files read: {', '.join(result.files) or 'none'}")
+        yield f"weight files read: {', '.join(result.files) or 'none'}"
     for file in result.files_not_read[:_MAX_NOT_READ]:
-        echo(f"not read: {file.name} ({file.reason})")
+        yield f"not read: {file.name} ({file.reason})"
     if len(result.files_not_read) > _MAX_NOT_READ:
-        echo(f"and {len(result.files_not_read) - _MAX_NOT_READ} more weight files not read")
+        yield f"and {len(result.files_not_read) - _MAX_NOT_READ} more weight files not read"
     if result.base is not None:
         lineage = result.lineage
         descent = "descends from the base" if lineage.descends else "does not look like a descendant of the base"
         left = f", {result.tensors_left_out} unreadable tensors left out" if result.tensors_left_out else ""
-        echo(
+        yield (
             f"{result.tensors_matched} of {result.tensors_marked} marked tensors matched, {result.weights_read:,} "
             f"weights read, {result.weights_dropped:,} dropped{left}; the suspect {descent} (cosine "
             f"{lineage.cosine:.3f}, drift {lineage.drift:.1%})"
         )
     if result.tensors_aligned:
-        echo(f"channels of {result.tensors_aligned} tensors were aligned to the base's order and scale")
+        yield f"channels of {result.tensors_aligned} tensors were aligned to the base's order and scale"
     if len(result.bases_read) > 1:
         for read in result.bases_read:
-            echo(f"compared with base {read.base} ({read.source}), {read.copies:,} copies: {read.reason}")
+            yield f"compared with base {read.base} ({read.source}), {read.copies:,} copies: {read.reason}"
     for base in result.bases_not_read[:_MAX_NOT_READ] if result.base is not None else ():
-        echo(f"not compared with base {base.name} ({base.source}): {base.reason}")
+        yield f"not compared with base {base.name} ({base.source}): {base.reason}"
     if result.base is not None and len(result.bases_not_read) > _MAX_NOT_READ:
-        echo(f"and {len(result.bases_not_read) - _MAX_NOT_READ} more bases not compared; --json lists them")
+        yield f"and {len(result.bases_not_read) - _MAX_NOT_READ} more bases not compared; --json lists them"
 
 
-def _table(result: "TraceResult", max_rows: int) -> Any:
-    from rich.table import Column, Table
-    from rich.text import Text
-
+def _table(result: "TraceResult") -> Table:
     several = len({score.base for score in result.scores}) > 1 or len(result.bases_read) > 1
     heads = ["made for", "copy", *["base"] * several, "state", "score", "bound on a false accusation", "verdict"]
-    table = Table(*(Column(head, overflow="fold") for head in heads))
-    for score in result.scores[: max(max_rows, len(result.accused))]:
+    rows = []
+    for score in result.scores[: max(MAX_ROWS, len(result.accused))]:
         row = [score.recipient, score.copy_id, *[score.base] * several, score.state, f"{score.score:.1f}"]
         row += [format_probability(score.log10_false_accusation), "ACCUSED" if score.accused else "-"]
-        table.add_row(*map(Text, row))
-    return table
+        rows.append(tuple(row))
+    return Table(tuple(heads), tuple(rows))
 
 
-def _verdict(result: "TraceResult", claim: str | None) -> str:
-    names = ", ".join(dict.fromkeys(map(_made_for, result.accused)))
+def _verdict(result: "TraceResult") -> str:
+    names, claim = ", ".join(dict.fromkeys(map(_made_for, result.accused))), result.claim
     if result.accused:
         conclusion = f"accused: {names}" if claim is None else f"confirmed: {names}"
-    elif result.outcome.value == "nobody":
+    elif result.outcome is Outcome.NOBODY:
         conclusion = "nobody is accused" if claim is None else f"not confirmed: a copy made for {claim}"
     else:
         conclusion = f"{result.outcome.value}: nobody is accused, and nobody is cleared"
