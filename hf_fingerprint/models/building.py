@@ -10,10 +10,12 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints.memory import MemoryCheckpoint
 from hf_fingerprint.errors import BuildError, FingerprintError, FingerprintWarning
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.configuration import CONFIG, read_json
 from hf_fingerprint.models.devices import to_device
+from hf_fingerprint.models.live_modules import build_live
 
 
 if TYPE_CHECKING:
@@ -24,12 +26,17 @@ def build_model(checkpoint: Checkpoint, device: "str | torch.device | None" = No
     """A runnable model with the checkpoint's weights in single precision.
 
     Args:
-        checkpoint ([`Checkpoint`]): the model's open weights.
+        checkpoint ([`Checkpoint`]): the model's open weights; a module in memory is copied.
         device (`str` or `torch.device`, *optional*): the device that the model is moved to. Defaults to the CPU.
 
     Raises:
         [`BuildError`]: if a library, a configuration or code is missing. Its cause is the library's exception.
     """
+    checkpoint = checkpoint.stored
+    if isinstance(checkpoint, MemoryCheckpoint):
+        live = build_live(checkpoint)
+        to_device(live.module, device)
+        return live
     source = checkpoint.source
     file = source.folder / CONFIG
     if not source.owns_folder or not file.is_file():

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.result import TraceResult
 from hf_fingerprint.tracing.trace import trace
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def verify(
-    suspect: str | Path,
+    suspect: ModelInput,
     recipient: str,
     vault: Vault | str | Path,
-    base: str | Path | None = None,
+    base: ModelInput | None = None,
     passphrase: str | None = None,
     *,
     progress: Progress | None = None,
