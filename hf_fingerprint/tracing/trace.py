@@ -24,6 +24,7 @@ from hf_fingerprint.checkpoints import (
     open_checkpoint,
     open_ranged_checkpoint,
 )
+from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
@@ -37,10 +38,11 @@ from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_rec
 
 
 def trace(
-    suspect: str | Path,
+    suspect: ModelInput,
     vault: Vault | str | Path,
-    base: str | Path | None = None,
+    base: ModelInput | None = None,
     passphrase: str | None = None,
+    *,
     progress: Progress | None = None,
     full: bool = False,
     max_bytes: int | None = None,
@@ -50,10 +52,12 @@ def trace(
     """Traces a suspect model.
 
     Args:
-        suspect (`str` or `Path`): a folder, a file or a Hub id. Every set of weight files in a folder or repo is read.
+        suspect (`str`, `Path`, `torch.nn.Module` or mapping of `str` to `torch.Tensor`): a folder, a file or a Hub id,
+            of which every set of weight files is read; or a module or a state dict, which is read where it is.
         vault ([`Vault`], `str` or `Path`): the unlocked vault, or its folder together with `passphrase`.
-        base (`str` or `Path`, *optional*): the base's id, or its location if its files have moved; by default all
-            registered bases that the suspect may come from.
+        base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): the base's id, or the base itself if it was
+            registered from memory or its files have moved; by default all registered bases that the suspect may come
+            from.
         passphrase (`str`, *optional*): unlocks the vault.
         progress (callable, *optional*): a [`Progress`].
         full (`bool`, *optional*, defaults to `False`): whether to download a suspect on the Hub and read all of it,
@@ -82,8 +86,11 @@ def trace(
         return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
 
-def _trace(request: TraceRequest, suspect: str | Path, full: bool, max_bytes: int | None) -> TraceResult:
-    """Traces by ranges if that is enough, else every set of weight files."""
+def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: int | None) -> TraceResult:
+    """Traces a model in memory, or by ranges if that is enough, else every set of weight files."""
+    if not isinstance(suspect, str | Path):
+        with open_checkpoint(suspect, suspect=True) as live:
+            return trace_files(request, live)
     looks = 0
     try:
         ranged = None if full else open_ranged_checkpoint(suspect, max_bytes)
