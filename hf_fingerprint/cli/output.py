@@ -90,7 +90,17 @@ def describe_base(base: "Base") -> list[str]:
         )
     certified = f"{base.certified} among {base.expected_recipients:,} recipients at alpha {base.alpha:.0e}"
     averaging = f"  against averaging alone: {predicted_coalition(base)}, by formula"
-    return [*lines, f"certified coalition: {certified}", f"  by {base.certified_by}", averaging]
+    lines += [f"certified coalition: {certified}", f"  by {base.certified_by}", averaging]
+    return [*lines, explain_certified(base)]
+
+
+def explain_certified(base: "Base") -> str:
+    """Explains the two numbers of colluders of a base, in one sentence."""
+    return (
+        f"designed for {base.coalition} and certified against {base.certified} means: the code's bits are drawn for "
+        f"mixtures of {base.coalition} copies; of coalitions of up to {base.certified}, simulations with this model's "
+        "weights accuse every member; of larger ones, some may stay unnamed, and the innocent are as safe as before"
+    )
 
 
 def warn_unmeasured(base: "Base") -> None:

@@ -102,6 +102,10 @@ class CodeDesign(PrintableResult):
         strategies = tuple(best.scores)
         scores = ((name, *(f"{code.scores[name]:.1f}" for code in self.options)) for name in strategies)
         yield Table(("mean score by strategy", *(c.family for c in self.options)), tuple(scores))
+        yield (
+            f"a smaller model can have a code that is designed for {self.coalition} colluders, too, but is certified "
+            "against fewer: of larger coalitions than those, some may stay unnamed, and the innocent are as safe"
+        )
 
     def __repr__(self) -> str:
         best = None if self.best is None else (self.best.family, self.best.length, self.best.weights)

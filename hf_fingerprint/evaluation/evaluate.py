@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
-from hf_fingerprint.checkpoints import HubOptions, disk_full_error, is_disk_full_error
+from hf_fingerprint.checkpoints import HubOptions, disk_full_error, is_disk_full_error, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError, StorageError
+from hf_fingerprint.evaluation.class_numbers import class_names_of
 from hf_fingerprint.evaluation.data import IMAGES, EvaluationData, load_data
 from hf_fingerprint.evaluation.planning import Job, plan_jobs, select_attacks
-from hf_fingerprint.evaluation.testbed import INNOCENTS, Testbed
+from hf_fingerprint.evaluation.testbed import INNOCENTS, Testbed, build_or_raise
 from hf_fingerprint.evaluation.trials import (
     BASE,
     COLLUSION,
@@ -172,12 +173,14 @@ def evaluate(
     jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
     check_outside_vaults(Path(out))
     folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
+    dataset = data
+    if not isinstance(dataset, EvaluationData):
+        dataset = _load_data(model, dataset, images, options, progress or silent)
+    dataset = dataset.on(device)
     with (
         open_evaluation_folder(folder),
         Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
     ):
-        dataset = data if isinstance(data, EvaluationData) else load_data(data, testbed.built, images)
-        dataset = dataset.on(device)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
         trials = tuple(runner.trials(jobs, progress or silent))
         return Evaluation(
@@ -193,6 +196,15 @@ def evaluate(
             skipped=runner.skipped,
             all_scores=all_scores,
         )
+
+
+def _load_data(
+    model: str | Path, data: str | Path, images: int, options: HubOptions, progress: Progress
+) -> EvaluationData:
+    """The images, checked against the model before anything is registered."""
+    progress("reading the images", 0, None)
+    with open_checkpoint(model, options=options) as checkpoint:
+        return load_data(data, build_or_raise(checkpoint, str(model)), images, labels=class_names_of(checkpoint))
 
 
 class _CannotAttackError(FingerprintError):

@@ -114,7 +114,7 @@ class Testbed:
         self._open = ExitStack()
         with ExitStack() as opening:
             self._original: Checkpoint = opening.enter_context(open_checkpoint(model, options=options))
-            self.built = _build_or_raise(self._original, str(model))
+            self.built = build_or_raise(self._original, str(model))
             vault = throwaway_vault(out / f"vault-{_config_digest(self.config)}")
             opened = Issuer(model, vault, self.config, progress, device=device, **options.keywords)
             issuer = opening.enter_context(opened)
@@ -165,7 +165,7 @@ class Testbed:
     def copy(self, recipient: int) -> "dict[str, torch.Tensor]":
         """The state dict of one recipient's copy, by the model's names, in float32."""
         with open_checkpoint(self._folders[recipient]) as issued:
-            return _build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
+            return build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
 
     def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
         """Traces a suspect made from the copies of `colluders`, recipients' indices. All others count as innocent."""
@@ -208,7 +208,7 @@ class Testbed:
         }
 
 
-def _build_or_raise(checkpoint: Checkpoint, name: str) -> BuiltModel:
+def build_or_raise(checkpoint: Checkpoint, name: str) -> BuiltModel:
     try:
         return build_model(checkpoint)
     except BuildError as error:

@@ -36,7 +36,7 @@ from hf_fingerprint.keys import commitment
 from hf_fingerprint.models.live_modules import has_own_format
 from hf_fingerprint.progress import Progress, part_of
 from hf_fingerprint.registration import register
-from hf_fingerprint.registration.content import identify_base
+from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.registration.registering import register_checkpoint
 from hf_fingerprint.registration.same_weights import copy_hash
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
@@ -88,8 +88,8 @@ class Issuer:
                 )
             else:
                 access = options.access.keywords
-                known = register(base, vault, config, progress, as_base=as_base, device=device, **access)
-                self.base, self._names = identify_base(self._checkpoint, [known], vault)
+                self.base = register(base, vault, config, progress, as_base=as_base, device=device, **access)
+                self._names = match_base(self._checkpoint, self.base, vault)
         except BaseException:
             self._checkpoint.close()
             raise

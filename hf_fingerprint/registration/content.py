@@ -170,11 +170,21 @@ def identify_base(checkpoint: Checkpoint, bases: Sequence[Base], vault: Vault) -
     digests = digest_tensors(checkpoint) if digests is None else digests
     found = find_same_weights(bases, checkpoint.tensors, digests)
     if found is None:
-        raise no_such_base(checkpoint.source.name, vault)
+        unknown = (
+            f"{checkpoint.source.name} is not a base of {vault.folder}: the hash of its weights is not on record."
+        )
+        raise VaultError(f"{unknown} Give the base itself, or its id.")
     return found
 
 
-def no_such_base(name: str, vault: Vault) -> VaultError:
-    """The error for a model whose weights no registered base has."""
-    unknown = f"{name} is not a base of {vault.folder}: the hash of its weights is not on record."
-    return VaultError(f"{unknown} Give the base itself, or its id.")
+def match_base(checkpoint: Checkpoint, base: Base, vault: Vault) -> Names:
+    """The tensor names of an open checkpoint, which has the weights of this base, by the base's.
+
+    Raises:
+        [`VaultError`]: if it has other weights.
+    """
+    try:
+        return identify_base(checkpoint, [base], vault)[1]
+    except VaultError:
+        other = f"{checkpoint.source.name} does not have the weights of base {base.base_id} ({base.source})"
+        raise VaultError(f"{other}: give the model that was loaded from it, unchanged, or leave out base.") from None

@@ -27,6 +27,7 @@ from hf_fingerprint.checkpoints import (
     open_ranged_checkpoint,
 )
 from hf_fingerprint.checkpoints.memory import ModelInput
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.progress import Progress
@@ -95,8 +96,9 @@ def trace(
     request = TraceRequest(vault, base, recipient, all_scores, progress, options, device)
     if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
-        hint = f"see `hf-fingerprint recipients` for the names.{unusable}"
-        raise VaultError(f"{vault.folder} has no copy for {recipient}: {hint}")
+        names = [copy.recipient for copy in request.rows.copies]
+        hint = did_you_mean(recipient, names, "see `hf-fingerprint recipients` for the names")
+        raise VaultError(f"{vault.folder} has no copy for {recipient}{hint}{unusable}")
     with vault.keep_open():
         return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
