@@ -18,7 +18,7 @@ from hf_fingerprint import Issuer, issue, trace
 from hf_fingerprint.attacks import ChannelPermutation
 from hf_fingerprint.blackbox.trigger_set.build import make_trigger_set
 from hf_fingerprint.checkpoints import HubOptions
-from hf_fingerprint.evaluation import Testbed, evaluate
+from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate
 from hf_fingerprint.hub import push_to_hub, watch
 from hf_fingerprint.models import device_of, run_model, to_device
 from hf_fingerprint.registration import lookup_base, register
@@ -203,7 +203,9 @@ class TestAPrivateModelThatRuns:
         ) as testbed:
             assert testbed.trace_suspect(testbed.copy(0)).caught == (True,)
 
-        assert "meta" in refused(lambda: evaluate("org/vit", tmp_path, tmp_path / "o", device="meta", **options))
+        images, labels = torch.zeros(4, 3, 32, 32), torch.arange(4)
+        data = EvaluationData("few", (images, labels), (images, labels))
+        assert "meta" in refused(lambda: evaluate("org/vit", data, tmp_path / "o", device="meta", **options))
         assert not Path(constants.HF_HUB_CACHE).exists()
 
 

@@ -63,7 +63,7 @@ def read_ranges(name: str, options: HubOptions) -> Source:
         return found.source
 
 
-def read_suspect(name: str, options: HubOptions) -> Source:
+def find_sets(name: str, options: HubOptions) -> Source:
     (found,) = find_weight_sets(name, options=options).sets
     open_checkpoint(found, suspect=True).close()
     return found
@@ -71,7 +71,7 @@ def read_suspect(name: str, options: HubOptions) -> Source:
 
 WAYS = {
     "downloaded": lambda name, options: resolve(name, options=options),
-    "as a suspect": read_suspect,
+    "as a suspect": find_sets,
     "by ranges": read_ranges,
 }
 Way = Callable[[str, HubOptions], Source]
