@@ -16,6 +16,7 @@ def _attack_names() -> list[str]:
     return [*GROUPS, *attack_names()]
 
 
+@options.expand_options
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a timm or transformers classifier.")] = None,
     data: Annotated[
@@ -48,6 +49,9 @@ def evaluate(
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
     alpha: options.Alpha = None,
+    *,
+    files: options.ModelFiles,
+    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Attack copies of a model, and report the remaining accuracy and evidence as JSON, a table and a page.
@@ -83,6 +87,8 @@ def evaluate(
             public_base=public_base,
             progress=progress,
             all_scores=all_scores,
+            device=device,
+            **files.keywords,
         )
     if all_scores:
         output.echo_err(NOT_TO_PUBLISH)
