@@ -17,7 +17,7 @@ from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import MAX_COALITION, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, Table, one_line_repr
 
 
@@ -112,6 +112,7 @@ class CodeDesign(PrintableResult):
         return one_line_repr(self, recipients=self.recipients, coalition=self.coalition, alpha=self.alpha, best=best)
 
 
+@shows_progress
 def design_code(
     recipients: int,
     coalition: int,

@@ -35,7 +35,7 @@ from hf_fingerprint.evaluation.trials import (
     trial_key,
 )
 from hf_fingerprint.logits import logits_of
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import check_outside_vaults
 
@@ -118,6 +118,7 @@ class Evaluation(PrintableResult):
         return one_line_repr(self, model=self.model, data=self.data, trials=trials, accused=caught)
 
 
+@shows_progress
 def evaluate(
     model: str | Path,
     data: EvaluationData | str | Path,

@@ -33,7 +33,7 @@ from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.issuing.updates import CopyUpdates
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.models.live_modules import has_own_format
-from hf_fingerprint.progress import Progress, part_of
+from hf_fingerprint.progress import Progress, part_of, shows_progress
 from hf_fingerprint.registration import register
 from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.registration.registering import register_checkpoint
@@ -57,6 +57,7 @@ class Issuer:
         progress (callable, *optional*): a [`Progress`] for the registration.
     """
 
+    @shows_progress
     def __init__(
         self,
         model: ModelInput,
@@ -100,8 +101,9 @@ class Issuer:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
+    @shows_progress
     def issue_all(
-        self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
+        self, recipients: Sequence[str], folder: str | Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
         """Issues a copy for each recipient to `folder/NAME`, and yields each once it is complete.
 
@@ -113,7 +115,7 @@ class Issuer:
             for number, recipient in enumerate(recipients):
                 part = part_of(progress, "writing copies", len(recipients) * self.copy_bytes, number * self.copy_bytes)
                 stack = ExitStack()
-                finish = stack.enter_context(self.prepare(recipient, folder / recipient, part))
+                finish = stack.enter_context(self.prepare(recipient, Path(folder) / recipient, part))
                 after = pool.submit(_finish, stack, finish)
                 if before is not None:
                     yield before.result()
@@ -121,9 +123,10 @@ class Issuer:
             if before is not None:
                 yield before.result()
 
-    def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
+    @shows_progress
+    def issue(self, recipient: str, out: str | Path, progress: Progress | None = None) -> IssuedCopy:
         """Issues one copy. A second call with the same arguments returns the existing copy."""
-        with self.prepare(recipient, out, progress) as finish:
+        with self.prepare(recipient, Path(out), progress) as finish:
             return finish()
 
     @contextmanager

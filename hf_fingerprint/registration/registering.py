@@ -14,7 +14,7 @@ from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL,
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.registration.amplitude_search import (
     MAX_SECONDS,
     MarkedModel,
@@ -31,6 +31,7 @@ from hf_fingerprint.registration.same_weights import Names, find_same_weights
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder, current_bases
 
 
+@shows_progress
 def register(
     model: ModelInput | Checkpoint,
     vault: Vault,
@@ -140,6 +141,7 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
             )
 
 
+@shows_progress
 def analyze_base(
     checkpoint: Checkpoint,
     config: FingerprintConfig,

@@ -28,7 +28,7 @@ from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.tracing.conclusion import unread_result
 from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
@@ -37,6 +37,7 @@ from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
 
 
+@shows_progress
 def trace(
     suspect: ModelInput,
     vault: Vault | str | Path,

@@ -27,7 +27,7 @@ from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.private_files import write_private
 
@@ -64,6 +64,7 @@ class KeyImageSet:
         return asdict(self)
 
 
+@shows_progress
 def export_key_images(
     base: str | Path | None,
     recipient: str,

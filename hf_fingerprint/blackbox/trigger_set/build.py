@@ -42,7 +42,7 @@ from hf_fingerprint.models import (
     map_parameter_names,
     user_images,
 )
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.registration import lookup_base, open_base
 from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.vault import Base, Vault
@@ -57,6 +57,7 @@ RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
 PROBE_KEYS = 16  # keys over which the recall is averaged
 
 
+@shows_progress
 def make_trigger_set(
     base: ModelInput,
     vault: Vault | str | Path,
