@@ -65,8 +65,8 @@ def setup_of(page: Path) -> list[str]:
 
 
 @dataclass
-class Reader:
-    """Somebody who follows a page, in a folder.
+class PageRun:
+    """A page that is followed in a folder, as somebody who reads it would.
 
     Attributes:
         folder (`Path`): the current folder.
