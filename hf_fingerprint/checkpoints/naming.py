@@ -13,6 +13,7 @@ from hf_fingerprint.printable import printable
 HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[^:@]+))?(@(?P<revision>[\w./-]+))?(?(file)|(:(?P<file_after>[^:@]+))?)"
 )
+IN_MEMORY = re.compile(r"\w[\w ]* \(in memory\)")  # the source of a model that was given as a module or a state dict
 _SUBFOLDER_END = "/./"  # as in rsync; a recorded file's path never holds it
 
 

@@ -11,9 +11,10 @@ with open_checkpoint("org/name") as checkpoint:
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 from hf_fingerprint.progress import Progress, counting
 
+
+if TYPE_CHECKING:
+    from hf_fingerprint.checkpoints.memory import ModelInput
 
 BLOCK_WEIGHTS = 1 << 18
 ROW_MULTIPLE = 8
@@ -142,6 +146,15 @@ class Checkpoint:
             os.close(descriptor)
         self._descriptors = []
 
+    @property
+    def stored(self) -> "Checkpoint":
+        """The model under the names that its files give its tensors."""
+        return self
+
+    def reopen(self) -> "Checkpoint":
+        """The same model, opened as a base is: all of its tensors must be readable."""
+        return Checkpoint(self.source)
+
     def state(self) -> str:
         """Name, size, times and inode of each weight file as JSON, which changes whenever a file does."""
         found = [(path.name, path.stat()) for path in self.source.weights]
@@ -195,7 +208,7 @@ def block_rows(info: TensorInfo) -> Iterator[slice]:
 
 
 def open_checkpoint(
-    name: str | Path | Source,
+    name: "ModelInput | Source",
     weights_only: bool = False,
     suspect: bool = False,
     file: str | None = None,
@@ -204,7 +217,8 @@ def open_checkpoint(
     """Opens a model.
 
     Args:
-        name (`str`, `Path` or [`Source`]): a model name as for [`resolve`], or its result.
+        name ([`ModelInput`] or [`Source`]): a model name as for [`resolve`], or its result; or a module or a state
+            dict, which is read where it is.
         weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
         suspect (`bool`, *optional*, defaults to `False`): whether to open the model as a suspect: unreadable tensors
             are listed in `left_out`, and pickles may nest their tensors freely. A base must be fully readable, since
@@ -215,15 +229,29 @@ def open_checkpoint(
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
     """
+    if not isinstance(name, str | Path | Source):
+        from hf_fingerprint.checkpoints.memory import MemoryCheckpoint
+
+        return MemoryCheckpoint(name, suspect)
     return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file, options), suspect)
 
 
-def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:
+class Layout(Protocol):
+    """Dtype and shape of a tensor, as in a [`TensorInfo`]."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def content_hash(tensors: Mapping[str, Layout], digests: Mapping[str, str]) -> str:
     """Hash of a model's weights, independent of sharding and metadata.
 
     Args:
-        tensors (`dict[str, TensorInfo]`): the tensors.
-        digests (`dict[str, str]`): hexadecimal SHA-256 of each tensor's bytes.
+        tensors (mapping of `str` to [`TensorInfo`]): the tensors.
+        digests (mapping of `str` to `str`): hexadecimal SHA-256 of each tensor's bytes.
 
     Returns:
         `str`: SHA-256 of one JSON line `[name, dtype, shape, digest]` for each tensor, sorted by name; hexadecimal.

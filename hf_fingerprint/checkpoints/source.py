@@ -63,9 +63,17 @@ class Source:
         """The name by which [`resolve`] finds this very model again."""
         return self.name if self.revision is None else f"hf-hub:{self.name}@{self.revision}"
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is a module or a state dict, without files."""
+        return not self.weights
+
     @cached_property
     def pickled(self) -> bool:
-        """Whether the weights are in PyTorch's format, by the first file's content, else by its name."""
+        """Whether the weights are not in safetensors: in PyTorch's format, by the first file's content, else by its
+        name, or in memory."""
+        if self.in_memory:
+            return True
         first = self.weights[0]
         with suppress(CheckpointError):
             if self.folder != Path():  # Path() stands for a model on the Hub that is read by ranges

@@ -74,6 +74,12 @@ def normalize_name(name: str) -> str:
     return name
 
 
+@lru_cache(1 << 14)
+def canonical_name(name: str) -> str:
+    """The name that timm gives the tensor, without wrappers' prefixes."""
+    return to_timm(normalize_name(name))
+
+
 def to_timm(name: str) -> str:
     """The timm name of a transformers tensor; other names unchanged."""
     bare = _PREFIX.sub("", name)

@@ -34,7 +34,7 @@ from hf_fingerprint.checkpoints.files import (
     write_all,
 )
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
-from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
+from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows, content_hash
 from hf_fingerprint.errors import CheckpointError, StorageError
 from hf_fingerprint.progress import Progress, counting
 
@@ -56,6 +56,7 @@ class WrittenCopy:
         files (`tuple[Path, ...]`): the files written.
         buffered (`dict[Path, BytesIO]`): files that are still in memory.
         mode (`int`): permissions of the buffered files once written.
+        content_hash (`str`): the content hash of the copy's weights.
     """
 
     digests: dict[str, str]
@@ -64,6 +65,7 @@ class WrittenCopy:
     files: tuple[Path, ...]
     buffered: dict[Path, BytesIO] = field(default_factory=dict)
     mode: int = 0o600
+    content_hash: str = ""
 
     def write_buffered(self) -> None:
         """Writes the buffered files, without syncing them to disk."""
@@ -119,7 +121,7 @@ def write_copy(
     for each, target in copies:
         make_folders(target.parent, folder, source.folder)
         copy_file(each.path, target, each.content)
-    mode = reduce(int.__and__, map(file_mode, source.weights))
+    mode = reduce(int.__and__, map(file_mode, source.weights)) if source.weights else file_mode(folder) & 0o666
     count = counting(progress, "writing the copy", sum(info.nbytes for info in checkpoint.tensors.values()))
     digests: dict[str, str] = {}
     hashes: dict[Path, str] = {}
@@ -148,7 +150,8 @@ def write_copy(
         if file_digests:
             hashes[target] = output.digest
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, hashes, contents.left_out, written, buffered, mode)
+    copy_hash = content_hash(checkpoint.tensors, digests)
+    return WrittenCopy(digests, hashes, contents.left_out, written, buffered, mode, copy_hash)
 
 
 def can_publish_unchanged(checkpoint: Checkpoint) -> bool:

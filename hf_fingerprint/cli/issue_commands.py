@@ -222,3 +222,4 @@ def _print_summary(issuer: "Issuer", count: int) -> None:
         f"against {base.certified} colluders among {base.expected_recipients:,} recipients (by "
         f"{base.certified_by.split(',')[0]})"
     )
+    output.echo(output.explain_certified(base))

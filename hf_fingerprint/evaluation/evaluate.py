@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
-from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError, StorageError
+from hf_fingerprint.evaluation.class_numbers import class_names_of
 from hf_fingerprint.evaluation.data import IMAGES, EvaluationData, load_data
 from hf_fingerprint.evaluation.planning import Job, plan_jobs, select_attacks
-from hf_fingerprint.evaluation.testbed import INNOCENTS, Testbed
+from hf_fingerprint.evaluation.testbed import INNOCENTS, Testbed, build_or_raise
 from hf_fingerprint.evaluation.trials import (
     BASE,
     COLLUSION,
@@ -34,7 +35,7 @@ from hf_fingerprint.evaluation.trials import (
     trial_key,
 )
 from hf_fingerprint.logits import logits_of
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import check_outside_vaults
 
@@ -117,6 +118,7 @@ class Evaluation(PrintableResult):
         return one_line_repr(self, model=self.model, data=self.data, trials=trials, accused=caught)
 
 
+@shows_progress
 def evaluate(
     model: str | Path,
     data: EvaluationData | str | Path,
@@ -160,8 +162,8 @@ def evaluate(
     jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
     check_outside_vaults(Path(out))
     folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
+    dataset = data if isinstance(data, EvaluationData) else _load_data(model, data, images, progress or silent)
     with open_evaluation_folder(folder), Testbed(model, folder, count, config, innocents, progress) as testbed:
-        dataset = data if isinstance(data, EvaluationData) else load_data(data, testbed.built, images)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
         trials = tuple(runner.trials(jobs, progress or silent))
         return Evaluation(
@@ -177,6 +179,13 @@ def evaluate(
             skipped=runner.skipped,
             all_scores=all_scores,
         )
+
+
+def _load_data(model: str | Path, data: str | Path, images: int, progress: Progress) -> EvaluationData:
+    """The images, checked against the model before anything is registered."""
+    progress("reading the images", 0, None)
+    with open_checkpoint(model) as checkpoint:
+        return load_data(data, build_or_raise(checkpoint, str(model)), images, labels=class_names_of(checkpoint))
 
 
 class _CannotAttackError(FingerprintError):

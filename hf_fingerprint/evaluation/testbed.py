@@ -9,11 +9,10 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,10 +106,10 @@ class Testbed:
     ):
         self.config = config or FingerprintConfig()
         progress = progress or silent
-        self._open, self._out = ExitStack(), out
+        self._open = ExitStack()
         with ExitStack() as opening:
             self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
-            self.built = _build_or_raise(self._original, str(model))
+            self.built = build_or_raise(self._original, str(model))
             vault = throwaway_vault(out / f"vault-{_config_digest(self.config)}")
             issuer = opening.enter_context(Issuer(model, vault, self.config, progress))
             self.base: Base = issuer.base
@@ -146,25 +145,12 @@ class Testbed:
     def model_of(self, state: "State") -> "torch.nn.Module | None":
         """The model with these weights in evaluation mode, or `None` if they do not fit it. Layers may have other
         widths, normalizations may be folded, and names may be those of timm or transformers."""
-        with self._open_as_file(state) as suspect:
+        with open_checkpoint(state, suspect=True) as suspect:
             found = load_into_base_model(self.built, {}, suspect)
             if found is None:
                 names = map_parameter_names(self.built.module, self._original)
                 found = load_into_base_model(self.built, names, to_base_names(self.base, suspect))
             return found
-
-    @contextmanager
-    def _open_as_file(self, state: "State") -> Iterator[Checkpoint]:
-        """Opens a state dict as a temporary checkpoint file."""
-        from safetensors.torch import save
-
-        with ExitStack() as kept:
-            with translate_disk_errors(f"A suspect can't be written to {self._out}", self._out):
-                scratch = kept.enter_context(TemporaryDirectory(dir=self._out))
-                file = Path(scratch) / "suspect.safetensors"
-                file.write_bytes(save({n: each.detach().cpu().clone().contiguous() for n, each in state.items()}))
-            with open_checkpoint(file) as suspect:
-                yield suspect
 
     def base_state(self) -> "dict[str, torch.Tensor]":
         """The base's state dict."""
@@ -173,11 +159,11 @@ class Testbed:
     def copy(self, recipient: int) -> "dict[str, torch.Tensor]":
         """The state dict of one recipient's copy, by the model's names, in float32."""
         with open_checkpoint(self._folders[recipient]) as issued:
-            return _build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
+            return build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
 
     def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
         """Traces a suspect made from the copies of `colluders`, recipients' indices. All others count as innocent."""
-        with self._open_as_file(state) as suspect:
+        with open_checkpoint(state, suspect=True) as suspect:
             extraction = extract(self.base, self._original, suspect)
             fields = unaligned_fields = self._decode(extraction, colluders)
             if extraction.aligned:
@@ -215,7 +201,7 @@ class Testbed:
         }
 
 
-def _build_or_raise(checkpoint: Checkpoint, name: str) -> BuiltModel:
+def build_or_raise(checkpoint: Checkpoint, name: str) -> BuiltModel:
     try:
         return build_model(checkpoint)
     except BuildError as error:

@@ -22,6 +22,7 @@ from hf_fingerprint.checkpoints import (
     remove_on_failure,
     write_copy,
 )
+from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.config import FingerprintConfig, PublishConfig
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub.api import translate_errors
@@ -277,7 +278,7 @@ def _enter(push: AbstractContextManager[FinishPush]) -> tuple[ExitStack, FinishP
 
 
 def push_to_hub(
-    model: str | Path,
+    model: ModelInput,
     recipient: str,
     repo: str,
     vault: Vault | str | Path,
@@ -286,6 +287,9 @@ def push_to_hub(
     account: str | None = None,
     include_code: bool = False,
     as_base: bool = False,
+    *,
+    base: ModelInput | None = None,
+    progress: Progress | None = None,
 ) -> PublishedCopy:
     """Issues a recipient's copy of a model and pushes it to a variant repo.
 
@@ -293,32 +297,32 @@ def push_to_hub(
     push_to_hub("org/model", "alice", "org/model-alice", vault="vault")
     ```
 
-    To publish a model that you trained, push it to a private repo with the `push_to_hub` of transformers or timm, and
-    give that repo as `model`.
-
     Args:
-        model (`str` or `Path`): the base: a folder, a file or a Hub id.
+        model (`str`, `Path`, `torch.nn.Module` or mapping of `str` to `torch.Tensor`): the base: a folder, a file, a
+            Hub id, a module or a state dict; see [`issue`].
         recipient, repo, account (`str`): see [`Assignment`]. A missing repo is created.
         vault ([`Vault`], `str` or `Path`): the vault, which may be locked.
         config ([`FingerprintConfig`], *optional*): how to mark a base that is not registered yet.
         publish_config ([`PublishConfig`], *optional*): visibility and access. Private by default.
         include_code (`bool`, *optional*, defaults to `False`): whether the copy includes the model's `.py` files.
         as_base (`bool`, *optional*, defaults to `False`): see [`register`].
+        base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): see [`issue`].
+        progress (callable, *optional*): a [`Progress`].
 
     Raises:
         [`FingerprintError`]: if the copy can't be issued or pushed. Run the same call again to resume.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
-        return Publisher(vault, publish_config).issue(issuer, Assignment(recipient, repo, account))
+    with Issuer(model, vault, config, progress, include_code, as_base, base) as issuer:
+        return Publisher(vault, publish_config).issue(issuer, Assignment(recipient, repo, account), progress=progress)
 
 
-def reissue_assignments(vault: Vault, old_base: str | Path) -> list[Assignment]:
+def reissue_assignments(vault: Vault, old_base: ModelInput) -> list[Assignment]:
     """The recipients and repos of the published copies of a base, for a new version of the model.
 
     Args:
         vault ([`Vault`]): the vault.
-        old_base (`str` or `Path`): the base of the published copies: its id in the vault, a path or a Hub id.
+        old_base (`str` or [`ModelInput`]): the base of the published copies, or its id in the vault.
 
     Raises:
         [`VaultError`]: if the vault does not hold the base.

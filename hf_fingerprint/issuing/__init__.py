@@ -7,8 +7,9 @@ recorded before its first byte is written, and it appears at its path once it is
 after a crash.
 """
 
+from hf_fingerprint.issuing.issue import issue
 from hf_fingerprint.issuing.issued import IssuedCopy
-from hf_fingerprint.issuing.issuer import CopyCallback, Finish, Issuer, hand_over, issue
+from hf_fingerprint.issuing.issuer import CopyCallback, Finish, Issuer, hand_over
 
 
 __all__ = ["CopyCallback", "Finish", "IssuedCopy", "Issuer", "hand_over", "issue"]

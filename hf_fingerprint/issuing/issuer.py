@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
-from hf_fingerprint.carriers import Delta, DenseDelta, MarkDelta, TensorUpdate
 from hf_fingerprint.checkpoints import (
     SkippedFile,
+    WrittenCopy,
     content_hash,
     digest_tensors,
     disk_full_error,
@@ -23,79 +24,68 @@ from hf_fingerprint.checkpoints import (
     sync,
     write_copy,
 )
+from hf_fingerprint.checkpoints.memory import MemoryCheckpoint, ModelInput
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.destination import checked_name, partial_path
+from hf_fingerprint.issuing.in_memory import mark_in_memory, write_module
 from hf_fingerprint.issuing.issued import IssuedCopy
+from hf_fingerprint.issuing.updates import CopyUpdates
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.progress import Progress, part_of
+from hf_fingerprint.models.live_modules import has_own_format
+from hf_fingerprint.progress import Progress, part_of, shows_progress
 from hf_fingerprint.registration import register
+from hf_fingerprint.registration.content import match_base
+from hf_fingerprint.registration.registering import register_checkpoint
+from hf_fingerprint.registration.same_weights import copy_hash
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
 
 
+if TYPE_CHECKING:
+    import torch
+
+PLACE_IN_MEMORY = "(in memory)"  # recorded for a copy without a folder
 CopyCallback = Callable[[IssuedCopy], None]
 Finish = Callable[[], IssuedCopy]
-
-
-def issue(
-    model: str | Path,
-    recipient: str,
-    vault: Vault | str | Path,
-    out: str | Path,
-    config: FingerprintConfig | None = None,
-    include_code: bool = False,
-    as_base: bool = False,
-) -> IssuedCopy:
-    """Issues one copy, and registers the base first if the vault doesn't hold it.
-
-    Args:
-        model (`str` or `Path`): the base: a folder, a file or a Hub id.
-        recipient (`str`): the recipient's name.
-        vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        out (`str` or `Path`): the folder of the copy, which must not exist yet.
-        config ([`FingerprintConfig`], *optional*): for the registration of a new base.
-        include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
-        as_base (`bool`, *optional*, defaults to `False`): whether to register a copy as a base; see [`register`].
-
-    Returns:
-        [`IssuedCopy`]
-
-    Raises:
-        [`FingerprintError`]: if the base can't be registered or the copy can't be written.
-    """
-    vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
-        return issuer.issue(recipient, Path(out))
 
 
 class Issuer:
     """An open base from which several copies are issued; it is opened and hashed once.
 
     Args:
-        model, vault, config, include_code, as_base: see [`issue`].
+        model, vault, config, include_code, as_base, base: see [`issue`].
         progress (callable, *optional*): a [`Progress`] for the registration.
     """
 
+    @shows_progress
     def __init__(
         self,
-        model: str | Path,
+        model: ModelInput,
         vault: Vault,
         config: FingerprintConfig | None = None,
         progress: Progress | None = None,
         include_code: bool = False,
         as_base: bool = False,
+        base: ModelInput | None = None,
     ):
         self.vault, self.include_code = vault, include_code
         self._checkpoint = open_checkpoint(model)
         try:
             self._state = self._checkpoint.state()
-            self.base: Base = register(self._checkpoint, vault, config, progress, as_base=as_base)
+            self.base: Base
+            if base is None:
+                self.base, self._names = register_checkpoint(
+                    self._checkpoint, vault, config, progress, as_base=as_base
+                )
+            else:
+                self.base = register(base, vault, config, progress, as_base=as_base)
+                self._names = match_base(self._checkpoint, self.base, vault)
         except BaseException:
             self._checkpoint.close()
             raise
-        self._codebook = self.base.codebook()
         stored_triggers = vault.trigger_set(self.base)
         self._trigger_set = None if stored_triggers is None else TriggerSet.from_bytes(stored_triggers)
+        self._updates = CopyUpdates(self.base, self._checkpoint, self._names, self._trigger_set)
         self._stack = ExitStack()
         self._stack.enter_context(vault.keep_open())
 
@@ -111,6 +101,7 @@ class Issuer:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
+    @shows_progress
     def issue_all(
         self, recipients: Sequence[str], folder: str | Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
@@ -132,6 +123,7 @@ class Issuer:
             if before is not None:
                 yield before.result()
 
+    @shows_progress
     def issue(self, recipient: str, out: str | Path, progress: Progress | None = None) -> IssuedCopy:
         """Issues one copy. A second call with the same arguments returns the existing copy."""
         with self.prepare(recipient, Path(out), progress) as finish:
@@ -180,12 +172,36 @@ class Issuer:
             if not free or out.is_symlink():
                 problem = f"{out} exists and is not this recipient's copy"
                 raise CheckpointError(f"{problem}: choose another path for {recipient}'s.")
-            if self._checkpoint.state() != self._state:
-                raise CheckpointError(f"{source.name} changed while it was open: run the command again.")
+            self._check_unchanged()
             if earlier is not None and earlier.state == "written":
                 earlier = None  # its files are gone
             options = progress, in_memory, file_digests, on_written
             yield stack.enter_context(self._write_copy(recipient, out, earlier, *options))
+
+    def issue_in_memory(
+        self, recipient: str, progress: Progress | None = None
+    ) -> "torch.nn.Module | dict[str, torch.Tensor]":
+        """A new marked copy of a model that was given as a module or a state dict. It is recorded before it is
+        returned, and each call marks and records another copy.
+
+        Raises:
+            [`CheckpointError`]: if the model was given as a path or a Hub id.
+        """
+        checkpoint, base, recipient = self._checkpoint, self.base, checked_name(recipient)
+        if not isinstance(checkpoint, MemoryCheckpoint):
+            raise CheckpointError(f"A copy of {checkpoint.source.name} needs a folder: give it as out (--out).")
+        self._check_unchanged()
+        record, copy_key = self.vault.begin_copy(base, recipient, PLACE_IN_MEMORY)
+        copy, digests = mark_in_memory(checkpoint, self._updates.make(copy_key), progress)
+        marked = {name: digests[theirs] for name, theirs in self._names.items() if theirs in digests}
+        is_answering = self._trigger_set is not None
+        new_hash = copy_hash(base, marked)
+        self.vault.mark_written(record, copy_key, new_hash, is_answering=is_answering, is_issued=True)
+        return copy
+
+    def _check_unchanged(self) -> None:
+        if self._checkpoint.state() != self._state:
+            raise CheckpointError(f"{self._checkpoint.source.name} changed while it was open: run the command again.")
 
     def _find_existing(self, recipient: str, out: Path, earlier: CopyRecord | None, free: bool) -> IssuedCopy | None:
         """The copy that an earlier run completed, moved to its path if that run did not."""
@@ -241,17 +257,16 @@ class Issuer:
             shutil.rmtree(partial_dir)
         with remove_on_failure(partial_dir):
             partial_dir.mkdir()
-            options = progress, in_memory, file_digests, self.include_code
-            written = write_copy(self._checkpoint, partial_dir, self._updates(copy_key), *options)
-            copy_hash = content_hash(self._checkpoint.tensors, written.digests)
+            written = self._write(partial_dir, copy_key, progress, in_memory, file_digests)
         digests = {path.relative_to(partial_dir).as_posix(): digest for path, digest in written.file_digests.items()}
-        copy_commitment = commitment(copy_key, record.recipient, copy_hash)
-        completed = replace(record, content_hash=copy_hash, commitment=copy_commitment)
+        copy_commitment = commitment(copy_key, record.recipient, written.content_hash)
+        completed = replace(record, content_hash=written.content_hash, commitment=copy_commitment)
         issued_copy = replace(self._to_issued_copy(completed, written.left_out, new=True), digests=digests)
 
         def flush_and_record() -> CopyRecord:
             written.flush()
-            return self.vault.mark_written(record, copy_key, copy_hash, is_answering=self._trigger_set is not None)
+            is_answering = self._trigger_set is not None
+            return self.vault.mark_written(record, copy_key, written.content_hash, is_answering=is_answering)
 
         def finish() -> IssuedCopy:
             discard.pop_all()
@@ -271,24 +286,14 @@ class Issuer:
             discard.callback(shutil.rmtree, partial_dir, ignore_errors=True)
             yield finish
 
-    def _updates(self, copy_key: bytes) -> dict[str, TensorUpdate]:
-        """The update of each tensor that differs in a copy: the carriers, the head if the base has a trigger set, and
-        the tensors tied to them."""
-        base, tied = self.base, self._checkpoint.tied
-        codeword = self._codebook.packed([copy_key])[0]
-        deltas: list[tuple[str, Callable[[], Delta]]] = []
-        if self._trigger_set is not None:
-            deltas.append((self._trigger_set.head, partial(DenseDelta, self._trigger_set.head_update(copy_key))))
-        for each in base.carriers:
-            deltas.append((each.name, partial(MarkDelta, base.secret, each.name, each.amplitude, codeword)))
-        by_storage: dict[str, list[tuple[str, Callable[[], Delta]]]] = {}
-        for name, make_delta in deltas:
-            by_storage.setdefault(tied.get(name, name), []).append((name, make_delta))
-        return {
-            name: TensorUpdate(copy_key, found[0][0], info.dtype, info.columns, [make() for _, make in found])
-            for name, info in self._checkpoint.tensors.items()
-            if (found := by_storage.get(tied.get(name, name)))
-        }
+    def _write(
+        self, folder: Path, copy_key: bytes, progress: Progress | None, in_memory: bool, file_digests: bool
+    ) -> WrittenCopy:
+        """Writes a copy's files, as the library of a module does, or as the base's are."""
+        checkpoint, updates = self._checkpoint, self._updates.make(copy_key)
+        if isinstance(checkpoint, MemoryCheckpoint) and has_own_format(checkpoint.module):
+            return write_module(checkpoint, folder, updates, progress, file_digests, self.include_code)
+        return write_copy(checkpoint, folder, updates, progress, in_memory, file_digests, self.include_code)
 
     def _move_into_place(self, record: CopyRecord, partial_dir: Path, left_out: tuple[SkippedFile, ...]) -> IssuedCopy:
         out = Path(record.out)

@@ -9,20 +9,25 @@ from contextlib import redirect_stderr
 from io import StringIO
 
 from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints.memory import MemoryCheckpoint
 from hf_fingerprint.errors import BuildError, FingerprintError, FingerprintWarning
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.configuration import CONFIG, read_json
+from hf_fingerprint.models.live_modules import build_live
 
 
 def build_model(checkpoint: Checkpoint) -> BuiltModel:
     """A runnable model with the checkpoint's weights in single precision.
 
     Args:
-        checkpoint ([`Checkpoint`]): the model's open weights.
+        checkpoint ([`Checkpoint`]): the model's open weights; a module in memory is copied.
 
     Raises:
         [`BuildError`]: if a library, a configuration or code is missing. Its cause is the library's exception.
     """
+    checkpoint = checkpoint.stored
+    if isinstance(checkpoint, MemoryCheckpoint):
+        return build_live(checkpoint)
     source = checkpoint.source
     file = source.folder / CONFIG
     if not source.owns_folder or not file.is_file():

@@ -48,8 +48,6 @@ def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) ->
         [`BuildError`]: if timm has no such architecture, the configuration has invalid entries, or the weights don't
             match.
     """
-    from timm.data import create_transform, resolve_model_data_config
-
     architecture = _check_architecture(config.get("architecture"), where)
     arguments = _select_arguments(architecture, config, where)
     data = _select_data_config(config.get("pretrained_cfg"), where)
@@ -63,14 +61,21 @@ def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) ->
         data["input_size"] = check_size((data.get("input_size", (3,))[0], *sides), where)
     module = _create_module(architecture, arguments, data, checkpoint)
     load_weights(module, checkpoint)
-    data_config = resolve_model_data_config(module)
+    return describe_timm(module.float().eval(), module, where)
+
+
+def describe_timm(module: "torch.nn.Module", timm_model: Any, where: str) -> BuiltModel:
+    """A module with the preprocessing and the kind of output of the timm model that it is, or that it wraps."""
+    from timm.data import create_transform, resolve_model_data_config
+
+    data_config = resolve_model_data_config(timm_model)
     return BuiltModel(
-        module.float().eval(),
+        module,
         check_size(tuple(data_config["input_size"]), where),
         data_config["mean"],
         data_config["std"],
         create_transform(**data_config, is_training=False),
-        {0: "features", 1: "multi_label"}.get(arguments["num_classes"]),
+        {0: "features", 1: "multi_label"}.get(timm_model.num_classes),
     )
 
 

@@ -54,15 +54,28 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
     model_class, output = _model_class(config.get("architectures"), model_type, where)
     module = _load_module(model_class, model_config, checkpoint)
     processor = read_processor(checkpoint.source.folder, model_type)
+    return _describe(module.eval(), model_config, processor, output, config.get("problem_type"), where)
+
+
+def describe_transformers(module: Any, where: str) -> BuiltModel:
+    """A transformers module with the input and the kind of output that its configuration says."""
+    config = module.config
+    output = _output_of_class(type(module).__name__, getattr(config, "model_type", ""))
+    return _describe(module, config, None, output or None, getattr(config, "problem_type", None), where)
+
+
+def _describe(
+    module: "torch.nn.Module", model_config: Any, processor: Any, output: str | None, problem_type: Any, where: str
+) -> BuiltModel:
     declared = (getattr(part, "num_channels", None) for part in nested_configs(model_config))
     channels = next((count for count in declared if isinstance(count, int)), 3)
     size = check_size((channels, *image_size(processor, model_config, where)), where)
     mean = _per_channel(getattr(processor, "image_mean", None), channels)
     std = _per_channel(getattr(processor, "image_std", None), channels)
     if output is None:
-        problem = "multi_label_classification" if model_config.num_labels == 1 else ""
-        output = _PROBLEM_TYPES.get(config.get("problem_type") or problem)
-    return BuiltModel(module.eval(), size, mean, std, make_preprocess(processor, size, mean, std), output)
+        problem = "multi_label_classification" if getattr(model_config, "num_labels", 0) == 1 else ""
+        output = _PROBLEM_TYPES.get(problem_type or problem)
+    return BuiltModel(module, size, mean, std, make_preprocess(processor, size, mean, std), output)
 
 
 def _make_config(config: Mapping[str, Any], where: str) -> Any:
@@ -130,15 +143,10 @@ def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str |
     It must take images, and transformers must map it to that configuration.
     """
     import transformers
-    from transformers.models.auto import modeling_auto as auto
 
-    mapped = {
-        None: _mapped_classes(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, model_type),
-        "dense": _mapped_classes(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, model_type),
-        "features": _mapped_classes(auto.MODEL_MAPPING_NAMES, model_type),
-    }
-    named = names[0] if isinstance(names, list) and names else next(iter(mapped[None]), None)
-    output = next((kind for kind, classes in mapped.items() if named in classes), "")
+    classifiers = _classes_by_output(model_type)[None]
+    named = names[0] if isinstance(names, list) and names else next(iter(classifiers), None)
+    output = _output_of_class(named, model_type)
     model_class = getattr(transformers, named, None) if isinstance(named, str) and output != "" else None
     if model_class is None or getattr(model_class, "main_input_name", "") not in ("pixel_values", "inputs"):
         raise BuildError(
@@ -146,6 +154,21 @@ def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str |
             f"backbone that takes pixels: use one of these."
         )
     return model_class, output
+
+
+def _output_of_class(name: object, model_type: str) -> str | None:
+    """The kind of output of a class, `None` for a classifier; empty if transformers doesn't map it to that type."""
+    return next((kind for kind, classes in _classes_by_output(model_type).items() if name in classes), "")
+
+
+def _classes_by_output(model_type: str) -> dict[str | None, tuple[str, ...]]:
+    from transformers.models.auto import modeling_auto as auto
+
+    return {
+        None: _mapped_classes(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, model_type),
+        "dense": _mapped_classes(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, model_type),
+        "features": _mapped_classes(auto.MODEL_MAPPING_NAMES, model_type),
+    }
 
 
 def _mapped_classes(names: Mapping[str, Any], model_type: str) -> tuple[str, ...]:

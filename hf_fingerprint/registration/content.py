@@ -1,6 +1,7 @@
 """Identifies registered bases by their content hash, which is cached for files that don't change."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,11 @@ import numpy as np
 from hf_fingerprint.carriers import can_carry, row_rms
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.memory import ModelInput
+from hf_fingerprint.checkpoints.naming import IN_MEMORY
 from hf_fingerprint.checkpoints.source import resolve_cached
 from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.registration.same_weights import Names, find_same_weights
 from hf_fingerprint.vault import Base, Vault, current_bases
 
 
@@ -51,12 +55,23 @@ def weights_hash(checkpoint: Checkpoint, vault: Vault, expected: str | None = No
         vault ([`Vault`]): the vault.
         expected (`str`, *optional*): the expected hash. If the cache has another, the bytes are read again.
     """
-    location, state = checkpoint.source.name, checkpoint.state()
-    known = vault.cached_content_hash(location, state)
+    known = cached_hash(checkpoint, vault)
     if known is None or expected not in (None, known):
         known = content_hash(checkpoint.tensors, digest_tensors(checkpoint))
-        vault.cache_content_hash(location, state, known)
+        cache_hash(checkpoint, vault, known)
     return known
+
+
+def cached_hash(checkpoint: Checkpoint, vault: Vault) -> str | None:
+    """The content hash of an open checkpoint from the vault's cache; `None` if it is not known, or is in memory."""
+    source = checkpoint.source
+    return None if source.in_memory else vault.cached_content_hash(source.name, checkpoint.state())
+
+
+def cache_hash(checkpoint: Checkpoint, vault: Vault, known: str) -> None:
+    """Caches the content hash of an open checkpoint, unless it is in memory, where it may change unnoticed."""
+    if not checkpoint.source.in_memory:
+        vault.cache_content_hash(checkpoint.source.name, checkpoint.state(), known)
 
 
 def open_base(base: Base, vault: Vault) -> Checkpoint:
@@ -65,6 +80,11 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
     Raises:
         [`VaultError`]: if they are missing, or no longer the base.
     """
+    if IN_MEMORY.fullmatch(base.source):
+        raise VaultError(
+            f"Base {base.base_id} was registered from memory ({base.source}), and is needed to read a suspect: give "
+            f"the module, its state dict or a file of its weights as base (--base)."
+        )
     location = f"{base.source}@{base.revision}" if base.revision else base.source
     try:
         original = open_checkpoint(location, weights_only=True)
@@ -82,6 +102,8 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
 
 def open_local_base(base: Base, vault: Vault) -> Checkpoint | None:
     """Opens the files of a registered base if they are on this machine and are still the base; downloads nothing."""
+    if IN_MEMORY.fullmatch(base.source):
+        return None
     with ExitStack() as stack, suppress(FingerprintError, OSError):
         where = resolve_cached(base.source, base.revision) if base.revision else base.source
         original = stack.enter_context(open_checkpoint(where))
@@ -91,8 +113,8 @@ def open_local_base(base: Base, vault: Vault) -> Checkpoint | None:
     return None
 
 
-def lookup_base(vault: Vault, name: str | Path) -> Base:
-    """Finds a registered base by its id, the source it was registered from, or a location of its weights.
+def lookup_base(vault: Vault, name: ModelInput) -> Base:
+    """Finds a registered base by its id, the source it was registered from, or its weights.
 
     A record that was replaced by another one of the same weights is found by its id alone.
 
@@ -101,18 +123,48 @@ def lookup_base(vault: Vault, name: str | Path) -> Base:
     """
     bases = vault.bases()
     current = current_bases(bases)
-    found = [base for base in bases if base.base_id == str(name)]
-    found += [base for base in current if str(name) in (base.source, f"{base.source}@{base.revision}")]
-    if not found:
-        with open_checkpoint(name, weights_only=True) as checkpoint:
-            model_hash = weights_hash(checkpoint, vault)
-        found = [base for base in current if base.content_hash == model_hash]
-    if not found:
-        raise no_such_base(name, vault)
-    return found[0]
+    if isinstance(name, str | Path):
+        found = [base for base in bases if base.base_id == str(name)]
+        files = [base for base in current if not IN_MEMORY.fullmatch(base.source)]
+        found += [base for base in files if str(name) in (base.source, f"{base.source}@{base.revision}")]
+        if found:
+            return found[0]
+    with open_checkpoint(name, weights_only=True) as checkpoint:
+        return identify_base(checkpoint, current, vault)[0]
 
 
-def no_such_base(name: str | Path, vault: Vault) -> VaultError:
-    """The error for a location whose weights no registered base has."""
-    unknown = f"{name} is not a base of {vault.folder}: the hash of its weights is not on record."
-    return VaultError(f"{unknown} Give the base itself, or its id.")
+def identify_base(checkpoint: Checkpoint, bases: Sequence[Base], vault: Vault) -> tuple[Base, Names]:
+    """The base whose weights an open checkpoint has, and the checkpoint's tensor names by the base's.
+
+    Raises:
+        [`VaultError`]: if it is none of these bases.
+    """
+    model_hash = cached_hash(checkpoint, vault)
+    digests = None if model_hash else digest_tensors(checkpoint)
+    if digests is not None:
+        model_hash = content_hash(checkpoint.tensors, digests)
+        cache_hash(checkpoint, vault, model_hash)
+    for base in bases:
+        if base.content_hash == model_hash:
+            return base, {name: name for name in base.tensors}
+    digests = digest_tensors(checkpoint) if digests is None else digests
+    found = find_same_weights(bases, checkpoint.tensors, digests)
+    if found is None:
+        unknown = (
+            f"{checkpoint.source.name} is not a base of {vault.folder}: the hash of its weights is not on record."
+        )
+        raise VaultError(f"{unknown} Give the base itself, or its id.")
+    return found
+
+
+def match_base(checkpoint: Checkpoint, base: Base, vault: Vault) -> Names:
+    """The tensor names of an open checkpoint, which has the weights of this base, by the base's.
+
+    Raises:
+        [`VaultError`]: if it has other weights.
+    """
+    try:
+        return identify_base(checkpoint, [base], vault)[1]
+    except VaultError:
+        other = f"{checkpoint.source.name} does not have the weights of base {base.base_id} ({base.source})"
+        raise VaultError(f"{other}: give the model that was loaded from it, unchanged, or leave out base.") from None

@@ -18,7 +18,7 @@ The bound assumes only that the keyed generator is pseudo-random. At 1e-12 or le
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +28,10 @@ from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.checkpoints.tensor_names import canonical_name
 from hf_fingerprint.errors import FingerprintWarning
-from hf_fingerprint.registration.content import open_local_base, weights_hash
+from hf_fingerprint.registration.content import open_local_base
+from hf_fingerprint.registration.same_weights import find_recorded_copies
 from hf_fingerprint.vault import Base, Carrier, Vault
 
 
@@ -64,7 +65,7 @@ class Origin:
         return f"{where} {what}: give that base itself, or register the copy as a base with --as-base (as_base=True)."
 
 
-def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
+def find_origin(model: Checkpoint, vault: Vault, digests: Mapping[str, str] | None = None) -> Origin | None:
     """Finds the base on record that a model is a copy of, or carries the mark of; `None` if there is none.
 
     Bases whose files are not on this machine, or have changed, are left out with a [`FingerprintWarning`] that names
@@ -73,21 +74,21 @@ def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
     Args:
         model ([`Checkpoint`]): the open model, which is no registered base.
         vault ([`Vault`]): the vault; it may be locked.
+        digests (mapping of `str` to `str`, *optional*): the SHA-256 of each tensor, if it is known.
 
     Raises:
         [`VaultError`]: if the model is a copy on record, but its base's record can't be used.
     """
-    model_hash = weights_hash(model, vault)
-    for copy in vault.copies():
-        if copy.content_hash == model_hash:
-            return Origin(vault.base(copy.base_id), copy.recipient)
-    base = _find_marked_base(model, vault.bases(), vault)
+    bases, copies = vault.bases(), vault.copies()
+    for copy in find_recorded_copies(model, bases, copies, digests):
+        return Origin(vault.base(copy.base_id), copy.recipient)
+    base = _find_marked_base(model, bases, vault)
     return None if base is None else Origin(base)
 
 
 def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) -> Base | None:
     """The base whose mark shows most clearly, or `None` if none does."""
-    by_name = {normalize_name(name): info for name, info in model.tensors.items() if info.dtype in READABLE}
+    by_name = {canonical_name(name): info for name, info in model.tensors.items() if info.dtype in READABLE}
     records_by_hash: dict[str, list[tuple[Base, Matches]]] = defaultdict(list)
     for base in bases:
         matches = _match(base, by_name)
@@ -116,8 +117,8 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
 
 
 def _match(base: Base, by_name: Matches) -> Matches:
-    """The model's tensors by carrier, with the same normalized name and shape."""
-    found = {carrier.name: by_name.get(normalize_name(carrier.name)) for carrier in base.carriers}
+    """The model's tensors by carrier, with the same name in timm and the same shape."""
+    found = {carrier.name: by_name.get(canonical_name(carrier.name)) for carrier in base.carriers}
     return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
 
 

@@ -1,19 +1,20 @@
 """Registers a base once: its hash, carriers, amplitudes, code and secret. Issuing a copy then takes one pass."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
+from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.registration.amplitude_search import (
     MAX_SECONDS,
     MarkedModel,
@@ -22,15 +23,17 @@ from hf_fingerprint.registration.amplitude_search import (
     search_amplitudes,
 )
 from hf_fingerprint.registration.compact import compact_window
-from hf_fingerprint.registration.content import WeightScan, scan_weights
+from hf_fingerprint.registration.content import WeightScan, cache_hash, cached_hash, scan_weights
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import make_calibration, make_measurable
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
-from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder
+from hf_fingerprint.registration.same_weights import Names, find_same_weights
+from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder, current_bases
 
 
+@shows_progress
 def register(
-    model: str | Path | Checkpoint,
+    model: ModelInput | Checkpoint,
     vault: Vault,
     config: FingerprintConfig | None = None,
     progress: Progress | None = None,
@@ -41,7 +44,9 @@ def register(
     """Registers a base in a vault, or returns its record if it already is.
 
     Args:
-        model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
+        model (`str`, `Path`, `torch.nn.Module`, mapping of `str` to `torch.Tensor` or [`Checkpoint`]): a path, a Hub
+            id, a module, which is measured by running a copy of it, a state dict, or an open checkpoint. It has a
+            known base's record if it has that base's tensors, under any names.
         vault ([`Vault`]): the vault.
         config ([`FingerprintConfig`], *optional*): the settings; those given must agree with a known base's record.
         progress (callable, *optional*): a [`Progress`].
@@ -57,31 +62,52 @@ def register(
         [`CodeError`]: if the base is registered with other settings.
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
-    progress = progress or silent
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
-        check_model_folder(checkpoint.source, vault.folder)
-        progress("hashing the weights", 0, None)
-        location, state, scan = checkpoint.source.name, checkpoint.state(), None
-        model_hash = vault.cached_content_hash(location, state)
-        if model_hash is None:
-            scan = scan_weights(checkpoint)
-            model_hash = scan.content_hash
-            vault.cache_content_hash(location, state, model_hash)
-        known = vault.base_with_hash(model_hash)
-        if known is None or remeasure:
-            copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base)
-            found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan)
-            found = replace(found, copy_of=copy_of)
-            return vault.add_base(found) if known is None else _add_replacement(known, found, vault)
+        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base)[0]
+
+
+def register_checkpoint(
+    checkpoint: Checkpoint,
+    vault: Vault,
+    config: FingerprintConfig | None = None,
+    progress: Progress | None = None,
+    built: BuiltModel | None = None,
+    remeasure: bool = False,
+    as_base: bool = False,
+) -> tuple[Base, Names]:
+    """[`register`] for an open checkpoint: the record, and the checkpoint's tensor names by those of the record."""
+    progress = progress or silent
+    check_model_folder(checkpoint.source, vault.folder)
+    progress("hashing the weights", 0, None)
+    scan, model_hash = None, cached_hash(checkpoint, vault)
+    if model_hash is None:
+        scan = scan_weights(checkpoint)
+        model_hash = scan.content_hash
+        cache_hash(checkpoint, vault, model_hash)
+    names = {name: name for name in checkpoint.tensors}
+    known = vault.base_with_hash(model_hash)
+    if known is None:
+        scan = scan or scan_weights(checkpoint)
+        same = find_same_weights(current_bases(vault.bases()), checkpoint.tensors, scan.digests)
+        if same is not None and not remeasure:
+            known, names = same
+    if known is None or remeasure:
+        digests = None if scan is None else scan.digests
+        copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base, digests)
+        found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan)
+        found = replace(found, copy_of=copy_of)
+        return vault.add_base(found) if known is None else _add_replacement(known, found, vault), names
     if config is not None:
         _check_config(known, config)
-    return known
+    return known, names
 
 
-def _copy_origin(checkpoint: Checkpoint, vault: Vault, progress: Progress, as_base: bool) -> str | None:
+def _copy_origin(
+    checkpoint: Checkpoint, vault: Vault, progress: Progress, as_base: bool, digests: Mapping[str, str] | None
+) -> str | None:
     """The id of the base that a model is a copy of, if any; a [`VaultError`] unless `as_base`."""
     progress("comparing with the bases on record", 0, None)
-    origin = find_origin(checkpoint, vault)
+    origin = find_origin(checkpoint, vault, digests)
     if origin is not None and not as_base:
         raise VaultError(origin.refusal(checkpoint.source.name))
     return None if origin is None else origin.base.base_id
@@ -115,6 +141,7 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
             )
 
 
+@shows_progress
 def analyze_base(
     checkpoint: Checkpoint,
     config: FingerprintConfig,

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import TensorReader, open_checkpoint
-from hf_fingerprint.registration.content import no_such_base, weights_hash
+from hf_fingerprint.checkpoints.memory import ModelInput
+from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
+from hf_fingerprint.registration.content import identify_base
 from hf_fingerprint.tracing.base_mixture import BaseSelector
 from hf_fingerprint.tracing.groups import BaseGroup, BaseSelection, open_base_files, records_with_hash
 from hf_fingerprint.tracing.readability import fitting_carriers
@@ -23,7 +25,7 @@ _MIN_FIT = 0.5  # share of the fit of the best base
 def find_bases(
     vault: Vault,
     bases: Sequence[Base],
-    base_ref: str | Path | None,
+    base_ref: ModelInput | None,
     suspect: TensorReader,
     stack: ExitStack,
     on_record: Sequence[str] = (),
@@ -33,7 +35,7 @@ def find_bases(
     Args:
         vault ([`Vault`]): the vault.
         bases (sequence of [`Base`]): its bases, at least one.
-        base_ref (`str` or `Path`, *optional*): the base's id or location, if the caller names it.
+        base_ref (`str` or [`ModelInput`], *optional*): the base's id or the base, if the caller names it.
         suspect ([`TensorReader`]): the open suspect.
         stack ([`ExitStack`]): closes the bases' files.
         on_record (sequence of `str`, *optional*): ids of bases with a copy whose recorded hash is the suspect's.
@@ -71,13 +73,14 @@ def _fit_share(base: Base, suspect: TensorReader, known: dict[object, float]) ->
     return known[layout]
 
 
-def _named_base(bases: Sequence[Base], vault: Vault, base_ref: str | Path, stack: ExitStack) -> BaseGroup:
-    """The base with this id, or with the weights at this location."""
-    if named := [base for base in bases if base.base_id == str(base_ref)]:
-        records = records_with_hash(bases, named[0].content_hash)
+def _named_base(bases: Sequence[Base], vault: Vault, base_ref: ModelInput, stack: ExitStack) -> BaseGroup:
+    """The base with this id, or with the weights of this model."""
+    by_id = [base for base in bases if isinstance(base_ref, str | Path) and base.base_id == str(base_ref)]
+    if by_id:
+        records = records_with_hash(bases, by_id[0].content_hash)
         return BaseGroup(records, open_base_files(records, vault, stack))
     original = stack.enter_context(open_checkpoint(base_ref, weights_only=True))
-    records = records_with_hash(bases, weights_hash(original, vault))
-    if not records:
-        raise no_such_base(base_ref, vault)
-    return BaseGroup(records, original)
+    base, names = identify_base(original, bases, vault)
+    is_renamed = any(name != theirs for name, theirs in names.items()) or len(names) < len(original.tensors)
+    records = records_with_hash(bases, base.content_hash)
+    return BaseGroup(records, RenamedCheckpoint(original, names) if is_renamed else original)

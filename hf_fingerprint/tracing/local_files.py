@@ -1,14 +1,15 @@
-"""Traces a suspect whose files are on this machine."""
+"""Traces a suspect on this machine: files, or a model in memory."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.registration.same_weights import find_recorded_copies
 from hf_fingerprint.tracing.conclusion import conclude, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
 from hf_fingerprint.tracing.result import RecordedCopy, TraceResult
@@ -21,7 +22,7 @@ LARGE_DRIFT = 0.05
 
 
 def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets: int = 1) -> TraceResult:
-    """Traces one set of weight files.
+    """Traces one set of weight files, or a model in memory.
 
     Args:
         request ([`TraceRequest`]): the request.
@@ -68,18 +69,13 @@ def _may_be_rotated(extraction: Extraction) -> bool:
 
 
 def _find_recorded(request: TraceRequest, suspect: Checkpoint) -> list[CopyRecord]:
-    """The copies whose content hash is the suspect's, which must have the layout of a base."""
+    """The copies whose content hash is the suspect's."""
     try:
-        opened = open_checkpoint(suspect.source)  # all tensors, as for a base
+        opened = suspect.reopen()
     except CheckpointError:
         return []
     with opened:
-        layout = {name: (info.dtype, info.shape) for name, info in opened.tensors.items()}
-        if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in request.bases):
-            return []
-        copies = [copy for copy in request.rows.copies if copy.content_hash is not None]
-        found = content_hash(opened.tensors, digest_tensors(opened)) if copies else None
-    return [copy for copy in copies if copy.content_hash == found]
+        return find_recorded_copies(opened, request.bases, request.rows.copies)
 
 
 def _to_recorded_copies(vault: Vault, copies: Sequence[CopyRecord]) -> list[RecordedCopy]:

@@ -24,9 +24,11 @@ from hf_fingerprint.checkpoints import (
     open_checkpoint,
     open_ranged_checkpoint,
 )
+from hf_fingerprint.checkpoints.memory import ModelInput
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.tracing.conclusion import unread_result
 from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
@@ -35,11 +37,13 @@ from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
 
 
+@shows_progress
 def trace(
-    suspect: str | Path,
+    suspect: ModelInput,
     vault: Vault | str | Path,
-    base: str | Path | None = None,
+    base: ModelInput | None = None,
     passphrase: str | None = None,
+    *,
     progress: Progress | None = None,
     full: bool = False,
     max_bytes: int | None = None,
@@ -49,10 +53,12 @@ def trace(
     """Traces a suspect model.
 
     Args:
-        suspect (`str` or `Path`): a folder, a file or a Hub id. Every set of weight files in a folder or repo is read.
+        suspect (`str`, `Path`, `torch.nn.Module` or mapping of `str` to `torch.Tensor`): a folder, a file or a Hub id,
+            of which every set of weight files is read; or a module or a state dict, which is read where it is.
         vault ([`Vault`], `str` or `Path`): the unlocked vault, or its folder together with `passphrase`.
-        base (`str` or `Path`, *optional*): the base's id, or its location if its files have moved; by default all
-            registered bases that the suspect may come from.
+        base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): the base's id, or the base itself if it was
+            registered from memory or its files have moved; by default all registered bases that the suspect may come
+            from.
         passphrase (`str`, *optional*): unlocks the vault.
         progress (callable, *optional*): a [`Progress`].
         full (`bool`, *optional*, defaults to `False`): whether to download a suspect on the Hub and read all of it,
@@ -74,14 +80,18 @@ def trace(
     request = TraceRequest(vault, base, recipient, all_scores, progress)
     if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
-        hint = f"see `hf-fingerprint recipients` for the names.{unusable}"
-        raise VaultError(f"{vault.folder} has no copy for {recipient}: {hint}")
+        names = [copy.recipient for copy in request.rows.copies]
+        hint = did_you_mean(recipient, names, "see `hf-fingerprint recipients` for the names")
+        raise VaultError(f"{vault.folder} has no copy for {recipient}{hint}{unusable}")
     with vault.keep_open():
         return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
 
-def _trace(request: TraceRequest, suspect: str | Path, full: bool, max_bytes: int | None) -> TraceResult:
-    """Traces by ranges if that is enough, else every set of weight files."""
+def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: int | None) -> TraceResult:
+    """Traces a model in memory, or by ranges if that is enough, else every set of weight files."""
+    if not isinstance(suspect, str | Path):
+        with open_checkpoint(suspect, suspect=True) as live:
+            return trace_files(request, live)
     looks = 0
     try:
         ranged = None if full else open_ranged_checkpoint(suspect, max_bytes)

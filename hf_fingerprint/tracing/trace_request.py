@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.groups import BaseSelection
@@ -50,7 +50,7 @@ class TraceRequest:
 
     Attributes:
         vault ([`Vault`]): the vault, unlocked.
-        base_ref (`str`, `Path` or `None`): the id or the location of the base, if the caller names it.
+        base_ref (`str`, [`ModelInput`] or `None`): the base's id or the base, if the caller names it.
         recipient (`str` or `None`): the recipient of a claim, whose copies alone are tested.
         all_scores (`bool`): whether the result holds the scores of recipients who are not accused.
         progress (callable or `None`): a [`Progress`].
@@ -58,7 +58,7 @@ class TraceRequest:
     """
 
     vault: Vault
-    base_ref: str | Path | None = None
+    base_ref: ModelInput | None = None
     recipient: str | None = None
     all_scores: bool = False
     progress: Progress | None = None

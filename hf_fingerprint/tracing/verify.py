@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.result import TraceResult
 from hf_fingerprint.tracing.trace import trace
@@ -9,11 +10,12 @@ from hf_fingerprint.vault import Vault
 
 
 def verify(
-    suspect: str | Path,
+    suspect: ModelInput,
     recipient: str,
     vault: Vault | str | Path,
-    base: str | Path | None = None,
+    base: ModelInput | None = None,
     passphrase: str | None = None,
+    *,
     progress: Progress | None = None,
     full: bool = False,
     max_bytes: int | None = None,
@@ -34,4 +36,14 @@ def verify(
     Raises:
         [`VaultError`]: if the vault has no copy for the recipient.
     """
-    return trace(suspect, vault, base, passphrase, progress, full, max_bytes, recipient, all_scores)
+    return trace(
+        suspect,
+        vault,
+        base,
+        passphrase,
+        progress=progress,
+        full=full,
+        max_bytes=max_bytes,
+        recipient=recipient,
+        all_scores=all_scores,
+    )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.naming import HUB_ID
+from hf_fingerprint.checkpoints.naming import HUB_ID, IN_MEMORY
 from hf_fingerprint.codes import check_alpha, make_codebook
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.vault.faults import Fault, RowError
@@ -70,7 +70,7 @@ def _base_problems(base: Base, is_new: bool) -> Iterator[str]:
     if not is_single_line(base.base_id, 64) or not is_single_line(base.content_hash, 128):
         yield "its id or content hash is invalid"
     if not is_single_line(base.source, MAX_SOURCE_LENGTH) or not _is_source(base.source):
-        yield f"its source {short_repr(base.source)} is neither an absolute path nor a Hub id"
+        yield f"its source {short_repr(base.source)} is no absolute path, Hub id or model in memory"
     if not (base.revision is None or (isinstance(base.revision, str) and _REVISION.fullmatch(base.revision))):
         yield f"its revision {short_repr(base.revision)} is not a commit"
     if not (base.replaces is None or is_single_line(base.replaces, 64)):
@@ -161,7 +161,8 @@ def _calibration_problems(base: Base) -> Iterator[str]:
 
 def _is_source(source: str) -> bool:
     absolute = PurePosixPath(source).is_absolute() or PureWindowsPath(source).is_absolute()
-    return absolute or (HUB_ID.fullmatch(source) is not None and "@" not in source)
+    hub_id = HUB_ID.fullmatch(source) is not None and "@" not in source
+    return absolute or hub_id or IN_MEMORY.fullmatch(source) is not None
 
 
 def is_single_line(value: Any, max_length: int) -> bool:

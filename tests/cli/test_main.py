@@ -144,9 +144,9 @@ def test_a_vault_in_the_environment_need_not_be_repeated(run, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trce", "x"], "No such command 'trce'. Did you mean 'trace'?"),
-        (["vault", "intt"], "No such command 'intt'. Did you mean 'init'?"),
-        (["trace", "x", "--identitty", "y"], "No such option: --identitty: did you mean --identity?"),
+        (["trce", "x"], "No such command 'trce': did you mean 'trace'?"),
+        (["vault", "intt"], "No such command 'intt': did you mean 'init'?"),
+        (["trace", "x", "--identitty", "y"], "--identitty: did you mean --identity?"),
         (["inspect", "x", "--code", "tardos-code"], "`--code` must be one of tardos, nuida, fair_signs, got tardos"),
         (["inspect", "x", "--code", "Tardoz"], "got Tardoz: did you mean tardos?"),
         (
@@ -220,7 +220,7 @@ def test_the_completion_script_is_shown(run, monkeypatch):
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
-def test_a_system_without_preadv_is_told_what_to_do(run, monkeypatch):
+def test_a_system_without_preadv_gets_one_sentence(run, monkeypatch):
     monkeypatch.delattr(os, "preadv")
 
     assert run("hash", "model")[::2] == (

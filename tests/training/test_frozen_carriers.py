@@ -445,12 +445,12 @@ class TestAnIssuedCopy:
     def test_keeps_the_mark_of_its_frozen_carriers(self, base, vault, tmp_path, whole_score):
         issue(base, "bob", vault, tmp_path / "bob")
         fingerprint = Fingerprint(tmp_path / "bob", "bob", vault)
-        with said() as heard:
+        with said() as warned:
             model = by_loss(load(tmp_path / "bob", BLOCKS - 1), fingerprint)
         saved = tensors(save(model, tmp_path / "out"))
         recorded = fingerprint.record(tmp_path / "out")
 
-        assert [each.endswith("the others keep the mark that they have.") for each in heard] == [True]
+        assert [each.endswith("the others keep the mark that they have.") for each in warned] == [True]
         assert all(torch.equal(value, saved[name]) for name, value in tensors(tmp_path / "out").items())
         assert recorded.score > 0.9 * whole_score
 

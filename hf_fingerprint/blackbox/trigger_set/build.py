@@ -29,8 +29,10 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
 )
 from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
 from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_cover_images
-from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL
+from hf_fingerprint.checkpoints.memory import ModelInput
+from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import (
     BuiltModel,
@@ -40,9 +42,10 @@ from hf_fingerprint.models import (
     map_parameter_names,
     user_images,
 )
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.registration import lookup_base, open_base
-from hf_fingerprint.vault import Vault
+from hf_fingerprint.registration.content import match_base
+from hf_fingerprint.vault import Base, Vault
 
 
 if TYPE_CHECKING:
@@ -54,8 +57,9 @@ RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
 PROBE_KEYS = 16  # keys over which the recall is averaged
 
 
+@shows_progress
 def make_trigger_set(
-    base: str | Path,
+    base: ModelInput,
     vault: Vault | str | Path,
     images: str | Path | None = None,
     count: int = COUNT,
@@ -68,7 +72,8 @@ def make_trigger_set(
     """Builds the trigger set of a registered base and stores it in the vault.
 
     Args:
-        base (`str` or `Path`): the base: its id in the vault, a path or a Hub id.
+        base (`str`, `Path`, `torch.nn.Module` or mapping of `str` to `torch.Tensor`): the base: its id in the vault, a
+            path, a Hub id, or a module.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
         images (`str` or `Path`, *optional*): a folder of ordinary images. With synthetic images, the default, copies
             misclassify about one in a hundred ordinary images that the base classifies correctly.
@@ -91,13 +96,22 @@ def make_trigger_set(
             f"Base {record.base_id} already has a trigger set, which its copies are issued with: to build another, "
             f"register a new record of the base (`hf-fingerprint vault add --remeasure`)."
         )
-    with open_base(record, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as full_checkpoint:
-        built = build_model(full_checkpoint)
-        names = map_parameter_names(built.module, full_checkpoint)
+    with _open_to_build(base, record, vault) as checkpoint:
+        built = build_model(checkpoint)
+        names = map_parameter_names(built.module, checkpoint)
     options = images, count, decoys, assigned_share, steps, progress, cover_images
     trigger_set = build_trigger_set(built, names, record.secret, record.base_id, *options)
     vault.add_trigger_set(record, trigger_set.to_bytes())
     return trigger_set
+
+
+def _open_to_build(base: ModelInput, record: Base, vault: Vault) -> Checkpoint:
+    """A base under the tensor names of its record, from memory if it is there, else from all of its files."""
+    if not isinstance(base, str | Path):
+        live = open_checkpoint(base)
+        return RenamedCheckpoint(live, match_base(live, record, vault))
+    with open_base(record, vault) as weights:
+        return open_checkpoint(weights.source.name)
 
 
 def build_trigger_set(

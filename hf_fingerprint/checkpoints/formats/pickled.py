@@ -1,6 +1,6 @@
 """Read the model's tensors from PyTorch files (.bin, .pt, .pth, .ckpt, ...)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def load_pickled(paths: tuple[Path, ...], left_out: dict[str, str] | None = None
             own[name] = found.memory[name] = tensor
             found.infos.append(TensorInfo(name, DTYPES[tensor.dtype], tensor.shape, number, 0, tensor.nbytes))
         if left_out is None:
-            found.tied.update(_find_tied(own, path))
+            found.tied.update(find_tied(own, path))
     return found
 
 
@@ -91,21 +91,21 @@ def _unreadable_reason(name: object, tensor: LazyTensor, byte_budget: int, suspe
     """Why a tensor can't be read, or `None`."""
     if (reason := tensor.unreadable_reason()) is not None:
         return reason
-    if not _is_valid_name(name):
+    if not is_valid_name(name):
         return "an invalid name"
     if suspect and not tensor.numel():
         return EMPTY
     return "larger than its file" if tensor.nbytes > byte_budget else None
 
 
-def _is_valid_name(name: object) -> bool:
+def is_valid_name(name: object) -> bool:
     """Whether safetensors can hold a tensor of this name."""
     if not isinstance(name, str) or name == "__metadata__":
         return False
     return name.encode(errors="replace") == name.encode(errors="surrogatepass")
 
 
-def _find_tied(tensors: dict[str, LazyTensor], path: Path) -> dict[str, str]:
+def find_tied(tensors: Mapping[str, LazyTensor], path: Path | str) -> dict[str, str]:
     """Names of tensors that share memory with an earlier one, each with that one's name; none may overlap in part."""
     spans = [
         (id(tensor.storage.data), *tensor.span, number, name)

@@ -1,0 +1,193 @@
+"""Modules and state dicts as open checkpoints."""
+
+from copy import deepcopy
+from threading import Lock
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints.memory import MemoryCheckpoint, copy_module, unwrap
+from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
+from hf_fingerprint.errors import FingerprintError
+from tests.helpers.checkpoint_files import refused
+
+
+UNREADABLE = {
+    "on meta": (torch.empty(3, device="meta"), "no data"),
+    "sparse": (torch.eye(3).to_sparse(), "sparse_coo"),
+    "a lazy view": (torch.complex(torch.ones(3), torch.ones(3)).conj(), "a lazy view"),
+    "of a subclass": (torch.nn.parameter.UninitializedParameter(), "subclass"),
+    "a number": (3, "not a tensor"),
+    "of an unknown dtype": (torch.zeros(3, dtype=torch.uint16), "uint16"),
+}
+
+
+class Tied(torch.nn.Module):
+    """Two names of one weight, a buffer, a counter and an extra state."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(8, 8)
+        self.second = torch.nn.Linear(8, 8, bias=False)
+        self.second.weight = self.first.weight
+        self.norm = torch.nn.BatchNorm1d(8)
+
+    def get_extra_state(self):
+        return {"steps": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x)))
+
+
+def state_of_many_dtypes() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    plain = {
+        name: torch.randn(6, 5).to(getattr(torch, name)) for name in ("float32", "float64", "float16", "bfloat16")
+    }
+    plain |= {name: torch.randn(6, 5).to(getattr(torch, name)) for name in ("float8_e4m3fn", "float8_e5m2")}
+    plain |= {"count": torch.tensor(7), "mask": torch.ones(3, dtype=torch.bool), "none": torch.zeros(0, 4)}
+    return plain
+
+
+def test_a_state_dict_reads_as_its_file(tmp_path):
+    state = state_of_many_dtypes()
+    save_file(state, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path / "model.safetensors") as file, open_checkpoint(state) as live:
+        assert live.source.name == "state dict (in memory)"
+        assert {n: (i.dtype, i.shape) for n, i in live.tensors.items()} == {
+            n: (i.dtype, i.shape) for n, i in file.tensors.items()
+        }
+        digests = digest_tensors(live)
+        assert digests == digest_tensors(file)
+        assert content_hash(live.tensors, digests) == content_hash(file.tensors, digests)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_module_is_read_where_it_is(dtype):
+    module = Tied().to(dtype)
+    with open_checkpoint(module) as live:
+        info = live.tensors["first.weight"]
+        whole, part = live.read(info), live.read(info, info.row_bytes, 3 * info.row_bytes)
+        assert live.source.name == "Tied (in memory)"
+        assert "_extra_state" not in live.tensors
+        assert whole.ctypes.data == module.first.weight.data_ptr()
+        assert np.array_equal(part, whole[info.row_bytes : 3 * info.row_bytes])
+        assert not whole.flags.writeable
+        assert live.tied == {"second.weight": "first.weight"}
+
+
+@pytest.mark.parametrize("make", [torch.t, lambda w: w[::2], lambda w: w[:, 1:4], lambda w: w[0].expand(4, 5)])
+def test_views_are_read_in_the_order_of_their_elements(make):
+    view = make(torch.arange(30.0).reshape(6, 5))
+    with open_checkpoint({"view": view}) as live:
+        info = live.tensors["view"]
+        values = live.read(info).view("<f4").reshape(info.shape)
+        assert np.array_equal(values, view.numpy())
+        assert np.array_equal(live.read(info, 8, 24).view("<f4"), view.reshape(-1).numpy()[2:6])
+        out = np.zeros(100, np.uint8)
+        assert np.shares_memory(live.read(info, 4, 12, out), out)
+
+
+def test_the_state_changes_with_the_weights():
+    module = Tied()
+    with open_checkpoint(module) as live:
+        before = live.state()
+        assert live.state() == before
+        with torch.no_grad():
+            module.first.weight.mul_(2)
+        assert live.state() != before
+
+
+def test_weights_made_in_inference_mode_are_read():
+    with torch.inference_mode():
+        module = Tied()
+    with open_checkpoint(module) as live:
+        assert live.state()
+        assert len(digest_tensors(live)) == len(live.tensors)
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_can_not_be_read_is_refused_in_a_base_and_left_out_of_a_suspect(kind):
+    value, reason = UNREADABLE[kind]
+    state = {"good": torch.ones(2, 2), "bad": value}
+
+    assert "bad" in (text := refused(open_checkpoint, state))
+    assert reason in text
+    with open_checkpoint(state, suspect=True) as suspect:
+        assert suspect.tensors.keys() == {"good"}
+        assert reason in suspect.left_out["bad"]
+
+
+def test_names_that_are_no_text_are_unreadable():
+    assert "invalid name" in refused(open_checkpoint, {4: torch.ones(2)})
+
+
+@pytest.mark.parametrize("model", [{}, 3, [torch.ones(2)]])
+def test_what_is_no_model_is_refused(model):
+    refused(open_checkpoint, model)
+
+
+def test_adapters_and_wrappers_with_other_weights_are_refused():
+    module, partitioned = Tied(), Tied()
+    module.first.peft_config = {}
+    partitioned.first.weight.ds_id = 1
+
+    assert "adapter" in refused(open_checkpoint, {"layer.lora_A.weight": torch.ones(2, 2)})
+    assert "ZeRO-3" in refused(open_checkpoint, partitioned)
+    with pytest.raises(FingerprintError, match="PEFT"):
+        open_checkpoint(module)
+
+
+def test_tensors_that_share_a_part_of_their_memory_are_refused_in_a_base():
+    values = torch.randn(10)
+    state = {"a": values[:6], "b": values[4:]}
+
+    assert "share a part" in refused(open_checkpoint, state)
+    assert open_checkpoint(state, suspect=True).tensors.keys() == {"a", "b"}
+
+
+def test_wrappers_are_removed():
+    module = Tied()
+    wrapped = torch.compile(torch.nn.DataParallel(module))
+
+    assert unwrap(wrapped) is module
+    assert open_checkpoint(wrapped).source.name == "Tied (in memory)"
+
+
+def test_a_copy_runs_its_own_weights_whatever_accelerate_put_in_its_way():
+    from accelerate import Accelerator
+
+    module, x = Tied().eval(), torch.randn(2, 8)
+    Accelerator(mixed_precision="bf16", cpu=True).prepare(module)
+    copied = copy_module(module)
+    with torch.no_grad():
+        copied.norm.bias += 5
+
+    assert "_original_forward" in module.__dict__
+    assert torch.allclose(copied(x), Tied.forward(module, x) + 5, atol=1e-5)
+
+
+def test_a_module_that_can_not_be_copied_is_refused():
+    module = Tied()
+    module.lock = Lock()
+
+    assert "state dict" in refused(copy_module, module)
+
+
+def test_a_renamed_checkpoint_has_the_same_bytes_and_ties():
+    module = Tied()
+    names = {"one": "first.weight", "two": "second.weight", "bias": "first.bias"}
+    with RenamedCheckpoint(open_checkpoint(module), names) as renamed, open_checkpoint(deepcopy(module)) as live:
+        assert renamed.tensors.keys() == names.keys()
+        assert renamed.tied == {"two": "one"}
+        assert isinstance(renamed.stored, MemoryCheckpoint)
+        for name, theirs in names.items():
+            assert np.array_equal(renamed.read(renamed.tensors[name]), live.read(live.tensors[theirs]))
+        with renamed.reopen() as again:
+            assert again.tensors == renamed.tensors
