@@ -14,7 +14,7 @@ from hf_fingerprint.errors import FingerprintError
 if TYPE_CHECKING:
     from hf_fingerprint.checkpoints import SkippedFile
     from hf_fingerprint.choices import Gating
-    from hf_fingerprint.hub import Assignment
+    from hf_fingerprint.hub import Assignment, Publisher
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
 
@@ -66,13 +66,15 @@ def issue(
     publish_config_file: options.PublishConfigFile = None,
     *,
     config: FingerprintConfig,
+    files: options.ModelFiles,
+    device: options.Device = None,
     include_code: IncludeCode = False,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
     base."""
-    from hf_fingerprint.hub import read_recipients
+    from hf_fingerprint.hub import Publisher, read_recipients
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault, canonical_recipient
 
@@ -97,13 +99,15 @@ def issue(
     publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
-        issuer = Issuer(options.model_reference(model, file), opened, config, progress, include_code, as_base)
+        chosen = {"include_code": include_code, "as_base": as_base, "device": device} | files.keywords
+        issuer = Issuer(options.model_reference(model, file), opened, config, progress, **chosen)
     if issuer.base.base_id not in known:
         output.echo_err(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:
-            _issue_to_hub(issuer, assignments, publish_config, reissue_from is not None, as_json)
+            publisher = Publisher(opened, publish_config, token=files.access["token"])
+            _issue_to_hub(issuer, publisher, assignments, reissue_from is not None, as_json)
         else:
             _issue_to_folders(issuer, names, out, as_json)
 
@@ -118,6 +122,7 @@ def push(
     gated: options.Gated = None,
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
+    token_env: options.TokenEnv = None,
     publish_config_file: options.PublishConfigFile = None,
     include_code: IncludeCode = False,
     as_json: options.AsJson = False,
@@ -127,7 +132,8 @@ def push(
     from hf_fingerprint.vault import Vault
 
     publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
-    done = Publisher(Vault(vault), publish_config, include_code=include_code).push(copy, repo, account, replace)
+    publisher = Publisher(Vault(vault), publish_config, include_code=include_code, token=options.read_token(token_env))
+    done = publisher.push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
     else:
@@ -143,11 +149,13 @@ def _publish_config(
     return options.load_config(PublishConfig, file, **given, base_model=base_model)
 
 
-def content_hash(model: options.Model, file: options.File = None) -> None:
+@options.expand_options
+def content_hash(model: options.Model, file: options.File = None, *, files: options.ModelFiles) -> None:
     """Print a model's content hash, which identifies its weights."""
-    from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
+    from hf_fingerprint.checkpoints import HubOptions, content_hash, digest_tensors, open_checkpoint
 
-    with open_checkpoint(model, weights_only=True, file=file) as checkpoint:
+    chosen = HubOptions(**files.keywords)
+    with open_checkpoint(model, weights_only=True, file=file, options=chosen) as checkpoint:
         output.echo(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
 
 
@@ -191,12 +199,10 @@ def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bo
 
 
 def _issue_to_hub(
-    issuer: "Issuer", assignments: "list[Assignment]", publish_config: "PublishConfig", update: bool, as_json: bool
+    issuer: "Issuer", publisher: "Publisher", assignments: "list[Assignment]", update: bool, as_json: bool
 ) -> None:
     """Publishes copies in variant repos, and prints each once it is confirmed."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    from hf_fingerprint.hub import Publisher
 
     if len(assignments) > 1 and not are_progress_bars_disabled():
         disable_progress_bars()  # one bar for all: ours
@@ -204,7 +210,7 @@ def _issue_to_hub(
     done = []
     with output.progress_bars() as progress:
         try:
-            for copy in Publisher(issuer.vault, publish_config).issue_all(issuer, assignments, update):
+            for copy in publisher.issue_all(issuer, assignments, update):
                 done.append(copy)
                 if not as_json:
                     before = "" if copy.new else " (published before)"

@@ -5,9 +5,10 @@ says stands in the class. A closed choice has a `Literal` type of `choices.py`, 
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -18,6 +19,7 @@ import typer
 from hf_fingerprint.choices import Gating
 from hf_fingerprint.config import FingerprintConfig, PublishConfig
 from hf_fingerprint.config_files import SavedConfig
+from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
@@ -99,6 +101,63 @@ PassphraseFile = Annotated[
     Path | None,
     option("--passphrase-file", "File whose first line is the passphrase of the tracing identity.", COMMON),
 ]
+
+
+TokenEnv = Annotated[
+    str | None,
+    option(
+        "--token-env",
+        "Environment variable that holds the access token for the Hub. Defaults to the token of `hf auth login`.",
+        HUB,
+    ),
+]
+CacheDir = Annotated[
+    Path | None, option("--cache-dir", "Folder for downloads from the Hub. Defaults to the Hub's own cache.", HUB)
+]
+Device = Annotated[
+    str | None, option("--device", "Device that models run on, such as cuda. Defaults to the CPU.", HUB)
+]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The options that choose a model's files, and reach them on the Hub."""
+
+    revision: Annotated[
+        str | None, option("--revision", "Branch, tag or commit on the Hub, as in org/name@revision.", HUB)
+    ] = None
+    token_env: TokenEnv = None
+    cache_dir: CacheDir = None
+    subfolder: Annotated[
+        str | None, option("--subfolder", "Folder of the model in the repo or the local folder.", HUB)
+    ] = None
+    variant: Annotated[
+        str | None, option("--variant", "Variant of the weights, such as fp16 for model.fp16.safetensors.", HUB)
+    ] = None
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """The token and the cache as keywords of a public function."""
+        return {"token": read_token(self.token_env), "cache_dir": self.cache_dir}
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """All of them as keywords of a public function."""
+        return {"revision": self.revision, "subfolder": self.subfolder, "variant": self.variant} | self.access
+
+
+def read_token(variable: str | None) -> str | None:
+    """The access token in an environment variable, so that no process list shows it; `None` without a variable.
+
+    Raises:
+        [`FingerprintError`]: if the variable is not set.
+    """
+    token = None if variable is None else os.environ.get(variable, "").strip()
+    if token == "":
+        raise FingerprintError(
+            f"The environment variable {variable} holds no token: set it, or leave --token-env out."
+        )
+    return token
 
 
 def _saved(kind: type[SavedConfig], name: str) -> Any:
