@@ -168,7 +168,7 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
     @wraps(command)
     def run(**values: Any) -> T:
         made = {
-            name: group(**{each.name: values.pop(each.name) for each in fields(group)})
+            name: group(**{each.name: values.pop(each.name) for each in fields(group) if each.name in values})
             for name, group in groups.items()
         }
         return command(**values, **made)
