@@ -49,6 +49,7 @@ def evaluate(
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
     alpha: options.Alpha = None,
+    config_file: options.ConfigFile = None,
     *,
     files: options.ModelFiles,
     device: options.Device = None,
@@ -72,7 +73,8 @@ def evaluate(
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
     from hf_fingerprint.evaluation.report import summarize
 
-    config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
+    given = {"max_kl": max_kl, "coalition": coalition, "expected_recipients": expected_recipients, "alpha": alpha}
+    config = options.load_config(FingerprintConfig, config_file, **given)
     with output.progress_bars(announce=True) as progress:
         evaluation = run(
             model,

@@ -13,6 +13,7 @@ from hf_fingerprint.errors import FingerprintError
 
 if TYPE_CHECKING:
     from hf_fingerprint.checkpoints import SkippedFile
+    from hf_fingerprint.choices import Gating
     from hf_fingerprint.hub import Assignment, Publisher
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
@@ -62,6 +63,7 @@ def issue(
     gated: options.Gated = None,
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
+    publish_config_file: options.PublishConfigFile = None,
     *,
     config: FingerprintConfig,
     files: options.ModelFiles,
@@ -94,7 +96,7 @@ def issue(
     names = list(dict.fromkeys(map(canonical_recipient, names)))
     if not names and not assignments:
         raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
-    publish_config = PublishConfig(not public, gated, disclose, base_model)
+    publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
         chosen = {"include_code": include_code, "as_base": as_base, "device": device} | files.keywords
@@ -121,6 +123,7 @@ def push(
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
     token_env: options.TokenEnv = None,
+    publish_config_file: options.PublishConfigFile = None,
     include_code: IncludeCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -128,7 +131,7 @@ def push(
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
-    publish_config = PublishConfig(not public, gated, disclose, base_model)
+    publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
     publisher = Publisher(Vault(vault), publish_config, include_code=include_code, token=options.read_token(token_env))
     done = publisher.push(copy, repo, account, replace)
     if as_json:
@@ -136,6 +139,14 @@ def push(
     else:
         output.echo(f"{done.recipient}: {done.repo}@{done.revision}")
         _print_left_out(done.left_out)
+
+
+def _publish_config(
+    file: str | None, public: bool, gated: "Gating | None", disclose: bool, base_model: str | None
+) -> PublishConfig:
+    """The configuration of the options that are given, and of the saved one for the others."""
+    given = {"private": False if public else None, "gated": gated, "disclose": disclose or None}
+    return options.load_config(PublishConfig, file, **given, base_model=base_model)
 
 
 @options.expand_options
@@ -191,10 +202,11 @@ def _issue_to_hub(
     issuer: "Issuer", publisher: "Publisher", assignments: "list[Assignment]", update: bool, as_json: bool
 ) -> None:
     """Publishes copies in variant repos, and prints each once it is confirmed."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if len(assignments) > 1:
-        disable_progress_bars()  # one bar for all
+    if len(assignments) > 1 and not are_progress_bars_disabled():
+        disable_progress_bars()  # one bar for all: ours
+        enable_progress_bars("hf_fingerprint")
     done = []
     with output.progress_bars() as progress:
         try:

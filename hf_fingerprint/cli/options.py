@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -18,6 +18,7 @@ import typer
 
 from hf_fingerprint.choices import Gating
 from hf_fingerprint.config import FingerprintConfig, PublishConfig
+from hf_fingerprint.config_files import SavedConfig
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from hf_fingerprint.vault import Vault
 
 T = TypeVar("T")
+Config = TypeVar("Config", FingerprintConfig, PublishConfig)
 COMMON, CODE, HUB = "Common", "Code", "Hub"  # panels of `--help`; other options are in the first panel
 VAULT_VARIABLE = "HF_FINGERPRINT_VAULT"
-_PANELS = {FingerprintConfig: CODE, PublishConfig: HUB}
+_PANELS: dict[type, str] = {FingerprintConfig: CODE, PublishConfig: HUB}
 _TAG = re.compile(r"\[(?=[a-z#/@])")  # what rich would take for the start of a tag, and leave out
 
 
@@ -158,6 +160,22 @@ def read_token(variable: str | None) -> str | None:
     return token
 
 
+def _saved(kind: type[SavedConfig], name: str) -> Any:
+    text = f"File, folder or Hub id with a {kind.FILE} that Python saved. The options that you give win."
+    return Annotated[str | None, option(name, text, _PANELS[kind])]
+
+
+_CONFIG_FILE = "config_file"
+ConfigFile = _saved(FingerprintConfig, "--config")
+PublishConfigFile = _saved(PublishConfig, "--publish-config")
+
+
+def load_config(kind: type[Config], name: str | None, **given: Any) -> Config:
+    """A configuration of the options that are given, and of the saved one for the others if there is a name."""
+    explicit = {field: value for field, value in given.items() if value is not None}
+    return kind(**explicit) if name is None else replace(kind.from_pretrained(name), **explicit)
+
+
 def expand_options(command: Callable[..., T]) -> Callable[..., T]:
     """The command with options in place of each parameter whose type is a dataclass: one option for each field."""
     given = signature(command)
@@ -167,16 +185,21 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(command)
     def run(**values: Any) -> T:
-        made = {
-            name: group(**{each.name: values.pop(each.name) for each in fields(group) if each.name in values})
-            for name, group in groups.items()
-        }
+        made = {}
+        for name, group in groups.items():
+            given = {each.name: values.pop(each.name) for each in fields(group) if each.name in values}
+            if group is FingerprintConfig:
+                made[name] = load_config(FingerprintConfig, values.pop(_CONFIG_FILE), **given)
+            else:
+                made[name] = group(**given)
         return command(**values, **made)
 
     parameters: list[Parameter] = []
     for name, parameter in given.parameters.items():
         group = groups.get(name)
         parameters += [parameter] if group is None else [_parameter(e, _PANELS.get(group)) for e in fields(group)]
+        if group is FingerprintConfig:
+            parameters.append(Parameter(_CONFIG_FILE, Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
     run.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
 
