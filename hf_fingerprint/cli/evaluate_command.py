@@ -69,7 +69,7 @@ def evaluate(
     from hf_fingerprint.evaluation.report import summarize
 
     config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
-    with output.progress_bars(announce=True) as progress:
+    with output.progress_bars() as progress:
         evaluation = run(
             model,
             data,

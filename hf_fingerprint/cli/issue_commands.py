@@ -188,7 +188,7 @@ def _issue_to_hub(
     from hf_fingerprint.hub import Publisher
 
     if len(assignments) > 1:
-        disable_progress_bars()  # one bar for all
+        disable_progress_bars("huggingface_hub")  # ours is one for all
     done = []
     with output.progress_bars() as progress:
         try:
