@@ -26,7 +26,8 @@ LAYERS = {
     "logits": 0,
     "outcomes": 0,
     "codes": 1,
-    "config": 2,
+    "config": 3,
+    "config_files": 2.5,
     "checkpoints": 2,
     "carriers": 3,
     "vault": 3,
@@ -59,7 +60,7 @@ HEAVY = {
 TORCH = {"training", "privacy"}  # their modules are imported when a name of theirs is first used
 LOADERS = {
     "create_model": {"models/timm_models.py"},
-    "from_pretrained": {"models/transformers_models.py"},
+    "from_pretrained": {"models/transformers_models.py", "cli/options.py"},  # and a configuration of ours
     "pipeline": set(),
     "load_dataset": set(),
     "load_dataset_builder": {"evaluation/data.py"},
