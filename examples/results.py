@@ -47,7 +47,7 @@ def keep_pairs(table: Table) -> Table:
     """Returns the table with lines broken after slashes only in cells of figures, `92, 245 / 88, 105`."""
 
     def kept(cell: str) -> str:
-        if not re.match(r"\d|- ", cell):
+        if not re.match(r"(\d|-).* / ", cell):
             return cell
         return cell.replace(", ", f",{NO_BREAK}").replace(" / ", f"{NO_BREAK}/ ")
 

@@ -46,6 +46,11 @@ def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
 
 def close_names(given: str, known: Iterable[str]) -> str:
     """`": did you mean X or Y?"` with the known names closest to an unknown one, or an empty text."""
-    lowered = {name.lower(): name for name in known}
-    close = [lowered[name] for name in get_close_matches(given.lower(), lowered)]
+    close = closest(given, known)
     return f": did you mean {' or '.join(close)}?" if close else ""
+
+
+def closest(given: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The known names that are close to an unknown one, closest first, in any case."""
+    lowered = {name.lower(): name for name in known}
+    return [lowered[name] for name in get_close_matches(given.lower(), lowered, limit)]

@@ -1,28 +1,44 @@
-"""The one type by which all long work reports its progress.
+"""How long work reports its progress: one type, and the ways to show it.
 
 A [`Progress`] is called with the name of a step, how much of it is done, and how much there is to do, or `None` if
-that is unknown. A step that can't be counted is announced once, by `progress(step, 0, None)`. Examples:
+that is unknown. A step that can't be counted is announced once, by `progress(step, 0, None)`. Pass your own, or
+[`silent`]:
 
 ```python
-trace(suspect, vault, progress=lambda step, done, total: logger.info("%s: %d of %s", step, done, total))
-
-def show(step: str, done: int, total: int | None) -> None:  # with bar = tqdm() in a notebook
-    bar.set_description(step, refresh=False)
-    bar.total, bar.n = total, done
-    bar.refresh()
-
-lambda step, done, total: bars.update(task, description=step, completed=done, total=total)  # a task of rich
+trace(suspect, vault, progress=lambda step, done, total: print(step, done, total))
 ```
+
+Without one, long calls show a bar in a notebook and on a terminal, by the `tqdm` of huggingface_hub, which heeds
+`HF_HUB_DISABLE_PROGRESS_BARS` and `disable_progress_bars()`. Elsewhere they log each step to the logger
+`hf_fingerprint` at level INFO. `HF_FINGERPRINT_VERBOSITY` (debug, info, warning, error or critical) sets the level of
+that logger; from error on there are no bars either.
 """
 
-from collections.abc import Callable
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from inspect import BoundArguments, isgeneratorfunction, signature
+from time import monotonic
+from typing import Any, ParamSpec, TypeVar
+
+from hf_fingerprint.printable import printable
 
 
 Progress = Callable[[str, int, int | None], None]
+VERBOSITY = "HF_FINGERPRINT_VERBOSITY"
+_LOGGER = logging.getLogger("hf_fingerprint")
+_COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+_UNCOUNTED = "{desc} {elapsed}"
+_LINE_INTERVAL = 30.0  # seconds between two lines of one step
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 def silent(step: str, done: int, total: int | None) -> None:
-    """Returns nothing and shows nothing: the [`Progress`] of a caller that gives none."""
+    """Returns nothing and shows nothing: pass it as `progress` for no bars."""
 
 
 def counting(progress: Progress | None, step: str, total: int | None, done: int = 0) -> Callable[[int], None]:
@@ -54,3 +70,121 @@ def part_of(progress: Progress | None, step: str, total: int | None, before: int
         before (`int`, *optional*, defaults to 0): how much was done in the parts before this one.
     """
     return None if progress is None else lambda _step, done, _total: progress(step, before + done, total)
+
+
+def shows_progress(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Decorates a function or generator function with a parameter `progress`: a call without one shows its progress by
+    [`show_progress`]."""
+    parameters = signature(function)
+
+    def without_progress(args: Any, kwargs: Any) -> BoundArguments | None:
+        try:
+            given = parameters.bind(*args, **kwargs)
+        except TypeError:  # the call raises it, with the name of the function
+            return None
+        return given if given.arguments.get("progress") is None else None
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = without_progress(args, kwargs)
+        if given is None:
+            return function(*args, **kwargs)
+        with show_progress() as given.arguments["progress"]:
+            return function(*given.args, **given.kwargs)
+
+    @wraps(function)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        given = without_progress(args, kwargs)
+        if given is None:
+            yield from function(*args, **kwargs)  # type: ignore[misc]
+            return
+        with show_progress() as given.arguments["progress"]:
+            yield from function(*given.args, **given.kwargs)  # type: ignore[misc]
+
+    return generate if isgeneratorfunction(function) else run
+
+
+@contextmanager
+def show_progress(write: Callable[[str], None] | None = None) -> Iterator[Progress]:
+    """Yields a [`Progress`] that shows bars in a notebook or on a terminal, and lines of text elsewhere.
+
+    Args:
+        write (callable, *optional*): takes each line. Defaults to the logger `hf_fingerprint`, at level INFO.
+    """
+    _configure_logging()
+    if not _LOGGER.isEnabledFor(logging.WARNING):
+        yield silent
+        return
+    if not _bars_visible():
+        yield log_progress(write or _LOGGER.info)
+        return
+    from huggingface_hub.utils import tqdm
+
+    bars: dict[str, Any] = {}
+
+    def show(step: str, done: int, total: int | None) -> None:
+        if step not in bars:
+            for over in [name for name, bar in bars.items() if bar.total is None or bar.n >= bar.total]:
+                bars.pop(over).close()
+            shown = _UNCOUNTED if total is None else _COUNTED
+            bars[step] = tqdm(desc=printable(step), total=total, bar_format=shown, leave=False, name="hf_fingerprint")
+        bars[step].total = total
+        bars[step].update(done - bars[step].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def log_progress(write: Callable[[str], None]) -> Progress:
+    """Returns a [`Progress`] that writes a line when a step begins, and if it can be counted every half minute and
+    when it is done.
+
+    Args:
+        write (callable): takes each line, such as `logger.info`.
+    """
+    written: dict[str, float] = {}  # when each step's last line was written
+
+    def log(step: str, done: int, total: int | None) -> None:
+        if step not in written:
+            written[step] = monotonic()
+            write(printable(step))
+        if total is not None and done >= total:
+            del written[step]
+            write(f"{printable(step)}: done")
+        elif total is not None and monotonic() - written[step] >= _LINE_INTERVAL:
+            written[step] = monotonic()
+            write(f"{printable(step)}: {done / total:.0%}")
+
+    return log
+
+
+def progress_disabled() -> bool:
+    """Whether the environment asks for no progress bars."""
+    return os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _bars_visible() -> bool:
+    """Whether bars can be seen, and the environment does not speak against them."""
+    if progress_disabled():
+        return False
+    if "ipykernel.zmqshell" in sys.modules:
+        return True
+    return os.environ.get("TERM") != "dumb" and sys.stderr is not None and sys.stderr.isatty()
+
+
+@cache
+def _configure_logging() -> None:
+    """Sets the logger's level from the environment, and shows its lines on stderr if it has no handler."""
+    wanted = os.environ.get(VERBOSITY)
+    if not wanted:
+        return
+    level = logging.getLevelNamesMapping().get(wanted.upper())
+    if level is None:
+        _LOGGER.warning("%s is %s: set debug, info, warning, error or critical.", VERBOSITY, printable(wanted))
+        return
+    _LOGGER.setLevel(level)
+    if not _LOGGER.hasHandlers():
+        _LOGGER.addHandler(logging.StreamHandler())

@@ -170,6 +170,7 @@ FROZEN_PROSE: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     r'\\?"questions?\\?"': (("examples/benchmarks/fuzz_targets.py", "tests/"), "a key of transcripts and proofs"),
     r"[Hh]olders?": (("hf_fingerprint/privacy/",), "a data holder"),
+    r"`[^`]+`": (("docs/formats/",), "names in files, on the wire and in key derivations"),
 }
 
 

@@ -36,7 +36,7 @@ def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
         record = parameter.get_help_record(context)
         if record is not None and parameter.name != "help":
             panel = getattr(parameter, "rich_help_panel", None) or _PANELS[parameter.param_type_name]
-            found.setdefault(panel, []).append((f"`{record[0]}`", _as_markdown(record[1])))
+            found.setdefault(panel, []).append((f"`{record[0]}`", _as_markdown(record[1].replace("\\[", "["))))
     return found
 
 

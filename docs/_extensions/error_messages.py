@@ -33,25 +33,25 @@ _VARIES = re.compile(r"\b_?[A-Z][A-Z_0-9]{2,}\b")
 
 
 class Message(NamedTuple):
-    """A message: the room and the class of its error, what is wrong, and what to do. What varies is in capitals."""
+    """A message: the package and the class of its error, what is wrong, and what to do. What varies is in capitals."""
 
-    room: str
+    package: str
     error: str
     problem: str
     remedy: str
 
 
 def messages(package: Path = PACKAGE) -> Iterator[Message]:
-    """The messages of all errors and warnings of this package, in the order of its rooms."""
+    """The messages of all errors and warnings of this package, in the order of its packages."""
     errors = ast.parse((package / "errors.py").read_text()).body
     classes = {node.name for node in errors if isinstance(node, ast.ClassDef)}
     for path in sorted(package.rglob("*.py")):
-        room = path.relative_to(package).parts[0].removesuffix(".py")
+        part = path.relative_to(package).parts[0].removesuffix(".py")
         for function, call in _calls(ast.parse(path.read_text())):
             if _name(call) in classes and call.args:
                 problem, _, remedy = _text(call.args[0], function).strip().rpartition(": ")
                 if _says_something(problem + remedy):
-                    yield Message(room, _name(call), *((problem, remedy) if problem else (remedy, "")))
+                    yield Message(part, _name(call), *((problem, remedy) if problem else (remedy, "")))
 
 
 def _calls(tree: ast.AST, function: ast.AST | None = None) -> Iterator[tuple[ast.AST, ast.Call]]:
@@ -97,10 +97,10 @@ def _says_something(text: str) -> bool:
 
 
 def errors_as_markdown() -> str:
-    """All messages as Markdown tables, one for each room."""
+    """All messages as Markdown tables, one for each package."""
     parts = []
-    everything = sorted(messages(), key=lambda each: list(AREAS).index(each.room) if each.room in AREAS else 99)
-    for title, found in groupby(everything, key=lambda each: AREAS.get(each.room, "Configuration")):
+    everything = sorted(messages(), key=lambda each: list(AREAS).index(each.package) if each.package in AREAS else 99)
+    for title, found in groupby(everything, key=lambda each: AREAS.get(each.package, "Configuration")):
         rows = dict.fromkeys(f"| {_cell(each.problem)} | {_cell(each.remedy)} | `{each.error}` |" for each in found)
         parts += [f"### {title}", "\n".join(["| message | what to do | error |", "| --- | --- | --- |", *rows])]
     return "\n\n".join(parts)

@@ -58,8 +58,8 @@ def possible_shards(index: str, names: Iterable[str]) -> list[str]:
     found = _INDEX.fullmatch(index)
     variant = found["variant"].removeprefix(".") if found and found["variant"] else None
     place, suffix = PurePosixPath(index).parent, PurePosixPath(indexed_weights(index) or index).suffix
-    beside = [name for name in names if PurePosixPath(name).parent == place and name.endswith(suffix)]
-    return [name for name in beside if variant and without_variant(name, variant)] or beside
+    siblings = [name for name in names if PurePosixPath(name).parent == place and name.endswith(suffix)]
+    return [name for name in siblings if variant and without_variant(name, variant)] or siblings
 
 
 def without_variant(name: str, variant: str | None) -> str | None:

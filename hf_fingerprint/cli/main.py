@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import hf_fingerprint
-from hf_fingerprint.choices import close_names, wrong_choice
+from hf_fingerprint.choices import wrong_choice
 from hf_fingerprint.cli import (
     commands,
     design_command,
@@ -120,10 +120,10 @@ def _run(arguments: list[str] | None) -> int:
 
 def _usage_sentence(error: Any) -> str:
     """What is wrong with a command line, with the closest option or choice."""
-    message = error.format_message()
-    message += "" if message.endswith((".", "?")) else "."
     if getattr(error, "possibilities", None):
-        return f"{error.message}{close_names(error.option_name, error.possibilities) or '.'}"
+        return f"{error.message.partition('.')[0]}: did you mean {' or '.join(error.possibilities)}?"
+    message = error.format_message().replace(". Did you mean", ": did you mean")
+    message += "" if message.endswith((".", "?")) else "."
     wrong = _WRONG_CHOICE.fullmatch(message)
     return message if wrong is None else wrong_choice(wrong[1], wrong[2], re.findall("'([^']*)'", wrong[3]))
 

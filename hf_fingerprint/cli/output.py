@@ -1,18 +1,16 @@
 """Output of the commands: text, tables, progress and JSON."""
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.cli import terminal
 from hf_fingerprint.cli.terminal import console, echo, echo_err
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, progress_disabled, show_progress
 
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from hf_fingerprint.tables import Block, PrintableResult
     from hf_fingerprint.vault import Base
 
@@ -39,30 +37,12 @@ def warn_all_scores() -> None:
     )
 
 
-@contextmanager
-def progress_bars(announce: bool = False) -> Iterator[Progress]:
-    """Shows progress on stderr, a bar for each step; silent if stderr is no terminal.
+def progress_bars() -> AbstractContextManager[Progress]:
+    """Shows progress on stderr: a bar for each step, or lines where stderr is no terminal; see [`show_progress`].
 
-    Args:
-        announce (`bool`, *optional*, defaults to `False`): whether to print the name of each step that can't be
-            counted, once, if stderr is no terminal.
+    If `HF_HUB_DISABLE_PROGRESS_BARS` is set, the lines are logged instead.
     """
-    with terminal.rich_progress() as bars:
-        tasks: dict[str, TaskID] = {}
-        uncounted: list[str] = []
-
-        def show(step: str, done: int, total: int | None) -> None:
-            if step not in tasks:
-                while uncounted:  # the step before is over
-                    bars.remove_task(tasks.pop(uncounted.pop()))
-                tasks[step] = bars.add_task(step, total=total)
-                if total is None:
-                    uncounted.append(step)
-                    if announce and bars.disable:
-                        echo_err(step)
-            bars.update(tasks[step], completed=done, total=total)
-
-        yield show
+    return show_progress(None if progress_disabled() else echo_err)
 
 
 def describe_base(base: "Base") -> list[str]:
@@ -90,7 +70,17 @@ def describe_base(base: "Base") -> list[str]:
         )
     certified = f"{base.certified} among {base.expected_recipients:,} recipients at alpha {base.alpha:.0e}"
     averaging = f"  against averaging alone: {predicted_coalition(base)}, by formula"
-    return [*lines, f"certified coalition: {certified}", f"  by {base.certified_by}", averaging]
+    lines += [f"certified coalition: {certified}", f"  by {base.certified_by}", averaging]
+    return [*lines, explain_certified(base)]
+
+
+def explain_certified(base: "Base") -> str:
+    """Explains the two numbers of colluders of a base, in one sentence."""
+    return (
+        f"designed for {base.coalition} and certified against {base.certified} means: the code's bits are drawn for "
+        f"mixtures of {base.coalition} copies; of coalitions of up to {base.certified}, simulations with this model's "
+        "weights accuse every member; of larger ones, some may stay unnamed, and the innocent are as safe as before"
+    )
 
 
 def warn_unmeasured(base: "Base") -> None:

@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -21,19 +21,18 @@ from hf_fingerprint.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
 _CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")  # what tqdm writes to move between its bars
 
 
 def echo(line: str) -> None:
     """Prints a line to stdout."""
-    sys.stdout.write(printable(line) + "\n")
+    _write_line(sys.stdout, line)
 
 
 def echo_err(line: str) -> None:
     """Prints a line to stderr, apart from results."""
-    sys.stderr.write(printable(line) + "\n")
+    _write_line(sys.stderr, line)
 
 
 def flush() -> None:
@@ -44,16 +43,6 @@ def flush() -> None:
 def console(stderr: bool = False) -> "Console":
     """A console for tables, on stdout or stderr, without markup and emoji codes."""
     return _console_class()(stderr=stderr, markup=False, emoji=False)
-
-
-def rich_progress() -> "Progress":
-    """Progress bars on stderr; silent if it is no terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), TaskProgressColumn("{task.percentage:>3.0f}%", markup=False), TimeRemainingColumn())
-    screen = console(stderr=True)
-    described = TextColumn("{task.description}", markup=False)
-    return Progress(described, *columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 @contextmanager
@@ -150,6 +139,13 @@ def _show_warning(
     else:
         text = warnings.formatwarning(printable(str(message)), category, filename, lineno, line)
         _write_lines(file or sys.stderr, [text])
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    """Writes a line, above progress bars if there are any."""
+    bars = sys.modules.get("tqdm")
+    with nullcontext() if bars is None else bars.tqdm.external_write_mode(file=stream):
+        stream.write(printable(line) + "\n")
 
 
 def _write_lines(stream: TextIO, texts: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import MAX_COALITION, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, Table, one_line_repr
 
 
@@ -102,12 +102,17 @@ class CodeDesign(PrintableResult):
         strategies = tuple(best.scores)
         scores = ((name, *(f"{code.scores[name]:.1f}" for code in self.options)) for name in strategies)
         yield Table(("mean score by strategy", *(c.family for c in self.options)), tuple(scores))
+        yield (
+            f"a smaller model can have a code that is designed for {self.coalition} colluders, too, but is certified "
+            "against fewer: of larger coalitions than those, some may stay unnamed, and the innocent are as safe"
+        )
 
     def __repr__(self) -> str:
         best = None if self.best is None else (self.best.family, self.best.length, self.best.weights)
         return one_line_repr(self, recipients=self.recipients, coalition=self.coalition, alpha=self.alpha, best=best)
 
 
+@shows_progress
 def design_code(
     recipients: int,
     coalition: int,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.checkpoints import (
+    HubOptions,
     SkippedFile,
     WrittenCopy,
     content_hash,
@@ -33,7 +34,7 @@ from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.issuing.updates import CopyUpdates
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.models.live_modules import has_own_format
-from hf_fingerprint.progress import Progress, part_of
+from hf_fingerprint.progress import Progress, part_of, shows_progress
 from hf_fingerprint.registration import register
 from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.registration.registering import register_checkpoint
@@ -55,8 +56,10 @@ class Issuer:
     Args:
         model, vault, config, include_code, as_base, base: see [`issue`].
         progress (callable, *optional*): a [`Progress`] for the registration.
+        device, revision, token, cache_dir, subfolder, variant: see [`register`].
     """
 
+    @shows_progress
     def __init__(
         self,
         model: ModelInput,
@@ -65,19 +68,28 @@ class Issuer:
         progress: Progress | None = None,
         include_code: bool = False,
         as_base: bool = False,
+        *,
         base: ModelInput | None = None,
+        device: "str | torch.device | None" = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
     ):
         self.vault, self.include_code = vault, include_code
-        self._checkpoint = open_checkpoint(model)
+        options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
+        self._checkpoint = open_checkpoint(model, options=options)
         try:
             self._state = self._checkpoint.state()
             self.base: Base
             if base is None:
                 self.base, self._names = register_checkpoint(
-                    self._checkpoint, vault, config, progress, as_base=as_base
+                    self._checkpoint, vault, config, progress, as_base=as_base, device=device
                 )
             else:
-                self.base = register(base, vault, config, progress, as_base=as_base)
+                access = options.access.keywords
+                self.base = register(base, vault, config, progress, as_base=as_base, device=device, **access)
                 self._names = match_base(self._checkpoint, self.base, vault)
         except BaseException:
             self._checkpoint.close()
@@ -100,8 +112,9 @@ class Issuer:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
+    @shows_progress
     def issue_all(
-        self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
+        self, recipients: Sequence[str], folder: str | Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
         """Issues a copy for each recipient to `folder/NAME`, and yields each once it is complete.
 
@@ -113,7 +126,7 @@ class Issuer:
             for number, recipient in enumerate(recipients):
                 part = part_of(progress, "writing copies", len(recipients) * self.copy_bytes, number * self.copy_bytes)
                 stack = ExitStack()
-                finish = stack.enter_context(self.prepare(recipient, folder / recipient, part))
+                finish = stack.enter_context(self.prepare(recipient, Path(folder) / recipient, part))
                 after = pool.submit(_finish, stack, finish)
                 if before is not None:
                     yield before.result()
@@ -121,9 +134,10 @@ class Issuer:
             if before is not None:
                 yield before.result()
 
-    def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
+    @shows_progress
+    def issue(self, recipient: str, out: str | Path, progress: Progress | None = None) -> IssuedCopy:
         """Issues one copy. A second call with the same arguments returns the existing copy."""
-        with self.prepare(recipient, out, progress) as finish:
+        with self.prepare(recipient, Path(out), progress) as finish:
             return finish()
 
     @contextmanager

@@ -14,6 +14,7 @@ import pyrage
 
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.private_files import write_new_private
 from hf_fingerprint.vault.sealing import AgeIdentity, check_public_key, new_identity
@@ -99,9 +100,11 @@ def remove_issuer(vault: Vault, name_or_key: str) -> list[str]:
     Raises:
         [`VaultError`]: if there is no such issuer.
     """
-    removed = [public_key for public_key, name in issuers(vault).items() if name_or_key in (public_key, name)]
+    known = issuers(vault)
+    removed = [public_key for public_key, name in known.items() if name_or_key in (public_key, name)]
     if not removed:
-        raise VaultError(f"{vault.folder} has no issuer {name_or_key}: see `hf-fingerprint vault issuer list`.")
+        hint = did_you_mean(name_or_key, known.values(), "see `hf-fingerprint vault issuer list`")
+        raise VaultError(f"{vault.folder} has no issuer {name_or_key}{hint}")
     with vault.connect() as connection:
         connection.executemany("UPDATE issuers SET name = ? WHERE public_key = ?", [(REMOVED, key) for key in removed])
     return removed

@@ -11,6 +11,7 @@ from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import FingerprintWarning, StorageError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.base_validation import check_base
@@ -72,7 +73,10 @@ class RecordStore(Database):
                 return base
         for fault in faults:
             raise RowError(fault)
-        raise VaultError(f"{self.folder} has no base {base_id}: see `hf-fingerprint recipients` for those it has.")
+        hint = did_you_mean(
+            base_id, (base.base_id for base in bases), "see `hf-fingerprint recipients` for those it has"
+        )
+        raise VaultError(f"{self.folder} has no base {base_id}{hint}")
 
     def base_with_hash(self, content_hash: str) -> Base | None:
         """The current base with this content, for new copies; `None` if it is not registered.

@@ -36,6 +36,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
     arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW]
     chosen = ["--attacks", "half,average", "--coalitions", "2,3", "--max-images", "20"]
     code, out, err = run(*arguments, *chosen)
@@ -103,11 +104,16 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(place, run, argu
     assert not (place / "nothing").exists()
 
 
-def test_a_folder_of_something_else_and_images_of_one_class_are_refused(place, tmp_path, run):
+def test_a_folder_of_something_else_and_unfit_images_are_refused_before_anything_is_made(place, tmp_path, run):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").write_text("mine")
     save_images(tmp_path / "one", ["2"], each=30)
     given = [place / "model", *FEW, "--attacks", "half"]
 
-    assert "other contents" in failed(run(*given, "--data", place / "images", "--out", tmp_path / "thesis"))
     assert "one class" in failed(run(*given, "--data", tmp_path / "one", "--out", place / "out"))
+    broken = save_images(tmp_path / "broken", ["0", "1"], each=30)
+    for path in broken.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert "can't be read as an image" in failed(run(*given, "--data", broken, "--out", tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    assert "other contents" in failed(run(*given, "--data", place / "images", "--out", tmp_path / "thesis"))

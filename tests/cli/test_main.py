@@ -111,6 +111,7 @@ def test_an_option_has_one_meaning_in_all_commands():
         "--out",  # each command says what it writes there
         "--public-key",
         "--recipient",  # one or several
+        "--token-env",  # of the Hub, or of a service
     }
     for config in (FingerprintConfig, PublishConfig):
         for name, text in help_texts(config).items():
@@ -144,9 +145,9 @@ def test_a_vault_in_the_environment_need_not_be_repeated(run, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trce", "x"], "No such command 'trce'. Did you mean 'trace'?"),
-        (["vault", "intt"], "No such command 'intt'. Did you mean 'init'?"),
-        (["trace", "x", "--identitty", "y"], "No such option: --identitty: did you mean --identity?"),
+        (["trce", "x"], "No such command 'trce': did you mean 'trace'?"),
+        (["vault", "intt"], "No such command 'intt': did you mean 'init'?"),
+        (["trace", "x", "--identitty", "y"], "--identitty: did you mean --identity?"),
         (["inspect", "x", "--code", "tardos-code"], "`--code` must be one of tardos, nuida, fair_signs, got tardos"),
         (["inspect", "x", "--code", "Tardoz"], "got Tardoz: did you mean tardos?"),
         (
@@ -220,7 +221,7 @@ def test_the_completion_script_is_shown(run, monkeypatch):
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
-def test_a_system_without_preadv_is_told_what_to_do(run, monkeypatch):
+def test_a_system_without_preadv_gets_one_sentence(run, monkeypatch):
     monkeypatch.delattr(os, "preadv")
 
     assert run("hash", "model")[::2] == (

@@ -18,7 +18,7 @@ def test_nearly_every_raise_of_the_package_is_in_the_list():
 def test_a_message_made_of_parts_is_whole():
     found = next(each for each in MESSAGES if each.problem.startswith("Nuida's biases"))
 
-    assert found.room in AREAS
+    assert found.package in AREAS
     assert found.problem == "Nuida's biases for a coalition of COALITION are finer than 2^-16"
     assert found.remedy == "choose MAX_COALITION or fewer, or a Tardos code."
 

@@ -1,6 +1,8 @@
 import contextlib
+import json
 import sys
 from io import BytesIO
+from shutil import copytree
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -8,9 +10,11 @@ import pytest
 import torch
 from PIL import Image as Pictures
 
+from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 from hf_fingerprint.evaluation import EvaluationData, load_data
+from hf_fingerprint.evaluation.class_numbers import class_names_of
 from hf_fingerprint.models import build_model
 from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import CLASSES, save_images
@@ -48,6 +52,57 @@ def test_classes_are_numbered_in_the_order_of_their_names_and_images_preprocesse
     ]
 
     assert labels == [1]
+
+
+LABELS = Labels(["cat", "dog", "ant", "bee"])
+
+
+def warned_of(*arguments, **keywords):
+    with pytest.warns(FingerprintWarning) as caught:
+        data = load_data(*arguments, **keywords)
+    return data, " ".join(str(each.message) for each in caught)
+
+
+def test_folders_with_the_names_of_the_models_classes_are_these_classes(tmp_path, model, monkeypatch):
+    data = load_data(save_images(tmp_path, ["BEE", "cat"], each=15), model, labels=LABELS)
+
+    assert set(data.test[1].tolist()) == {0, 3}
+    rows = Rows({"picture": Pictures.new("RGB", (32, 32)), "kind": 1 + i % 2} for i in range(40))
+    fake_datasets(monkeypatch, lambda name: {"train": rows})
+    assert set(load_data("org/pictures", model, labels=LABELS).test[1].tolist()) == {3, 0}
+
+
+def test_folders_that_match_no_class_are_named_with_the_closest_and_left_out(tmp_path, model):
+    save_images(tmp_path, ["bees", "cat", "dog", "zebra"], each=15)
+    data, text = warned_of(tmp_path, model, labels=LABELS)
+
+    assert set(data.test[1].tolist()) == {0, 1} and len(data.test[1]) + len(data.attacker[1]) == 30
+    assert "left out: bees (closest: bee), zebra. To include them, rename them" in text
+
+
+def test_if_no_folder_matches_classes_are_numbered_in_order_with_a_warning(tmp_path, model):
+    data, text = warned_of(save_images(tmp_path, ["n1", "n2", "n3", "n4"]), model, labels=LABELS)
+
+    assert set(data.test[1].tolist()) == {0, 1, 2, 3}
+    assert "n1 counts as cat: if that is wrong, rename" in text
+
+
+def test_a_class_without_images_is_named(tmp_path, model):
+    save_images(tmp_path, ["ant", "cat"], each=15)
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "1.heic").write_bytes(b"no known format")
+
+    assert "have no images (PNG, JPEG, WebP, ...): dog" in warned_of(tmp_path, model, labels=LABELS)[1]
+
+
+def test_the_names_of_classes_are_those_of_the_configuration(place, tmp_path):
+    folder = copytree(place / "model", tmp_path / "model")
+    with open_checkpoint(folder) as opened:
+        assert class_names_of(opened) is None
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"label_names": CLASSES}))
+    with open_checkpoint(folder) as opened:
+        assert class_names_of(opened).names == tuple(CLASSES)
 
 
 def test_folders_named_by_numbers_are_classes_of_that_number(tmp_path, model):
@@ -149,7 +204,7 @@ class Image:
 class ClassLabel:
     """Another."""
 
-    num_classes = 4
+    names = CLASSES
 
 
 def encoded(picture):

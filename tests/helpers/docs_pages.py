@@ -8,8 +8,8 @@ A page's blocks run from top to bottom, in one fresh folder:
   What sets up a machine is checked and not run: extras of `pip install`, targets of `make`, modules of `examples`.
 - A line must end with the exit code 0, or with the one that its comment begins with: `# exit code 1: nobody`.
 
-Other blocks (`text`, `json`, `console`, `csv`) show output and do not run. A comment `<!-- tests: vault suspect -->` at
-the top of a page names what must exist before its first block; see `docs_setup`.
+Other blocks (`text`, `json`, `console`, `csv`) show output and do not run. A comment `<!-- tests: vault suspect -->`
+at the top of a page names what must exist before its first block; see `docs_setup`.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ def setup_of(page: Path) -> list[str]:
 
 
 @dataclass
-class Reader:
-    """Somebody who follows a page, in a folder.
+class PageRun:
+    """A page that is followed in a folder, as somebody who reads it would.
 
     Attributes:
         folder (`Path`): the current folder.

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hf_fingerprint import FingerprintConfig, Vault, issue, make_trigger_set, register
-from tests.helpers.docs_pages import Reader
+from tests.helpers.docs_pages import PageRun
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.loopback_hub_http import LoopbackServer
 from tests.helpers.small_models import PASSPHRASE, build, save_timm, save_vit
@@ -25,7 +25,7 @@ SERVICE = "https://api.example/classify"
 
 
 @contextmanager
-def reader(folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def reader(folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[PageRun]:
     """Yields a reader in a fresh folder, logged in on a loopback Hub, with the named things in place."""
     with ExitStack() as stack:
         hub = stack.enter_context(LoopbackHub())
@@ -41,7 +41,7 @@ def reader(folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.syspath_prepend(folder)
         save_images(folder / "photos")
         hub.add("org/model", save_model(folder.parent / "model"), lfs=True)
-        here = Reader(folder)
+        here = PageRun(folder)
         for name in names:
             SETUPS[name](here, hub, stack)
         yield here
@@ -67,17 +67,17 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def add_version(here: Reader, hub: LoopbackHub, stack: ExitStack) -> None:
+def add_version(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
     """`org/model-v2`: a later version of the base."""
     hub.add("org/model-v2", save_model(here.folder.parent / "model-v2", seed=1), lfs=True)
 
 
-def add_timm_model(here: Reader, hub: LoopbackHub, stack: ExitStack) -> None:
+def add_timm_model(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
     """`org/timm-model`: a small ResNet of timm."""
     hub.add("org/timm-model", save_timm(here.folder.parent / "timm", "test_resnet", num_classes=10), lfs=True)
 
 
-def make_vault(here: Reader, hub: LoopbackHub, stack: ExitStack, triggers: bool = False) -> None:
+def make_vault(here: PageRun, hub: LoopbackHub, stack: ExitStack, triggers: bool = False) -> None:
     """`vault`, with a copy of `org/model` for alice, bob and carol in `copies`."""
     vault = Vault.create(here.folder / "vault", PASSPHRASE)
     register("org/model", vault, FingerprintConfig(coalition=3, expected_recipients=10))
@@ -87,14 +87,14 @@ def make_vault(here: Reader, hub: LoopbackHub, stack: ExitStack, triggers: bool 
         issue("org/model", name, vault, here.folder / "copies" / name)
 
 
-def add_suspect(here: Reader, hub: LoopbackHub, stack: ExitStack) -> None:
+def add_suspect(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
     """`org/suspect` and `suspect.safetensors`: alice's copy, which leaked."""
     hub.add("org/suspect", here.folder / "copies" / "alice", lfs=True)
     weights = (here.folder / "copies" / "alice" / "model.safetensors").read_bytes()
     (here.folder / "suspect.safetensors").write_bytes(weights)
 
 
-def start_service(here: Reader, hub: LoopbackHub, stack: ExitStack) -> None:
+def start_service(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
     """A service that runs alice's copy at `https://api.example/classify`."""
     import torch
 
@@ -123,7 +123,7 @@ def start_service(here: Reader, hub: LoopbackHub, stack: ExitStack) -> None:
     here.addresses[SERVICE] = f"{server.url}/classify"
 
 
-SETUPS: dict[str, Callable[[Reader, LoopbackHub, ExitStack], None]] = {
+SETUPS: dict[str, Callable[[PageRun, LoopbackHub, ExitStack], None]] = {
     "timm": add_timm_model,
     "version": add_version,
     "vault": make_vault,

@@ -23,10 +23,11 @@ from hf_fingerprint.blackbox.key_images.key_image import KeyImage, derive_finger
 from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
 from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.checkpoints import remove_on_failure, resolve_parent, sync
+from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.private_files import write_private
 
@@ -63,6 +64,7 @@ class KeyImageSet:
         return asdict(self)
 
 
+@shows_progress
 def export_key_images(
     base: str | Path | None,
     recipient: str,
@@ -162,8 +164,9 @@ def _find_copy(vault: Vault, base_id: str, recipient: str) -> CopyRecord:
     found = [copy for copy in copies if copy.recipient == recipient]
     found = found or [copy for copy in copies if copy.copy_id == recipient]
     if not found:
-        listed = "run `hf-fingerprint recipients` to list the recipients"
-        raise VaultError(f"{vault.folder} has no copy of base {base_id} for {recipient}: {listed}.")
+        names = [copy.recipient for copy in copies]
+        hint = did_you_mean(recipient, names, "run `hf-fingerprint recipients` to list the recipients")
+        raise VaultError(f"{vault.folder} has no copy of base {base_id} for {recipient}{hint}")
     if len(found) > 1:
         ids = ", ".join(copy.copy_id for copy in found)
         raise VaultError(f"{recipient} has {len(found)} copies of base {base_id}: give one of the ids {ids}.")

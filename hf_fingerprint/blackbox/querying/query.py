@@ -22,7 +22,7 @@ from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, ima
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.progress import Progress, counting
+from hf_fingerprint.progress import Progress, counting, shows_progress
 from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import Base, Fault, Vault, acquire_lock, delivery_states, find_unusable_rows
@@ -108,6 +108,7 @@ class QueryResult(PrintableResult):
         return one_line_repr(self, outcome=str(self.outcome), accused=accused, log10_bound=bound)
 
 
+@shows_progress
 def query(
     suspect: Suspect,
     vault: Vault | str | Path,
