@@ -50,6 +50,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"hf_fingerprint {release}"
 html_static_path = ["_static"]
 html_css_files = ["docs.css"]

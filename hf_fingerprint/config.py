@@ -1,4 +1,4 @@
-"""What you choose when you register a base and when you publish copies, with the defaults.
+"""What you choose when you register a base and when you publish copies, with the defaults; saved as JSON.
 
 Each field carries its help text, from which the class's documentation and the options of the command line are made.
 """
@@ -6,7 +6,7 @@ Each field carries its help text, from which the class's documentation and the o
 import inspect
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hf_fingerprint.choices import (
     FAMILIES,
@@ -19,6 +19,7 @@ from hf_fingerprint.choices import (
     OutputKind,
     wrong_choice,
 )
+from hf_fingerprint.config_files import LOCAL, SavedConfig
 from hf_fingerprint.errors import CodeError, HubError
 
 
@@ -28,9 +29,9 @@ DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
 _Class = TypeVar("_Class", bound=type)
 
 
-def _setting(text: str, default: Any = None) -> Any:
+def _setting(text: str, default: Any = None, **metadata: Any) -> Any:
     """A field of a config class, with its help text."""
-    return field(default=default, metadata={"help": text})
+    return field(default=default, metadata={"help": text, **metadata})
 
 
 def help_texts(config: Any) -> dict[str, str]:
@@ -43,20 +44,28 @@ def _document_fields(config: _Class) -> _Class:
     texts = help_texts(config)
     types = {each.name: inspect.formatannotation(each.type).removeprefix("pathlib.") for each in fields(config)}
     lines = [f"    {name} (`{types[name]}`): {text}" for name, text in texts.items()]
-    config.__doc__ = "\n".join([str(config.__doc__), "", "Attributes:", *lines])
+    config.__doc__ = "\n".join([inspect.cleandoc(str(config.__doc__)), "", "Attributes:", *lines])
     return config
 
 
 @_document_fields
 @dataclass(frozen=True)
-class FingerprintConfig:
-    """How a base is marked. `None` stands for the default, and for a registered base for what its record holds."""
+class FingerprintConfig(SavedConfig):
+    """How a base is marked. `None` stands for the default, and for a registered base for what its record holds.
+
+    [`~SavedConfig.save_pretrained`] writes `fingerprint_config.json`, without `calibration`, which is a folder of this
+    machine.
+    """
+
+    FILE: ClassVar[str] = "fingerprint_config.json"
 
     max_kl: float | None = _setting(
         "Output budget: the largest KL divergence between base and copy, in nats, as the mean over images "
         "and copies. Defaults to 1e-4."
     )
-    calibration: Path | None = _setting("Folder of images to measure the output on. Defaults to synthetic images.")
+    calibration: Path | None = _setting(
+        "Folder of images to measure the output on. Defaults to synthetic images.", **{LOCAL: True}
+    )
     coalition: int | None = _setting("Number of colluders that the code is designed for. Defaults to 20.")
     expected_recipients: int | None = _setting(
         "Number of recipients that the certified coalition is computed for. Defaults to 1000."
@@ -85,6 +94,7 @@ class FingerprintConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         from hf_fingerprint.codes import check_alpha  # scipy takes long to import
 
         given = {name: value for name, value in vars(self).items() if value is not None}
@@ -103,8 +113,10 @@ class FingerprintConfig:
 
 @_document_fields
 @dataclass(frozen=True)
-class PublishConfig:
-    """How copies are published on the Hub."""
+class PublishConfig(SavedConfig):
+    """How copies are published on the Hub. [`~SavedConfig.save_pretrained`] writes `publish_config.json`."""
+
+    FILE: ClassVar[str] = "publish_config.json"
 
     private: bool = _setting("Whether the variant repos are private.", default=True)
     gated: Gating | None = _setting("Gate the variant repos: auto or manual approval. Needed to give accounts access.")
@@ -116,5 +128,6 @@ class PublishConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.gated is not None and self.gated not in GATES:
             raise HubError(wrong_choice("gated", self.gated, GATES))

@@ -105,12 +105,13 @@ def _used_parameters(
     import torch
 
     parameters = list(model.parameters())
+    device = parameters[0].device if parameters else images.device
     before = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            logits = logits_of(model(images), kind)
+            logits = logits_of(model(images.to(device)), kind)
             gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     finally:
         for parameter, required in zip(parameters, before, strict=True):

@@ -7,7 +7,7 @@ resolve("org/name", options=options)
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ class HubOptions:
     def access(self) -> "HubOptions":
         """The token and the cache alone, which hold for other models too, such as the base of a suspect."""
         return HubOptions(token=self.token, cache_dir=self.cache_dir)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """All options as keywords of a public function."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def download(self) -> dict[str, Any]:

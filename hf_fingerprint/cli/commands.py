@@ -15,14 +15,17 @@ def inspect(
     listed: Annotated[bool, option("--tensors", "List the tensors that carry the mark, too.")] = False,
     *,
     config: FingerprintConfig,
+    files: options.ModelFiles,
+    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition. Nothing is recorded."""
-    from hf_fingerprint.checkpoints import open_checkpoint
+    from hf_fingerprint.checkpoints import HubOptions, open_checkpoint
     from hf_fingerprint.registration import analyze_base, predicted_score
 
-    with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.progress_bars() as progress:
-        base = analyze_base(checkpoint, config, progress)
+    name, chosen = options.model_reference(model, file), HubOptions(**files.keywords)
+    with open_checkpoint(name, options=chosen) as checkpoint, output.progress_bars() as progress:
+        base = analyze_base(checkpoint, config, progress, device=device)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
@@ -57,22 +60,24 @@ class _TraceOptions:
         bool, option("--full", "Read all of a suspect on the Hub, not only up to the first accusation.")
     ] = False
     max_mb: MaxMb = None
+    device: options.Device = None
     all_scores: options.AllScores = False
     as_json: options.AsJson = False
 
 
 @options.expand_options
-def trace(chosen: _TraceOptions) -> int:
+def trace(chosen: _TraceOptions, files: options.ModelFiles) -> int:
     """Trace a suspect model to the recipients whose copies it comes from.
 
     Exit code 0: somebody is accused, 1: nobody, or the model is not comparable, 2: an error, 3: not readable.
     """
-    return _trace(chosen)
+    return _trace(chosen, files)
 
 
 @options.expand_options
 def verify(
     chosen: _TraceOptions,
+    files: options.ModelFiles,
     *,
     recipient: Annotated[str, required("--recipient", "Recipient whose copy the suspect is claimed to be.")],
 ) -> int:
@@ -80,10 +85,10 @@ def verify(
 
     Exit code 0: confirmed, 1: not confirmed, or the model is not comparable, 2: an error, 3: not readable.
     """
-    return _trace(chosen, recipient)
+    return _trace(chosen, files, recipient)
 
 
-def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
+def _trace(chosen: _TraceOptions, files: options.ModelFiles, recipient: str | None = None) -> int:
     from hf_fingerprint.tracing import trace as trace_suspect
 
     suspect = options.model_reference(chosen.suspect, chosen.file)
@@ -98,6 +103,8 @@ def _trace(chosen: _TraceOptions, recipient: str | None = None) -> int:
             max_bytes=None if chosen.max_mb is None else options.megabytes_to_bytes(chosen.max_mb),
             recipient=recipient,
             all_scores=chosen.all_scores,
+            device=chosen.device,
+            **files.keywords,
         )
     if chosen.as_json:
         output.print_json(result.to_dict())
@@ -115,6 +122,8 @@ def watch(
         str | None, option("--since", "Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
     ] = None,
     max_mb: Annotated[float, option("--max-mb", "Maximum download of each model, in MB.", options.HUB, min=0)] = 100,
+    token_env: options.TokenEnv = None,
+    cache_dir: options.CacheDir = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
@@ -129,7 +138,8 @@ def watch(
 
     since_time = None if since is None else parse_since(since)
     opened, results = options.unlocked_vault(vault, passphrase_file, identity), []
-    for result in watch_models(names, opened, since_time, options.megabytes_to_bytes(max_mb)):
+    access = options.ModelFiles(token_env=token_env, cache_dir=cache_dir).access
+    for result in watch_models(names, opened, since_time, options.megabytes_to_bytes(max_mb), **access):
         output.print_json_line(result.to_dict())
         results.append(result)
     if not results:

@@ -16,6 +16,7 @@ def _attack_names() -> list[str]:
     return [*GROUPS, *attack_names()]
 
 
+@options.expand_options
 def evaluate(
     model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a timm or transformers classifier.")] = None,
     data: Annotated[
@@ -48,6 +49,10 @@ def evaluate(
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
     alpha: options.Alpha = None,
+    config_file: options.ConfigFile = None,
+    *,
+    files: options.ModelFiles,
+    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Attack copies of a model, and report the remaining accuracy and evidence as JSON, a table and a page.
@@ -68,7 +73,8 @@ def evaluate(
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
     from hf_fingerprint.evaluation.report import summarize
 
-    config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
+    given = {"max_kl": max_kl, "coalition": coalition, "expected_recipients": expected_recipients, "alpha": alpha}
+    config = options.load_config(FingerprintConfig, config_file, **given)
     with output.progress_bars() as progress:
         evaluation = run(
             model,
@@ -83,6 +89,8 @@ def evaluate(
             public_base=public_base,
             progress=progress,
             all_scores=all_scores,
+            device=device,
+            **files.keywords,
         )
     if all_scores:
         output.echo_err(NOT_TO_PUBLISH)

@@ -13,7 +13,8 @@ from hf_fingerprint.errors import FingerprintError
 
 if TYPE_CHECKING:
     from hf_fingerprint.checkpoints import SkippedFile
-    from hf_fingerprint.hub import Assignment
+    from hf_fingerprint.choices import Gating
+    from hf_fingerprint.hub import Assignment, Publisher
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
 
@@ -62,15 +63,18 @@ def issue(
     gated: options.Gated = None,
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
+    publish_config_file: options.PublishConfigFile = None,
     *,
     config: FingerprintConfig,
+    files: options.ModelFiles,
+    device: options.Device = None,
     include_code: IncludeCode = False,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
     base."""
-    from hf_fingerprint.hub import read_recipients
+    from hf_fingerprint.hub import Publisher, read_recipients
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault, canonical_recipient
 
@@ -92,16 +96,18 @@ def issue(
     names = list(dict.fromkeys(map(canonical_recipient, names)))
     if not names and not assignments:
         raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
-    publish_config = PublishConfig(not public, gated, disclose, base_model)
+    publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
-        issuer = Issuer(options.model_reference(model, file), opened, config, progress, include_code, as_base)
+        chosen = {"include_code": include_code, "as_base": as_base, "device": device} | files.keywords
+        issuer = Issuer(options.model_reference(model, file), opened, config, progress, **chosen)
     if issuer.base.base_id not in known:
         output.echo_err(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:
-            _issue_to_hub(issuer, assignments, publish_config, reissue_from is not None, as_json)
+            publisher = Publisher(opened, publish_config, token=files.access["token"])
+            _issue_to_hub(issuer, publisher, assignments, reissue_from is not None, as_json)
         else:
             _issue_to_folders(issuer, names, out, as_json)
 
@@ -116,6 +122,8 @@ def push(
     gated: options.Gated = None,
     disclose: options.Disclose = False,
     base_model: options.BaseModel = None,
+    token_env: options.TokenEnv = None,
+    publish_config_file: options.PublishConfigFile = None,
     include_code: IncludeCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -123,8 +131,9 @@ def push(
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
-    publish_config = PublishConfig(not public, gated, disclose, base_model)
-    done = Publisher(Vault(vault), publish_config, include_code=include_code).push(copy, repo, account, replace)
+    publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
+    publisher = Publisher(Vault(vault), publish_config, include_code=include_code, token=options.read_token(token_env))
+    done = publisher.push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
     else:
@@ -132,11 +141,21 @@ def push(
         _print_left_out(done.left_out)
 
 
-def content_hash(model: options.Model, file: options.File = None) -> None:
-    """Print a model's content hash, which identifies its weights."""
-    from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
+def _publish_config(
+    file: str | None, public: bool, gated: "Gating | None", disclose: bool, base_model: str | None
+) -> PublishConfig:
+    """The configuration of the options that are given, and of the saved one for the others."""
+    given = {"private": False if public else None, "gated": gated, "disclose": disclose or None}
+    return options.load_config(PublishConfig, file, **given, base_model=base_model)
 
-    with open_checkpoint(model, weights_only=True, file=file) as checkpoint:
+
+@options.expand_options
+def content_hash(model: options.Model, file: options.File = None, *, files: options.ModelFiles) -> None:
+    """Print a model's content hash, which identifies its weights."""
+    from hf_fingerprint.checkpoints import HubOptions, content_hash, digest_tensors, open_checkpoint
+
+    chosen = HubOptions(**files.keywords)
+    with open_checkpoint(model, weights_only=True, file=file, options=chosen) as checkpoint:
         output.echo(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
 
 
@@ -180,19 +199,17 @@ def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bo
 
 
 def _issue_to_hub(
-    issuer: "Issuer", assignments: "list[Assignment]", publish_config: "PublishConfig", update: bool, as_json: bool
+    issuer: "Issuer", publisher: "Publisher", assignments: "list[Assignment]", update: bool, as_json: bool
 ) -> None:
     """Publishes copies in variant repos, and prints each once it is confirmed."""
     from huggingface_hub.utils import disable_progress_bars
-
-    from hf_fingerprint.hub import Publisher
 
     if len(assignments) > 1:
         disable_progress_bars("huggingface_hub")  # ours is one for all
     done = []
     with output.progress_bars() as progress:
         try:
-            for copy in Publisher(issuer.vault, publish_config).issue_all(issuer, assignments, update):
+            for copy in publisher.issue_all(issuer, assignments, update):
                 done.append(copy)
                 if not as_json:
                     before = "" if copy.new else " (published before)"

@@ -5,9 +5,10 @@ says stands in the class. A closed choice has a `Literal` type of `choices.py`, 
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -17,15 +18,18 @@ import typer
 
 from hf_fingerprint.choices import Gating
 from hf_fingerprint.config import FingerprintConfig, PublishConfig
+from hf_fingerprint.config_files import SavedConfig
+from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.vault import Vault
 
 T = TypeVar("T")
+Config = TypeVar("Config", FingerprintConfig, PublishConfig)
 COMMON, CODE, HUB = "Common", "Code", "Hub"  # panels of `--help`; other options are in the first panel
 VAULT_VARIABLE = "HF_FINGERPRINT_VAULT"
-_PANELS = {FingerprintConfig: CODE, PublishConfig: HUB}
+_PANELS: dict[type, str] = {FingerprintConfig: CODE, PublishConfig: HUB}
 _TAG = re.compile(r"\[(?=[a-z#/@])")  # what rich would take for the start of a tag, and leave out
 
 
@@ -99,6 +103,79 @@ PassphraseFile = Annotated[
 ]
 
 
+TokenEnv = Annotated[
+    str | None,
+    option(
+        "--token-env",
+        "Environment variable that holds the access token for the Hub. Defaults to the token of `hf auth login`.",
+        HUB,
+    ),
+]
+CacheDir = Annotated[
+    Path | None, option("--cache-dir", "Folder for downloads from the Hub. Defaults to the Hub's own cache.", HUB)
+]
+Device = Annotated[
+    str | None, option("--device", "Device that models run on, such as cuda. Defaults to the CPU.", HUB)
+]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The options that choose a model's files, and reach them on the Hub."""
+
+    revision: Annotated[
+        str | None, option("--revision", "Branch, tag or commit on the Hub, as in org/name@revision.", HUB)
+    ] = None
+    token_env: TokenEnv = None
+    cache_dir: CacheDir = None
+    subfolder: Annotated[
+        str | None, option("--subfolder", "Folder of the model in the repo or the local folder.", HUB)
+    ] = None
+    variant: Annotated[
+        str | None, option("--variant", "Variant of the weights, such as fp16 for model.fp16.safetensors.", HUB)
+    ] = None
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """The token and the cache as keywords of a public function."""
+        return {"token": read_token(self.token_env), "cache_dir": self.cache_dir}
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """All of them as keywords of a public function."""
+        return {"revision": self.revision, "subfolder": self.subfolder, "variant": self.variant} | self.access
+
+
+def read_token(variable: str | None) -> str | None:
+    """The access token in an environment variable, so that no process list shows it; `None` without a variable.
+
+    Raises:
+        [`FingerprintError`]: if the variable is not set.
+    """
+    token = None if variable is None else os.environ.get(variable, "").strip()
+    if token == "":
+        raise FingerprintError(
+            f"The environment variable {variable} holds no token: set it, or leave --token-env out."
+        )
+    return token
+
+
+def _saved(kind: type[SavedConfig], name: str) -> Any:
+    text = f"File, folder or Hub id with a {kind.FILE} that Python saved. The options that you give win."
+    return Annotated[str | None, option(name, text, _PANELS[kind])]
+
+
+_CONFIG_FILE = "config_file"
+ConfigFile = _saved(FingerprintConfig, "--config")
+PublishConfigFile = _saved(PublishConfig, "--publish-config")
+
+
+def load_config(kind: type[Config], name: str | None, **given: Any) -> Config:
+    """A configuration of the options that are given, and of the saved one for the others if there is a name."""
+    explicit = {field: value for field, value in given.items() if value is not None}
+    return kind(**explicit) if name is None else replace(kind.from_pretrained(name), **explicit)
+
+
 def expand_options(command: Callable[..., T]) -> Callable[..., T]:
     """The command with options in place of each parameter whose type is a dataclass: one option for each field."""
     given = signature(command)
@@ -108,16 +185,21 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(command)
     def run(**values: Any) -> T:
-        made = {
-            name: group(**{each.name: values.pop(each.name) for each in fields(group)})
-            for name, group in groups.items()
-        }
+        made = {}
+        for name, group in groups.items():
+            given = {each.name: values.pop(each.name) for each in fields(group) if each.name in values}
+            if group is FingerprintConfig:
+                made[name] = load_config(FingerprintConfig, values.pop(_CONFIG_FILE), **given)
+            else:
+                made[name] = group(**given)
         return command(**values, **made)
 
     parameters: list[Parameter] = []
     for name, parameter in given.parameters.items():
         group = groups.get(name)
         parameters += [parameter] if group is None else [_parameter(e, _PANELS.get(group)) for e in fields(group)]
+        if group is FingerprintConfig:
+            parameters.append(Parameter(_CONFIG_FILE, Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
     run.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
 

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +70,9 @@ def query(
 
     Exit code 0: somebody is accused, 1: nobody, 2: an error, 3: not readable.
     """
-    token = _read_token(token_env, suspect)
+    if token_env is not None and not suspect.startswith(("http://", "https://", "hf:")):
+        raise FingerprintError("--token-env is only for a URL or hf:org/name: leave it out.")
+    token = options.read_token(token_env)
     from hf_fingerprint.blackbox import query as run_query
     from hf_fingerprint.blackbox.querying.proof import check_proof_path, write_proof
     from hf_fingerprint.vault import Vault, find_passphrase
@@ -230,19 +231,6 @@ def load_base_labels(path: Path | None, vault: "Vault", base: str | None) -> "La
         )
     remedy = "give them by --labels, or the base's folder by --base"
     raise FingerprintError(f"The class names of the base are not found from {vault.folder}: {remedy}.")
-
-
-def _read_token(variable: str | None, suspect: str) -> str | None:
-    if variable is None:
-        return None
-    if not suspect.startswith(("http://", "https://", "hf:")):
-        raise FingerprintError("--token-env is only for a URL or hf:org/name: leave it out.")
-    token = os.environ.get(variable, "").strip()
-    if not token:
-        raise FingerprintError(
-            f"The environment variable {variable} holds no token: set it, or leave --token-env out."
-        )
-    return token
 
 
 def _redact_suspect(text: str) -> str:

@@ -7,6 +7,7 @@ from hf_fingerprint.cli import options, output
 from hf_fingerprint.cli.options import option
 
 
+@options.expand_options
 def triggers(
     model: options.Model,
     vault: options.VaultFolder,
@@ -29,6 +30,9 @@ def triggers(
     ] = None,
     steps: Annotated[int | None, option("--steps", "Optimization steps. Defaults to 120.", min=1)] = None,
     as_base: options.AsBase = False,
+    *,
+    files: options.ModelFiles,
+    device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Make the trigger set by which copies are traced behind an API. It is built into copies that are issued later."""
@@ -38,9 +42,10 @@ def triggers(
 
     opened = Vault(vault)
     with output.progress_bars() as progress:
-        base = register(model, opened, progress=progress, as_base=as_base)
+        base = register(model, opened, progress=progress, as_base=as_base, device=device, **files.keywords)
     chosen = {"count": count, "decoys": decoys, "assigned_share": assigned_share, "steps": steps}
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    given |= {"device": device} | files.access
     with output.progress_bars() as progress:
         made = make_trigger_set(base.base_id, opened, images, progress=progress, cover_images=cover_images, **given)
     share = made.assigned_share

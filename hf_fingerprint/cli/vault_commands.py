@@ -67,6 +67,8 @@ def add(
     file: options.File = None,
     *,
     config: FingerprintConfig,
+    files: options.ModelFiles,
+    device: options.Device = None,
     remeasure: Annotated[
         bool, option("--remeasure", "Register a known base again, with these settings, for new copies.")
     ] = False,
@@ -79,7 +81,8 @@ def add(
 
     with output.progress_bars() as progress:
         place = options.model_reference(model, file)
-        base = register(place, Vault(vault), config, progress, remeasure=remeasure, as_base=as_base)
+        chosen = {"remeasure": remeasure, "as_base": as_base, "device": device} | files.keywords
+        base = register(place, Vault(vault), config, progress, **chosen)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())

@@ -17,7 +17,7 @@ from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 from hf_fingerprint.evaluation.class_numbers import number_classes
 from hf_fingerprint.logits import logits_of
-from hf_fingerprint.models import BuiltModel, prepare_image
+from hf_fingerprint.models import BuiltModel, prepare_image, to_device
 
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ class EvaluationData:
                 )
         if len(self.test[1].unique()) < 2:
             raise FingerprintError(f"{self.name} has test images of only one class: give images of several classes.")
+
+    def on(self, device: "str | torch.device | None") -> "EvaluationData":
+        """The same images and labels on a device, where models then run; `None` leaves them where they are."""
+        if device is None:
+            return self
+        pairs = (self.attacker, self.test)
+        attacker, test = ((to_device(images, device), to_device(labels, device)) for images, labels in pairs)
+        return EvaluationData(self.name, attacker, test)
 
     @cached_property
     def digest(self) -> str:

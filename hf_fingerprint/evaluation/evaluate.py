@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
-from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error, open_checkpoint
+from hf_fingerprint.checkpoints import HubOptions, disk_full_error, is_disk_full_error, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError, StorageError
 from hf_fingerprint.evaluation.class_numbers import class_names_of
@@ -133,6 +133,13 @@ def evaluate(
     public_base: bool = False,
     progress: Progress | None = None,
     all_scores: bool = False,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> Evaluation:
     """Attacks copies of a model and measures the accuracy and the evidence that remain.
 
@@ -155,15 +162,26 @@ def evaluate(
         progress (callable, *optional*): a [`Progress`].
         all_scores (`bool`, *optional*, defaults to `False`): include scores of recipients who are not accused. Do not
             publish such a result.
+        device (`str` or `torch.device`, *optional*): where models run and train, such as `"cuda"`. Defaults to the
+            CPU, or to the device of the images in `data`. Only the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
+            see [`HubOptions`].
 
     Raises:
         [`FingerprintError`]: if the model can't be marked or run, the images do not fit it, or a name is unknown.
     """
+    options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
     jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
     check_outside_vaults(Path(out))
     folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
-    dataset = data if isinstance(data, EvaluationData) else _load_data(model, data, images, progress or silent)
-    with open_evaluation_folder(folder), Testbed(model, folder, count, config, innocents, progress) as testbed:
+    dataset = data
+    if not isinstance(dataset, EvaluationData):
+        dataset = _load_data(model, dataset, images, options, progress or silent)
+    dataset = dataset.on(device)
+    with (
+        open_evaluation_folder(folder),
+        Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
+    ):
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
         trials = tuple(runner.trials(jobs, progress or silent))
         return Evaluation(
@@ -181,10 +199,12 @@ def evaluate(
         )
 
 
-def _load_data(model: str | Path, data: str | Path, images: int, progress: Progress) -> EvaluationData:
+def _load_data(
+    model: str | Path, data: str | Path, images: int, options: HubOptions, progress: Progress
+) -> EvaluationData:
     """The images, checked against the model before anything is registered."""
     progress("reading the images", 0, None)
-    with open_checkpoint(model) as checkpoint:
+    with open_checkpoint(model, options=options) as checkpoint:
         return load_data(data, build_or_raise(checkpoint, str(model)), images, labels=class_names_of(checkpoint))
 
 

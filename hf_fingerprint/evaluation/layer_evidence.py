@@ -1,5 +1,7 @@
 """Evidence by layer: a codeword's score in each marked tensor alone."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorReader
@@ -9,8 +11,17 @@ from hf_fingerprint.extraction.extract import CarrierRows, Extraction, Extractio
 from hf_fingerprint.vault import Base
 
 
+if TYPE_CHECKING:
+    import torch
+
+
 def evidence_by_layer(
-    base: Base, original: Checkpoint, suspect: TensorReader, codeword: np.ndarray, aligned: bool = True
+    base: Base,
+    original: Checkpoint,
+    suspect: TensorReader,
+    codeword: np.ndarray,
+    aligned: bool = True,
+    device: "str | torch.device | None" = None,
 ) -> tuple[float, ...]:
     """The score of a codeword in each marked tensor alone.
 
@@ -23,12 +34,13 @@ def evidence_by_layer(
         suspect ([`TensorReader`]): the open suspect.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits.
         aligned (`bool`, *optional*, defaults to `True`): whether to align permuted channels first.
+        device (`str` or `torch.device`, *optional*): see [`extract`].
 
     Returns:
         `tuple[float, ...]`: one score per carrier, in the order of `base.carriers`; 0 for missing tensors.
     """
     codebook = base.codebook()
-    suspect, matches, _ = match_and_align(base, original, suspect, aligned)
+    suspect, matches, _ = match_and_align(base, original, suspect, aligned, device=device)
     found = []
     for carrier in base.carriers:
         if carrier.name not in matches:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
+from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
@@ -90,6 +90,8 @@ class Testbed:
         config ([`FingerprintConfig`], *optional*): the registration's configuration.
         innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy to score.
         progress (callable, *optional*): a [`Progress`].
+        device (`str` or `torch.device`, *optional*): where models run. Defaults to the CPU.
+        options ([`HubOptions`], *optional*): which files of the model, and how to reach them.
 
     Raises:
         [`FingerprintError`]: if the model can't be marked or can't be run.
@@ -103,15 +105,19 @@ class Testbed:
         config: FingerprintConfig | None = None,
         innocents: int = INNOCENTS,
         progress: Progress | None = None,
+        *,
+        device: "str | torch.device | None" = None,
+        options: HubOptions = NO_OPTIONS,
     ):
-        self.config = config or FingerprintConfig()
+        self.config, self._device = config or FingerprintConfig(), device
         progress = progress or silent
         self._open = ExitStack()
         with ExitStack() as opening:
-            self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
+            self._original: Checkpoint = opening.enter_context(open_checkpoint(model, options=options))
             self.built = build_or_raise(self._original, str(model))
             vault = throwaway_vault(out / f"vault-{_config_digest(self.config)}")
-            issuer = opening.enter_context(Issuer(model, vault, self.config, progress))
+            opened = Issuer(model, vault, self.config, progress, device=device, **options.keywords)
+            issuer = opening.enter_context(opened)
             self.base: Base = issuer.base
             names = [f"holder-{i:02}" for i in range(recipient_count)]
             progress(f"issuing {recipient_count} copies", 0, None)
@@ -164,12 +170,13 @@ class Testbed:
     def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
         """Traces a suspect made from the copies of `colluders`, recipients' indices. All others count as innocent."""
         with open_checkpoint(state, suspect=True) as suspect:
-            extraction = extract(self.base, self._original, suspect)
+            extraction = extract(self.base, self._original, suspect, device=self._device)
             fields = unaligned_fields = self._decode(extraction, colluders)
             if extraction.aligned:
                 unaligned_fields = self._decode(extract(self.base, self._original, suspect, aligned=False), colluders)
             codeword = self._codewords[colluders[0] if colluders else 0]
-            layers = evidence_by_layer(self.base, self._original, suspect, codeword, bool(extraction.aligned))
+            aligned = bool(extraction.aligned)
+            layers = evidence_by_layer(self.base, self._original, suspect, codeword, aligned, self._device)
         return Verdict(
             **fields,
             unaligned=(unaligned_fields["innocents_accused"], unaligned_fields["highest_innocent"]),

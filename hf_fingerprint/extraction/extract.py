@@ -6,7 +6,7 @@ Alignment undoes permuted channels and rescaled rows. It depends on base and sus
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier
 
+
+if TYPE_CHECKING:
+    import torch
 
 POSITION_CLIP = 2.0
 MIN_DESCENDANT_COSINE = 0.2
@@ -78,6 +81,7 @@ def extract(
     suspect: TensorReader,
     progress: Progress | None = None,
     aligned: bool | Literal["always"] = True,
+    device: "str | torch.device | None" = None,
 ) -> Extraction:
     """Extracts the signal of a suspect with respect to a base.
 
@@ -88,12 +92,14 @@ def extract(
         progress (callable, *optional*): a [`Progress`].
         aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether to align permuted, rescaled or rotated
             weights with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
+        device (`str` or `torch.device`, *optional*): where the models run if that is needed to align the weights.
+            Defaults to the CPU.
 
     Raises:
         [`CheckpointError`]: if the base's files differ from those that were registered.
     """
     check_base_layout(base, original)
-    suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, progress)
+    suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, progress, device)
     sums = ExtractionSums(base, original, suspect)
     sums.add(
         [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
@@ -108,18 +114,21 @@ def match_and_align(
     suspect: TensorReader,
     aligned: bool | Literal["always"] = True,
     progress: Progress | None = None,
+    device: "str | torch.device | None" = None,
 ) -> tuple[TensorReader, dict[str, TensorInfo], int]:
     """The suspect under the base's names and in the base's order.
 
     Args:
-        base, original, suspect, aligned, progress: see [`extract`].
+        base, original, suspect, aligned, progress, device: see [`extract`].
 
     Returns:
         `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, how many were aligned.
     """
     suspect = to_base_names(base, suspect)
     matches = match_tensors(base, original, suspect)
-    alignment = align_suspect(base, original, suspect, matches, progress, aligned == "always") if aligned else None
+    alignment = None
+    if aligned:
+        alignment = align_suspect(base, original, suspect, matches, progress, aligned == "always", device)
     if alignment is None:
         return suspect, matches, 0
     return alignment, matches | alignment.aligned_tensors, len(alignment.aligned_tensors)

@@ -15,14 +15,14 @@ _RESUME_HINT = "run the command again to resume"
 
 
 @contextmanager
-def translate_errors(repo: str) -> Iterator[None]:
+def translate_errors(repo: str, token: str | bool | None = None) -> Iterator[None]:
     """Turns errors of the Hub client into one sentence that holds no token, URL or response. Warns if a token would be
     sent to the Hub over plain http.
 
     Raises:
         [`HubError`]: if the Hub refuses a request or can't be reached.
     """
-    warn_plaintext_hub_token()
+    warn_plaintext_hub_token(token)
     try:
         yield
     except FingerprintError:

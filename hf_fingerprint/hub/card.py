@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 README = "README.md"
 _TEMPLATE = "variant.md"
+_VARIANT = re.compile(r"(pytorch_)?model\.(?P<variant>[A-Za-z0-9_-]+?)(-\d+-of-\d+)?\.safetensors")
 _BLANK_LINES = re.compile(r"[\r\n]{50,}")
 
 
@@ -35,6 +36,8 @@ def make_card(
     base_model: str | None = None,
     commitment: str | None = None,
     readable_files: Collection[str] | None = None,
+    base_revision: str | None = None,
+    base_folder: str | None = None,
 ) -> "ModelCard":
     """Renders the model card of a copy.
 
@@ -48,6 +51,7 @@ def make_card(
         commitment (`str`, *optional*): the commitment to the fingerprint. The card discloses the fingerprint if it is
             given.
         readable_files (collection of `str`, *optional*): the names of the files that may be read. Defaults to all.
+        base_revision, base_folder (`str`, *optional*): the commit of the base, and its folder in the repo.
 
     Raises:
         [`CheckpointError`]: if the base's card can't be read.
@@ -69,13 +73,21 @@ def make_card(
         title=repo.rsplit("/", 1)[-1],
         repo=repo,
         base_model=_escape_inline(named[0] if isinstance(named, list) and named else named),
+        base_revision=_as_code(base_revision),
+        base_folder=_as_code(base_folder),
+        variant=next((found["variant"] for found in map(_VARIANT.fullmatch, weights) if found), None),
         library=library,
-        weights={printable(name).replace("`", "'").replace("|", r"\|"): digest for name, digest in weights.items()},
+        weights={_as_code(name): digest for name, digest in weights.items()},
         content_hash=content_hash,
         commitment=commitment,
         about=about,
     )
     return ModelCard(content)
+
+
+def _as_code(text: str | None) -> str | None:
+    """Text for use within a code span of a table."""
+    return None if text is None else printable(text).replace("`", "'").replace("|", r"\|")
 
 
 def _escape_inline(text: Any) -> Any:

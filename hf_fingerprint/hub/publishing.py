@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import (
     Checkpoint,
+    HubOptions,
     SkippedFile,
     can_publish_unchanged,
     open_checkpoint,
@@ -46,6 +47,7 @@ from hf_fingerprint.vault import (
 
 
 if TYPE_CHECKING:
+    import torch
     from huggingface_hub import CommitOperationAdd
 
 
@@ -63,6 +65,7 @@ class Publisher:
         work (`Path`, *optional*): the folder for copies until they are pushed. Defaults to a folder in `HF_HOME`.
         include_code (`bool`, *optional*, defaults to `False`): whether [`Publisher.push`] pushes a copy's `.py` files.
             For [`Publisher.issue`], the [`Issuer`] decides.
+        token (`str` or `bool`, *optional*): see [`HubOptions`].
     """
 
     def __init__(
@@ -71,12 +74,15 @@ class Publisher:
         publish_config: PublishConfig | None = None,
         work: Path | None = None,
         include_code: bool = False,
+        *,
+        token: str | bool | None = None,
     ):
         from huggingface_hub import HfApi, constants
 
         self.vault, self.publish_config, self.include_code = vault, publish_config or PublishConfig(), include_code
         self._work = work or Path(constants.HF_HOME) / "hf_fingerprint" / "outgoing"
-        self._api = HfApi(library_name="hf-fingerprint")
+        self._token = HubOptions(token=token).token
+        self._api = HfApi(library_name="hf-fingerprint", token=token)
 
     def issue_all(
         self, issuer: Issuer, assignments: Sequence[Assignment], update: bool = False, progress: Progress | None = None
@@ -230,7 +236,7 @@ class Publisher:
             if publication is not None and publication.state == "confirmed":
                 yield partial(_published_copy, publication, (), new=False)
                 return
-            with translate_errors(repo):
+            with translate_errors(repo, self._token):
                 head = variant.open(on_record=bool(recorded))
             if publication is not None and holds_files(head, publication.files):
                 yield partial(self._confirm, variant, assignment, publication.copy_id, str(head.sha), ())
@@ -244,7 +250,7 @@ class Publisher:
                 operations.extend(added)
                 files_left_out.extend(left_out)
                 files.update((o.path_in_repo, o.upload_info.sha256.hex()) for o in operations)
-                with translate_errors(repo):
+                with translate_errors(repo, self._token):
                     variant.upload(operations)
 
             finish_copy = stack.enter_context(prepare(upload))
@@ -254,7 +260,7 @@ class Publisher:
                 if copy.path.is_dir():
                     relocate_operations(operations, copy.path)
                 begin_publication(vault, copy.copy_id, repo, files, assignment.account)
-                with translate_errors(repo):
+                with translate_errors(repo, self._token):
                     revision = variant.commit(head, operations, files)
                 left_out = tuple(dict.fromkeys([*copy.left_out, *files_left_out]))
                 return self._confirm(variant, assignment, copy.copy_id, revision, left_out)
@@ -266,7 +272,7 @@ class Publisher:
     ) -> PublishedCopy:
         """Gives the account access, and records the commit as confirmed."""
         if assignment.account is not None:
-            with translate_errors(variant.repo):
+            with translate_errors(variant.repo, self._token):
                 variant.give_access(assignment.account)
         return _published_copy(confirm_publication(self.vault, copy_id, revision), left_out, new=True)
 
@@ -290,6 +296,12 @@ def push_to_hub(
     *,
     base: ModelInput | None = None,
     progress: Progress | None = None,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> PublishedCopy:
     """Issues a recipient's copy of a model and pushes it to a variant repo.
 
@@ -308,13 +320,17 @@ def push_to_hub(
         as_base (`bool`, *optional*, defaults to `False`): see [`register`].
         base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): see [`issue`].
         progress (callable, *optional*): a [`Progress`].
+        device, revision, token, cache_dir, subfolder, variant (*optional*): see [`register`]. They are about `model`;
+            the token writes to `repo` too.
 
     Raises:
         [`FingerprintError`]: if the copy can't be issued or pushed. Run the same call again to resume.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, config, progress, include_code, as_base, base) as issuer:
-        return Publisher(vault, publish_config).issue(issuer, Assignment(recipient, repo, account), progress=progress)
+    chosen = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant).keywords
+    publisher, assignment = Publisher(vault, publish_config, token=token), Assignment(recipient, repo, account)
+    with Issuer(model, vault, config, progress, include_code, as_base, base=base, device=device, **chosen) as issuer:
+        return publisher.issue(issuer, assignment, progress=progress)
 
 
 def reissue_assignments(vault: Vault, old_base: ModelInput) -> list[Assignment]:

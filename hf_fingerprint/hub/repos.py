@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import SkippedFile, list_contents, resolve
-from hf_fingerprint.checkpoints.naming import parse_hub_id
+from hf_fingerprint.checkpoints.naming import HubId, parse_hub_id
 from hf_fingerprint.config import PublishConfig
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub.api import with_retries
@@ -68,14 +68,17 @@ class VariantRepo:
         for operation in operations:
             if operation.path_in_repo in copy.digests:  # else the client reads the file to hash it
                 operation.upload_info.sha256 = bytes.fromhex(copy.digests[operation.path_in_repo])
+        on_hub = _base_on_hub(base, self.publish_config.base_model)
         card = make_card(
             source.folder,
             self.repo,
             {o.path_in_repo: o.upload_info.sha256.hex() for o in operations},
             copy.content_hash,
-            base_model=self.publish_config.base_model or _base_repo_id(base),
+            base_model=on_hub.repo if on_hub is not None else None,
             commitment=copy.commitment if self.publish_config.disclose else None,
             readable_files=[each.name for each in contents.included],
+            base_revision=on_hub.revision if on_hub is not None else None,
+            base_folder=on_hub.subfolder if on_hub is not None else None,
         )
         others = [each for each in contents.included if each.name != README]
         operations += [CommitOperationAdd(each.name, each.content or each.path) for each in others]
@@ -114,10 +117,12 @@ class VariantRepo:
             with_retries(lambda: self._api.grant_access(self.repo, account))
 
 
-def _base_repo_id(base: Base) -> str | None:
-    """The Hub id of a base that was registered from the Hub."""
+def _base_on_hub(base: Base, named: str | None) -> HubId | None:
+    """The repo that the card names as the base: the one that the publisher names, or where it was registered from."""
+    if named is not None:
+        return HubId(named, None)
     place = parse_hub_id(base.source) if base.revision else None
-    return None if place is None else place.repo
+    return None if place is None else place._replace(revision=base.revision)
 
 
 def holds_files(info: "ModelInfo", files: dict[str, str]) -> bool:

@@ -8,8 +8,10 @@ and no other, the result is marked as expected.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_fingerprint.checkpoints import HubOptions
 from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.api import translate_errors, with_retries
@@ -84,7 +86,13 @@ class WatchResult(PrintableResult):
 
 
 def watch(
-    names: Sequence[str], vault: Vault, since: datetime | None = None, max_bytes: int | None = MAX_BYTES
+    names: Sequence[str],
+    vault: Vault,
+    since: datetime | None = None,
+    max_bytes: int | None = MAX_BYTES,
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Iterator[WatchResult]:
     """Traces models one after another, and yields the result of each. A model that can't be read yields an error.
 
@@ -96,17 +104,18 @@ def watch(
         vault ([`Vault`]): the vault, unlocked.
         since (`datetime`, *optional*): skips models that have not changed since then.
         max_bytes (`int`, *optional*, defaults to 100 MB): the maximum download for each model.
+        token, cache_dir (*optional*): see [`HubOptions`].
 
     Raises:
         [`HubError`]: if an author's models can't be listed, or there are none.
     """
-    recorded, seen = publications(vault), set[str]()
+    recorded, seen, access = publications(vault), set[str](), HubOptions(token=token, cache_dir=cache_dir)
     for name in names:
-        for listed in [_ListedModel(name, None, None)] if "/" in name else _list_models(name):
+        for listed in [_ListedModel(name, None, None)] if "/" in name else _list_models(name, token):
             if listed.model in seen:
                 continue
             seen.add(listed.model)
-            result = _trace_listed(listed, vault, since, max_bytes)
+            result = _trace_listed(listed, vault, since, max_bytes, access)
             if result is not None:
                 yield _compare_with_record(result, listed.private, recorded)
 
@@ -147,11 +156,11 @@ class _ListedModel(NamedTuple):
     private: bool | None
 
 
-def _list_models(author: str) -> list[_ListedModel]:
+def _list_models(author: str, token: str | bool | None) -> list[_ListedModel]:
     from huggingface_hub import HfApi
 
-    with translate_errors(author):
-        listed = list(HfApi().list_models(author=author, full=True))  # the client retries by itself
+    with translate_errors(author, token):
+        listed = list(HfApi(token=token).list_models(author=author, full=True))  # the client retries by itself
     if not listed:
         raise HubError(f"{author} has no models on the Hub that this account can read: check the spelling.")
     return [_ListedModel(info.id, info.last_modified, info.private) for info in listed]
@@ -175,7 +184,7 @@ def _compare_with_record(result: WatchResult, private: bool | None, recorded: It
 
 
 def _trace_listed(
-    listed: _ListedModel, vault: Vault, since: datetime | None, max_bytes: int | None
+    listed: _ListedModel, vault: Vault, since: datetime | None, max_bytes: int | None, access: HubOptions
 ) -> WatchResult | None:
     from huggingface_hub import HfApi
 
@@ -183,11 +192,13 @@ def _trace_listed(
     try:
         if since is not None and modified is None:
             name, _, at = model.partition("@")
-            with translate_errors(model), hub_errors(name, at or None):
-                modified = with_retries(lambda: HfApi().model_info(name, revision=at or None)).last_modified
+            with translate_errors(model, access.token), hub_errors(name, at or None, access.token):
+                api = HfApi(token=access.token)
+                modified = with_retries(lambda: api.model_info(name, revision=at or None)).last_modified
         if since is not None and modified is not None and modified < since:
             return None
-        result = trace(model if model.startswith("hf-hub:") else f"hf-hub:{model}", vault, max_bytes=max_bytes)
+        suspect = model if model.startswith("hf-hub:") else f"hf-hub:{model}"
+        result = trace(suspect, vault, max_bytes=max_bytes, token=access.token, cache_dir=access.cache_dir)
     except FingerprintError as error:
         return WatchResult(model, None, _isoformat(modified), error=str(error))
     lowest_bound = result.accused[0].log10_false_accusation if result.accused else None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from hf_fingerprint.checkpoints import HubOptions
 from hf_fingerprint.checkpoints.memory import ModelInput, ModuleT
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import CheckpointError
@@ -29,6 +30,12 @@ def issue(
     as_base: bool = False,
     base: ModelInput | None = None,
     progress: Progress | None = None,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> IssuedCopy: ...
 
 
@@ -44,6 +51,9 @@ def issue(
     as_base: bool = False,
     base: ModelInput | None = None,
     progress: Progress | None = None,
+    device: "str | torch.device | None" = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> "dict[str, torch.Tensor]": ...
 
 
@@ -59,6 +69,9 @@ def issue(
     as_base: bool = False,
     base: ModelInput | None = None,
     progress: Progress | None = None,
+    device: "str | torch.device | None" = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> ModuleT: ...
 
 
@@ -73,6 +86,12 @@ def issue(
     as_base: bool = False,
     base: ModelInput | None = None,
     progress: Progress | None = None,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> Any:
     """Issues one copy, and registers the base first if the vault doesn't hold it.
 
@@ -95,6 +114,8 @@ def issue(
         base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): the base's own files, if `model` is what a
             library loaded from them. They are registered, so a trace needs no module; `model` must have their weights.
         progress (callable, *optional*): a [`Progress`].
+        device, revision, token, cache_dir, subfolder, variant (*optional*): see [`register`]. A model in memory has no
+            revision, subfolder and variant.
 
     Returns:
         [`IssuedCopy`], with `out`; else a marked copy of the module (without wrappers such as DDP), on its device and
@@ -106,7 +127,8 @@ def issue(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if out is None and isinstance(model, str | Path):
         raise CheckpointError(f"A copy of {model} needs a folder: give it as out (--out).")
-    with Issuer(model, vault, config, progress, include_code, as_base, base) as issuer:
+    chosen = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant).keywords
+    with Issuer(model, vault, config, progress, include_code, as_base, base=base, device=device, **chosen) as issuer:
         if out is None:
             return issuer.issue_in_memory(recipient, progress)
         return issuer.issue(recipient, Path(out), progress)

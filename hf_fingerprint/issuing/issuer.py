@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.checkpoints import (
+    HubOptions,
     SkippedFile,
     WrittenCopy,
     content_hash,
@@ -55,6 +56,7 @@ class Issuer:
     Args:
         model, vault, config, include_code, as_base, base: see [`issue`].
         progress (callable, *optional*): a [`Progress`] for the registration.
+        device, revision, token, cache_dir, subfolder, variant: see [`register`].
     """
 
     @shows_progress
@@ -66,19 +68,28 @@ class Issuer:
         progress: Progress | None = None,
         include_code: bool = False,
         as_base: bool = False,
+        *,
         base: ModelInput | None = None,
+        device: "str | torch.device | None" = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
     ):
         self.vault, self.include_code = vault, include_code
-        self._checkpoint = open_checkpoint(model)
+        options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
+        self._checkpoint = open_checkpoint(model, options=options)
         try:
             self._state = self._checkpoint.state()
             self.base: Base
             if base is None:
                 self.base, self._names = register_checkpoint(
-                    self._checkpoint, vault, config, progress, as_base=as_base
+                    self._checkpoint, vault, config, progress, as_base=as_base, device=device
                 )
             else:
-                self.base = register(base, vault, config, progress, as_base=as_base)
+                access = options.access.keywords
+                self.base = register(base, vault, config, progress, as_base=as_base, device=device, **access)
                 self._names = match_base(self._checkpoint, self.base, vault)
         except BaseException:
             self._checkpoint.close()

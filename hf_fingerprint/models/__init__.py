@@ -2,6 +2,7 @@
 
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel
+from hf_fingerprint.models.devices import device_of, run_model, to_device
 from hf_fingerprint.models.images import open_image
 from hf_fingerprint.models.inputs import (
     LazyImages,
@@ -20,13 +21,16 @@ __all__ = [
     "BuiltModel",
     "LazyImages",
     "build_model",
+    "device_of",
     "fit_batch_size",
     "image_files",
     "lazy_synthetic_images",
     "map_parameter_names",
     "open_image",
     "prepare_image",
+    "run_model",
     "split_user_images",
     "synthetic_images",
+    "to_device",
     "user_images",
 ]

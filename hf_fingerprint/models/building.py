@@ -7,27 +7,36 @@ the package that builds models.
 import warnings
 from contextlib import redirect_stderr
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.memory import MemoryCheckpoint
 from hf_fingerprint.errors import BuildError, FingerprintError, FingerprintWarning
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.configuration import CONFIG, read_json
+from hf_fingerprint.models.devices import to_device
 from hf_fingerprint.models.live_modules import build_live
 
 
-def build_model(checkpoint: Checkpoint) -> BuiltModel:
+if TYPE_CHECKING:
+    import torch
+
+
+def build_model(checkpoint: Checkpoint, device: "str | torch.device | None" = None) -> BuiltModel:
     """A runnable model with the checkpoint's weights in single precision.
 
     Args:
         checkpoint ([`Checkpoint`]): the model's open weights; a module in memory is copied.
+        device (`str` or `torch.device`, *optional*): the device that the model is moved to. Defaults to the CPU.
 
     Raises:
         [`BuildError`]: if a library, a configuration or code is missing. Its cause is the library's exception.
     """
     checkpoint = checkpoint.stored
     if isinstance(checkpoint, MemoryCheckpoint):
-        return build_live(checkpoint)
+        live = build_live(checkpoint)
+        to_device(live.module, device)
+        return live
     source = checkpoint.source
     file = source.folder / CONFIG
     if not source.owns_folder or not file.is_file():
@@ -46,6 +55,7 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
         raise BuildError(_error_message(source.name, raised)) from raised
     for warning in caught:
         warnings.warn(warning.message, stacklevel=2)
+    to_device(built.module, device)
     return built
 
 

@@ -1,8 +1,11 @@
 """A model that is ready to run, with its preprocessing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from hf_fingerprint.models.devices import device_of, to_device
 
 
 if TYPE_CHECKING:
@@ -29,3 +32,11 @@ class BuiltModel:
     std: tuple[float, ...]
     preprocess: Callable[[Any], "torch.Tensor"]
     output: str | None = None
+
+    def on(self, device: "str | torch.device | None") -> "BuiltModel":
+        """The model on a device: itself if it is there, or for `None`; else with a copy of its module."""
+        import torch
+
+        if device is None or device_of(self.module) == torch.device(device):
+            return self
+        return replace(self, module=to_device(deepcopy(self.module), device))

@@ -190,7 +190,7 @@ def _digest(values: np.ndarray) -> bytes:
 
 
 def _content(values: "torch.Tensor") -> tuple[Any, ...]:
-    return tuple(values.shape), _digest(values.detach().contiguous().numpy())
+    return tuple(values.shape), _digest(values.detach().cpu().contiguous().numpy())
 
 
 def _refuse_missing(missing: list[str], checkpoint: Checkpoint) -> None:

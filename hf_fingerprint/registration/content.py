@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from hf_fingerprint.carriers import can_carry, row_rms
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints import (
+    NO_OPTIONS,
+    Checkpoint,
+    HubOptions,
+    TensorInfo,
+    content_hash,
+    digest_tensors,
+    open_checkpoint,
+)
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.checkpoints.naming import IN_MEMORY
@@ -74,8 +82,13 @@ def cache_hash(checkpoint: Checkpoint, vault: Vault, known: str) -> None:
         vault.cache_content_hash(checkpoint.source.name, checkpoint.state(), known)
 
 
-def open_base(base: Base, vault: Vault) -> Checkpoint:
+def open_base(base: Base, vault: Vault, options: HubOptions = NO_OPTIONS) -> Checkpoint:
     """Opens the files of a registered base where it was registered from.
+
+    Args:
+        base ([`Base`]): the base.
+        vault ([`Vault`]): its vault.
+        options ([`HubOptions`], *optional*): for its token and cache. The record names the files.
 
     Raises:
         [`VaultError`]: if they are missing, or no longer the base.
@@ -87,7 +100,7 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
         )
     location = f"{base.source}@{base.revision}" if base.revision else base.source
     try:
-        original = open_checkpoint(location, weights_only=True)
+        original = open_checkpoint(location, weights_only=True, options=options.access)
     except FingerprintError as error:
         needed = f"Base {base.base_id} is needed to read a suspect"
         raise VaultError(f"{needed}: {error} Or give its location with --base.") from None
@@ -100,12 +113,13 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
     return original
 
 
-def open_local_base(base: Base, vault: Vault) -> Checkpoint | None:
-    """Opens the files of a registered base if they are on this machine and are still the base; downloads nothing."""
+def open_local_base(base: Base, vault: Vault, options: HubOptions = NO_OPTIONS) -> Checkpoint | None:
+    """Opens the files of a registered base if they are on this machine and are still the base; downloads nothing.
+    `options` names the Hub's cache."""
     if IN_MEMORY.fullmatch(base.source):
         return None
     with ExitStack() as stack, suppress(FingerprintError, OSError):
-        where = resolve_cached(base.source, base.revision) if base.revision else base.source
+        where = resolve_cached(base.source, base.revision, options) if base.revision else base.source
         original = stack.enter_context(open_checkpoint(where))
         if weights_hash(original, vault, base.content_hash) == base.content_hash:
             stack.pop_all()
@@ -113,10 +127,15 @@ def open_local_base(base: Base, vault: Vault) -> Checkpoint | None:
     return None
 
 
-def lookup_base(vault: Vault, name: ModelInput) -> Base:
+def lookup_base(vault: Vault, name: ModelInput, options: HubOptions = NO_OPTIONS) -> Base:
     """Finds a registered base by its id, the source it was registered from, or its weights.
 
     A record that was replaced by another one of the same weights is found by its id alone.
+
+    Args:
+        vault ([`Vault`]): the vault.
+        name (`str` or `Path`): the id, or the model's name.
+        options ([`HubOptions`], *optional*): which files of a named model, and how to reach them.
 
     Raises:
         [`VaultError`]: if the vault holds no such base.
@@ -125,11 +144,12 @@ def lookup_base(vault: Vault, name: ModelInput) -> Base:
     current = current_bases(bases)
     if isinstance(name, str | Path):
         found = [base for base in bases if base.base_id == str(name)]
-        files = [base for base in current if not IN_MEMORY.fullmatch(base.source)]
-        found += [base for base in files if str(name) in (base.source, f"{base.source}@{base.revision}")]
+        if options == options.access:
+            files = [base for base in current if not IN_MEMORY.fullmatch(base.source)]
+            found += [base for base in files if str(name) in (base.source, f"{base.source}@{base.revision}")]
         if found:
             return found[0]
-    with open_checkpoint(name, weights_only=True) as checkpoint:
+    with open_checkpoint(name, weights_only=True, options=options) as checkpoint:
         return identify_base(checkpoint, current, vault)[0]
 
 

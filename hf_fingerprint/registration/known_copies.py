@@ -97,7 +97,7 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
     found, lowest = None, MAX_LOG_FALSE_MATCH
     unread: list[Base] = []
     for records in records_by_hash.values():  # records of the same weights share the files
-        original = next(filter(None, (open_local_base(base, vault) for base, _ in records)), None)
+        original = next(filter(None, (open_local_base(base, vault, model.source.access) for base, _ in records)), None)
         if original is None:
             unread += [base for base, _ in records]
             continue

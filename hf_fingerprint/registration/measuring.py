@@ -1,6 +1,7 @@
 """Prepares the measurement of a base's output: the built model, the kind of its output, its carriers, and inputs."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from hf_fingerprint.registration.outputs import find_output_kind
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
 from hf_fingerprint.vault import Calibration
 
+
+if TYPE_CHECKING:
+    import torch
 
 SUGGESTED_AMPLITUDE = 0.003
 SEARCH_IMAGES = 32  # images that the amplitudes are searched on
@@ -57,6 +61,7 @@ def make_measurable(
     built: BuiltModel | None,
     progress: Progress,
     digests: dict[str, str],
+    device: "str | torch.device | None" = None,
 ) -> MeasurableModel | None:
     """Builds a base for measurement; `None` if it can't be measured and `config` has a fixed amplitude.
 
@@ -67,7 +72,7 @@ def make_measurable(
     """
     progress("building the model", 0, None)
     try:
-        return _make_measurable(checkpoint, config, built, digests)
+        return _make_measurable(checkpoint, config, built, digests, device)
     except (BuildError, CarrierError) as error:
         if config.calibration:
             reason = str(error).rstrip(".")
@@ -112,10 +117,14 @@ def make_calibration(
 
 
 def _make_measurable(
-    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, digests: dict[str, str]
+    checkpoint: Checkpoint,
+    config: FingerprintConfig,
+    built: BuiltModel | None,
+    digests: dict[str, str],
+    device: "str | torch.device | None",
 ) -> MeasurableModel:
     where = checkpoint.source.name
-    model = build_model(checkpoint) if built is None else built
+    model = build_model(checkpoint, device) if built is None else built.on(device)
     many = config.calibration_images or DEFAULT_CALIBRATION_IMAGES
     if config.calibration:
         inputs, (search, report) = "images", split_user_images(config.calibration, model, SEARCH_IMAGES, many)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from hf_fingerprint.models import LazyImages, fit_batch_size
+from hf_fingerprint.models import LazyImages, device_of, fit_batch_size, run_model
 from hf_fingerprint.registration.outputs import divergence, output_values, same_decisions
 
 
@@ -79,17 +79,20 @@ def compare_outputs(
     import torch
     from torch.func import functional_call
 
-    parameters = dict(module.named_parameters())
+    parameters, device = dict(module.named_parameters()), device_of(module)
     at_once = fit_batch_size(images.pixels, BATCH)
     divergences: list[np.ndarray] = []
     decisions, agreeing, began = 0, 0, clock()
     with torch.no_grad():
         for batch_images, marked in zip(images.batches(batch), marks, strict=False):
-            copy = {name: torch.from_numpy(values).reshape(parameters[name].shape) for name, values in marked.items()}
+            copy = {
+                name: torch.from_numpy(values).reshape(parameters[name].shape).to(device)
+                for name, values in marked.items()
+            }
             batch_divergences: list[torch.Tensor] = []
             for part in batch_images.split(at_once):
-                before = output_values(module(part), kind)
-                after = output_values(functional_call(module, copy, (part,)), kind)
+                before = output_values(run_model(module, part), kind)
+                after = output_values(functional_call(module, copy, (part.to(device),)), kind)
                 batch_divergences.append(divergence(before, after, kind))
                 same = same_decisions(before, after, kind)
                 if same is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from hf_fingerprint.choices import KINDS
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
 from hf_fingerprint.logits import EMBEDDINGS, logits_of
-from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.models import BuiltModel, run_model
 
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str |
     kind = built.output or requested
     try:
         with torch.no_grad():
-            output = built.module(images)
+            output = run_model(built.module, images)
     except Exception as error:  # the model's code may raise anything
         image = f"an image of {' x '.join(map(str, images.shape[1:]))} ({type(error).__name__})"
         raise BuildError(f"{where} can't be run on {image}: give the model's whole folder.") from error
@@ -87,10 +87,10 @@ def _kind_by_shape(values: "torch.Tensor") -> str | None:
 
 
 def output_values(output: object, kind: str) -> "torch.Tensor":
-    """A model's output as `(n, positions, classes)`, with its gradients if it has any."""
+    """A model's output as `(n, positions, classes)` on the CPU, with its gradients if it has any."""
     import torch
 
-    values = logits_of(output, kind)
+    values = logits_of(output, kind).cpu()
     if values.ndim == 2:
         return values[:, None]
     if values.ndim == 4:

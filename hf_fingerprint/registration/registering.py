@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name, spend_budget
-from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
@@ -31,6 +33,10 @@ from hf_fingerprint.registration.same_weights import Names, find_same_weights
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder, current_bases
 
 
+if TYPE_CHECKING:
+    import torch
+
+
 @shows_progress
 def register(
     model: ModelInput | Checkpoint,
@@ -40,6 +46,13 @@ def register(
     built: BuiltModel | None = None,
     remeasure: bool = False,
     as_base: bool = False,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> Base:
     """Registers a base in a vault, or returns its record if it already is.
 
@@ -55,6 +68,10 @@ def register(
             and a new secret, for new copies. Earlier copies keep their record, and both can be traced.
         as_base (`bool`, *optional*, defaults to `False`): whether to register a model as a base even if it is a copy
             of a base on record, or carries the mark of one. Its record names that base (`copy_of`).
+        device (`str` or `torch.device`, *optional*): where the model runs while it is measured, such as `"cuda"`.
+            Defaults to the CPU, or to where `built` is. Only the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
+            see [`HubOptions`].
 
     Raises:
         [`BuildError`]: if the model can't be built to measure its output, and `config` has no fixed `amplitude`.
@@ -62,8 +79,10 @@ def register(
         [`CodeError`]: if the base is registered with other settings.
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
-    with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
-        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base)[0]
+    options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
+    opening = nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
+    with opening as checkpoint:
+        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base, device)[0]
 
 
 def register_checkpoint(
@@ -74,6 +93,7 @@ def register_checkpoint(
     built: BuiltModel | None = None,
     remeasure: bool = False,
     as_base: bool = False,
+    device: "str | torch.device | None" = None,
 ) -> tuple[Base, Names]:
     """[`register`] for an open checkpoint: the record, and the checkpoint's tensor names by those of the record."""
     progress = progress or silent
@@ -94,7 +114,7 @@ def register_checkpoint(
     if known is None or remeasure:
         digests = None if scan is None else scan.digests
         copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base, digests)
-        found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan)
+        found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan, device)
         found = replace(found, copy_of=copy_of)
         return vault.add_base(found) if known is None else _add_replacement(known, found, vault), names
     if config is not None:
@@ -148,6 +168,7 @@ def analyze_base(
     progress: Progress | None = None,
     built: BuiltModel | None = None,
     scan: WeightScan | None = None,
+    device: "str | torch.device | None" = None,
 ) -> Base:
     """Computes the record of a base, with a fresh model secret, without storing it.
 
@@ -157,6 +178,7 @@ def analyze_base(
         progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
         scan ([`WeightScan`], *optional*): result of [`scan_weights`], if the caller has it.
+        device (`str` or `torch.device`, *optional*): see [`register`].
     """
     progress = progress or silent
     where = checkpoint.source.name
@@ -166,7 +188,7 @@ def analyze_base(
     if scan is None:
         progress("hashing the weights", 0, None)
         scan = scan_weights(checkpoint)
-    measurable = make_measurable(checkpoint, config, built, progress, scan.digests)
+    measurable = make_measurable(checkpoint, config, built, progress, scan.digests, device)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones

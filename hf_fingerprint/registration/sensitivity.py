@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.carriers.amplitude import row_rms
-from hf_fingerprint.models import LazyImages, fit_batch_size
+from hf_fingerprint.models import LazyImages, fit_batch_size, run_model
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.registration.outputs import output_values, random_direction
 
@@ -44,7 +44,7 @@ def measure_sensitivity(
 
     parameters = dict(module.named_parameters())
     chosen = [parameters[name] for name in names]
-    weights = [torch.from_numpy(row_rms(p.detach().float().flatten(1).numpy())).square() / 2 for p in chosen]
+    weights = [torch.from_numpy(row_rms(p.detach().float().flatten(1).cpu().numpy())).square() / 2 for p in chosen]
     frozen = {name: p.requires_grad for name, p in parameters.items()}
     for p in parameters.values():
         p.requires_grad_(False)
@@ -55,12 +55,12 @@ def measure_sensitivity(
     count = counting(progress, "measuring the sensitivity", len(images))
     try:
         for batch in images.batches(fit_batch_size(images.pixels, BATCH)):
-            values = output_values(module(batch), kind)
+            values = output_values(run_model(module, batch), kind)
             for draw in range(DRAWS):
                 product = (values * random_direction(values, kind, generator)).sum()
                 gradients = torch.autograd.grad(product, chosen, retain_graph=draw + 1 < DRAWS, allow_unused=True)
                 total += [
-                    0.0 if g is None else float((g.flatten(1).square().sum(1) * w).sum())
+                    0.0 if g is None else float((g.flatten(1).square().sum(1).cpu() * w).sum())
                     for g, w in zip(gradients, weights, strict=True)
                 ]
             count(len(batch))

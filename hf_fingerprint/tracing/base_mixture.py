@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import RangedCheckpoint, TensorInfo, TensorReader
+from hf_fingerprint.checkpoints import NO_OPTIONS, HubOptions, RangedCheckpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.extraction import to_base_names
@@ -20,6 +21,9 @@ from hf_fingerprint.tracing.result import SkippedSource
 from hf_fingerprint.vault import Base, Vault
 
 
+if TYPE_CHECKING:
+    import torch
+
 CLEAR_COSINE = 0.9
 NOTHING_COMPARED = -1.0  # the cosine if no tensor can be compared
 CARRIERS, ROWS, COLUMNS = 16, 4, 512  # the sample: carriers, rows of each, weights of each row
@@ -31,7 +35,16 @@ _SAME_FAMILY_COSINE = 0.9  # fine-tunes of one model, whose channels have one or
 class BaseSelector:
     """Compares samples of several bases with a suspect's, and selects the bases to read."""
 
-    def __init__(self, vault: Vault, suspect: TensorReader, stack: ExitStack, found: BaseSelection):
+    def __init__(
+        self,
+        vault: Vault,
+        suspect: TensorReader,
+        stack: ExitStack,
+        found: BaseSelection,
+        options: HubOptions = NO_OPTIONS,
+        device: "str | torch.device | None" = None,
+    ):
+        self._options, self._device = options, device
         self._vault, self._suspect, self._stack, self._found = vault, suspect, stack, found
         self._groups: list[BaseGroup] = []
         self._matched: dict[_Layout, tuple[TensorReader, dict[str, TensorInfo]]] = {}
@@ -46,7 +59,7 @@ class BaseSelector:
         groups, errors = self._groups, []
         for records in likely_bases:
             try:
-                groups.append(BaseGroup(records, open_base_files(records, self._vault, self._stack)))
+                groups.append(BaseGroup(records, open_base_files(records, self._vault, self._stack, self._options)))
             except VaultError as error:
                 errors.append(error)
                 skipped = [SkippedSource(base.base_id, base.source, str(error)) for base in records]
@@ -131,7 +144,7 @@ class BaseSelector:
         for i, group in enumerate(groups):
             if found[i] is not None:
                 continue
-            aligned, matches, _ = match_and_align(group.records[0], group.original, self._suspect)
+            aligned, matches, _ = match_and_align(group.records[0], group.original, self._suspect, device=self._device)
             for j in range(i, len(groups)):
                 if found[j] is None and (i == j or mean_cosine(samples[i][0], samples[j][0]) >= _SAME_FAMILY_COSINE):
                     found[j] = self._sample_pair(groups[j], aligned, matches)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.registration import open_base
 from hf_fingerprint.tracing.result import SkippedSource
@@ -50,12 +50,14 @@ def records_with_hash(bases: Sequence[Base], content_hash: str) -> list[Base]:
     return [base for base in bases if base.content_hash == content_hash]
 
 
-def open_base_files(records: list[Base], vault: Vault, stack: ExitStack) -> Checkpoint:
-    """Opens the files of a base, from the first registered location that still has them."""
+def open_base_files(
+    records: list[Base], vault: Vault, stack: ExitStack, options: HubOptions = NO_OPTIONS
+) -> Checkpoint:
+    """Opens the files of a base, from the first registered location that still has them, with a token and a cache."""
     errors: list[VaultError] = []
     for base in records:
         try:
-            return stack.enter_context(open_base(base, vault))
+            return stack.enter_context(open_base(base, vault, options))
         except VaultError as error:
             errors.append(error)
     raise errors[0]

@@ -33,7 +33,16 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
     recorded = _find_recorded(request, suspect)
     with ExitStack() as stack:
         on_record = [copy.base_id for copy in recorded]
-        found = find_bases(request.vault, request.bases, request.base_ref, suspect, stack, on_record)
+        found = find_bases(
+            request.vault,
+            request.bases,
+            request.base_ref,
+            suspect,
+            stack,
+            on_record,
+            request.options,
+            request.device,
+        )
         if not found.groups:
             alpha = min(base.alpha for base in request.bases)
             reason = "No tensor of it fits a marked tensor of any base on record: another model."
@@ -58,7 +67,14 @@ def _extract_all(
     request: TraceRequest, targets: Sequence[ReadTarget], suspect: Checkpoint, aligned: bool | Literal["always"] = True
 ) -> list[Extraction]:
     return [
-        extract(each.candidates.base, each.original, suspect, None if number else request.progress, aligned)
+        extract(
+            each.candidates.base,
+            each.original,
+            suspect,
+            None if number else request.progress,
+            aligned,
+            request.device,
+        )
         for number, each in enumerate(targets)
     ]
 

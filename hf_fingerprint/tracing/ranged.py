@@ -29,7 +29,9 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
     if not any(has_unambiguous_names(base, suspect) for base in bases):
         return _result_from_headers(suspect, bases), 0
     with ExitStack() as stack:
-        found = find_bases(request.vault, bases, request.base_ref, suspect, stack)
+        found = find_bases(
+            request.vault, bases, request.base_ref, suspect, stack, options=request.options, device=request.device
+        )
         if not found.groups or not has_unambiguous_names(found.groups[0].records[0], suspect):
             return _result_from_headers(suspect, bases), 0
         targets = request.targets(found)

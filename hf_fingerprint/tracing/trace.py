@@ -15,9 +15,11 @@ the proof that this keeps the bound.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import (
     DownloadLimitError,
+    HubOptions,
     SkippedFile,
     Source,
     find_weight_sets,
@@ -37,6 +39,10 @@ from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
 
 
+if TYPE_CHECKING:
+    import torch
+
+
 @shows_progress
 def trace(
     suspect: ModelInput,
@@ -49,6 +55,12 @@ def trace(
     max_bytes: int | None = None,
     recipient: str | None = None,
     all_scores: bool = False,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> TraceResult:
     """Traces a suspect model.
 
@@ -67,6 +79,10 @@ def trace(
         recipient (`str`, *optional*): tests this recipient's copies alone, as one claim; see [`verify`].
         all_scores (`bool`, *optional*, defaults to `False`): whether the result includes the scores of recipients who
             are not accused. Don't publish them: they help an attacker to build a suspect that accuses one of them.
+        device (`str` or `torch.device`, *optional*): where the base and the suspect run if that is needed to align
+            their weights, such as `"cuda"`. Defaults to the CPU. Only the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of the suspect, and how to reach them;
+            see [`HubOptions`]. The token and the cache hold for the bases too.
 
     Returns:
         [`TraceResult`]
@@ -77,7 +93,8 @@ def trace(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    request = TraceRequest(vault, base, recipient, all_scores, progress)
+    options = HubOptions.for_model(suspect, revision, token, cache_dir, subfolder, variant)
+    request = TraceRequest(vault, base, recipient, all_scores, progress, options, device)
     if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
         names = [copy.recipient for copy in request.rows.copies]
@@ -92,9 +109,9 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
     if not isinstance(suspect, str | Path):
         with open_checkpoint(suspect, suspect=True) as live:
             return trace_files(request, live)
-    looks = 0
+    looks, options = 0, request.options
     try:
-        ranged = None if full else open_ranged_checkpoint(suspect, max_bytes)
+        ranged = None if full else open_ranged_checkpoint(suspect, max_bytes, options=options)
     except DownloadLimitError as error:
         return _unread_result(suspect, request, str(error))
     if ranged is not None:
@@ -102,9 +119,9 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
             result, looks = trace_ranges(request, ranged)
         if result is not None:
             return _apply_unread_files(result)
-        suspect = f"hf-hub:{ranged.source.name}@{ranged.source.revision}"
+        suspect, options = ranged.source.location, options.access
         max_bytes = None if max_bytes is None else max_bytes - ranged.bytes_fetched
-    found = find_weight_sets(suspect, max_bytes)
+    found = find_weight_sets(suspect, max_bytes, options=options)
     results = []
     for source in found.sets:
         with open_checkpoint(source, suspect=True) as opened:

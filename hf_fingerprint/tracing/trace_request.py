@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.progress import Progress
@@ -22,6 +23,10 @@ from hf_fingerprint.vault import (
     open_copies,
     same_recipient,
 )
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class TraceRequest:
         recipient (`str` or `None`): the recipient of a claim, whose copies alone are tested.
         all_scores (`bool`): whether the result holds the scores of recipients who are not accused.
         progress (callable or `None`): a [`Progress`].
+        options ([`HubOptions`]): which files of the suspect; its token and cache hold for bases too.
+        device (`str`, `torch.device` or `None`): where models run.
         opened (`dict[str, OpenedCopies]`): the records of copies opened so far, by the id of their base.
     """
 
@@ -62,6 +69,8 @@ class TraceRequest:
     recipient: str | None = None
     all_scores: bool = False
     progress: Progress | None = None
+    options: HubOptions = NO_OPTIONS
+    device: "str | torch.device | None" = None
     opened: dict[str, OpenedCopies] = field(default_factory=dict, repr=False)
 
     @cached_property

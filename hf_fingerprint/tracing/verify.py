@@ -1,12 +1,17 @@
 """Tests the claim that a suspect comes from one recipient's copy."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.result import TraceResult
 from hf_fingerprint.tracing.trace import trace
 from hf_fingerprint.vault import Vault
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 def verify(
@@ -20,6 +25,12 @@ def verify(
     full: bool = False,
     max_bytes: int | None = None,
     all_scores: bool = False,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> TraceResult:
     """Tests one claim: that a suspect comes from a recipient's copy. No other recipient is scored.
 
@@ -29,6 +40,7 @@ def verify(
     Args:
         recipient (`str`): the recipient of the copy.
         suspect, vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
+        device, revision, token, cache_dir, subfolder, variant: see [`trace`].
 
     Returns:
         [`TraceResult`]: the claim is confirmed if the recipient is accused.
@@ -46,4 +58,10 @@ def verify(
         max_bytes=max_bytes,
         recipient=recipient,
         all_scores=all_scores,
+        device=device,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        subfolder=subfolder,
+        variant=variant,
     )

@@ -137,8 +137,8 @@ class Fingerprint:
     def bind(self, model: torch.nn.Module, optimizer: Any = None) -> Regularizer:
         """The loss term that trains the mark into a model. Call it on every process.
 
-        It covers the carriers that train now. Frozen ones are named in a warning, and marked by
-        [`Fingerprint.record`].
+        It covers the carriers that train now, whatever is frozen or unfrozen later. A warning counts the others, which
+        [`Fingerprint.record`] marks.
 
         Args:
             model (`torch.nn.Module`): the base's or the copy's model, wrapped or not.

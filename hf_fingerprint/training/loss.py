@@ -37,8 +37,8 @@ class DeepMarksLoss:
     """The fingerprint's loss term. Call it once per micro-batch and add the result to the task's loss.
 
     Under gradient accumulation, divide it like the task's loss (Accelerate does). Under DDP and FSDP2, add it on every
-    process. Plain gradient descent overshoots if learning rate times strength times
-    `deepmarks.regularizer.max_curvature()` is above 2. Adaptive optimizers such as AdamW do not.
+    process. Frozen carriers are left out; see [`Fingerprint.bind`]. Plain gradient descent overshoots if learning rate
+    times strength times `deepmarks.regularizer.max_curvature()` is above 2. Adaptive optimizers such as AdamW do not.
 
     Args:
         model (`torch.nn.Module`): the model, prepared or not, with the weights of the base or of a copy.

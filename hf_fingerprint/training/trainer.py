@@ -37,6 +37,8 @@ MIN_AGREEMENT = 0.75
 class FingerprintCallback(TrainerCallback):
     """Adds `strength * R` to a Trainer's loss, and logs R and the share of correct bits.
 
+    Carriers that are frozen, or that the optimizer lacks, are left out; see [`Fingerprint.bind`].
+
     Args:
         fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into the model.
         strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.

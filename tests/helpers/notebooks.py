@@ -15,7 +15,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def execute(notebook: Path, folder: Path) -> nbformat.NotebookNode:
-    """Returns a notebook with fresh outputs, executed in an empty folder.
+    """Returns a notebook with fresh outputs, executed in an empty folder, whose place is left out of them.
 
     Raises:
         `CellExecutionError`: if a cell raises an error.
@@ -27,9 +27,9 @@ def execute(notebook: Path, folder: Path) -> nbformat.NotebookNode:
             cell.outputs, cell.execution_count = [], None
     place = {"metadata": {"path": str(folder)}}
     client = NotebookClient(read, timeout=300, kernel_name="python3", resources=place, record_timing=False)
-    client.execute(env=environment())
+    client.execute(env=environment(DS_ACCELERATOR="cpu"))
     read.metadata = {"kernelspec": read.metadata.kernelspec, "language_info": {"name": "python"}}
-    return read
+    return nbformat.reads(nbformat.writes(read).replace(f"{folder}/", ""), as_version=4)
 
 
 def outputs_of(notebook: nbformat.NotebookNode) -> list[str]:

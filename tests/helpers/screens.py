@@ -21,6 +21,7 @@ def show_bars(monkeypatch: pytest.MonkeyPatch) -> Screen:
     screen, module = Screen(), importlib.import_module("huggingface_hub.utils.tqdm")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-    monkeypatch.setattr(sys.modules[module.__name__], "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(module, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(module, "progress_bar_states", {})
     monkeypatch.setattr(sys, "stderr", screen)
     return screen

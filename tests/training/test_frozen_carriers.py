@@ -33,7 +33,7 @@ from tests.helpers.training_runs import QUIET, images
 
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::hf_fingerprint.errors.FingerprintWarning")]
-BLOCKS, STEPS = 6, 8
+BLOCKS, STEPS = 6, 4
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,10 @@ def is_frozen(name, frozen=BLOCKS // 2):
     return any(name.startswith(f"blocks.{i}.") for i in range(frozen))
 
 
+def slow(way):
+    return pytest.param(way, marks=pytest.mark.slow)
+
+
 @contextmanager
 def said():
     with warnings.catch_warnings(record=True) as caught:
@@ -154,7 +158,7 @@ def whole_score(template, tmp_path_factory):
 
 
 class TestEveryLoop:
-    @pytest.mark.parametrize("way", [by_loss, by_accelerate, by_task, by_model])
+    @pytest.mark.parametrize("way", [by_loss, slow(by_accelerate), slow(by_task), by_model])
     def test_ends_with_a_copy_that_traces_like_one_trained_whole(self, way, base, vault, tmp_path, whole_score):
         fingerprint = Fingerprint(base, "alice", vault)
         out = save(way(load(base), fingerprint), tmp_path / "out")
@@ -175,7 +179,7 @@ class TestEveryLoop:
         assert recorded.score > 0.9 * whole_score
         assert recorded.agreement > 0.99
 
-    @pytest.mark.parametrize("way", ["callback", "trainer"])
+    @pytest.mark.parametrize("way", ["callback", slow("trainer")])
     def test_of_transformers_too(self, way, tmp_path):
         from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 

@@ -29,7 +29,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
 )
 from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
 from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_cover_images
-from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
@@ -49,6 +49,7 @@ from hf_fingerprint.vault import Base, Vault
 
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
@@ -68,6 +69,13 @@ def make_trigger_set(
     steps: int = STEPS,
     progress: Progress | None = None,
     cover_images: str | Path | None = None,
+    *,
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
 ) -> TriggerSet:
     """Builds the trigger set of a registered base and stores it in the vault.
 
@@ -85,33 +93,38 @@ def make_trigger_set(
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
             used. Keep them private: the cover is what removes the mark from a key image.
+        device (`str` or `torch.device`, *optional*): where the base runs, such as `"cuda"`. Defaults to the CPU. Only
+            the CPU was tested.
+        revision, token, cache_dir, subfolder, variant (*optional*): which files of a base given by path or Hub id, and
+            how to reach it; see [`HubOptions`].
 
     Raises:
         [`FingerprintError`]: if the base can't be run or has a trigger set already, or there are too few photographs.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    record = lookup_base(vault, base)
+    options = HubOptions.for_model(base, revision, token, cache_dir, subfolder, variant)
+    record = lookup_base(vault, base, options)
     if vault.trigger_set(record) is not None:
         raise FingerprintError(
             f"Base {record.base_id} already has a trigger set, which its copies are issued with: to build another, "
             f"register a new record of the base (`hf-fingerprint vault add --remeasure`)."
         )
-    with _open_to_build(base, record, vault) as checkpoint:
-        built = build_model(checkpoint)
+    with _open_to_build(base, record, vault, options) as checkpoint:
+        built = build_model(checkpoint, device)
         names = map_parameter_names(built.module, checkpoint)
-    options = images, count, decoys, assigned_share, steps, progress, cover_images
-    trigger_set = build_trigger_set(built, names, record.secret, record.base_id, *options)
+    chosen = images, count, decoys, assigned_share, steps, progress, cover_images
+    trigger_set = build_trigger_set(built, names, record.secret, record.base_id, *chosen)
     vault.add_trigger_set(record, trigger_set.to_bytes())
     return trigger_set
 
 
-def _open_to_build(base: ModelInput, record: Base, vault: Vault) -> Checkpoint:
+def _open_to_build(base: ModelInput, record: Base, vault: Vault, options: HubOptions) -> Checkpoint:
     """A base under the tensor names of its record, from memory if it is there, else from all of its files."""
     if not isinstance(base, str | Path):
         live = open_checkpoint(base)
         return RenamedCheckpoint(live, match_base(live, record, vault))
-    with open_base(record, vault) as weights:
-        return open_checkpoint(weights.source.name)
+    with open_base(record, vault, options) as weights:
+        return open_checkpoint(weights.source.location, options=options.access)
 
 
 def build_trigger_set(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.logits import logits_of
+from hf_fingerprint.models import run_model
 
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Head:
         return int(self.layer.weight.shape[0])
 
     def matrix(self) -> "Tensor":
-        """W, `(classes, width)`."""
-        return self.layer.weight.detach().flatten(1)
+        """W, `(classes, width)`, on the CPU."""
+        return self.layer.weight.detach().flatten(1).cpu()
 
 
 def find_head(model: "torch.nn.Module", images: "Tensor") -> Head:
@@ -59,7 +60,7 @@ def find_head(model: "torch.nn.Module", images: "Tensor") -> Head:
     hooks = [module.register_forward_hook(partial(record, name)) for name, module in linear]
     try:
         with torch.no_grad():
-            logits = logits_of(model(images[:1]))
+            logits = logits_of(run_model(model, images[:1]))
     finally:
         for hook in hooks:
             hook.remove()
@@ -81,14 +82,14 @@ def features_of(model: "torch.nn.Module", head: Head, images: "Tensor") -> "Tens
 
 
 def features_and_logits(model: "torch.nn.Module", head: Head, images: "Tensor") -> "tuple[Tensor, Tensor]":
-    """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`."""
+    """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`, on the CPU."""
     captured = []
     hook = head.layer.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
     try:
-        logits = logits_of(model(images))
+        logits = logits_of(run_model(model, images))
     finally:
         hook.remove()
-    return captured[0].flatten(1), logits
+    return captured[0].flatten(1).cpu(), logits.cpu()
 
 
 def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[Tensor]") -> "Tensor":

@@ -194,7 +194,7 @@ def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tenso
     for each, view in zip(features, views, strict=True):
         logits = each @ view.head.matrix().double().T
         if (bias := view.head.layer.bias) is not None:
-            logits = logits + bias.detach().double()
+            logits = logits + bias.detach().cpu().double()
         deficits.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
     flat = torch.cat(list(features))
     gram = flat @ metric @ flat.T

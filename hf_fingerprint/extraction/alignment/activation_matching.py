@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.models import BuiltModel, synthetic_images
+from hf_fingerprint.models import BuiltModel, run_model, synthetic_images, to_device
 
 
 if TYPE_CHECKING:
@@ -40,19 +40,26 @@ class Activations(NamedTuple):
     scale: np.ndarray | None = None
 
 
-def record_activation_pairs(ours: BuiltModel, theirs: "torch.nn.Module", modules: dict[str, str]) -> ActivationPairs:
+def record_activation_pairs(
+    ours: BuiltModel,
+    theirs: "torch.nn.Module",
+    modules: dict[str, str],
+    device: "str | torch.device | None" = None,
+) -> ActivationPairs:
     """Runs two models on the same synthetic images.
 
     Args:
         ours, theirs ([`BuiltModel`] and `torch.nn.Module`): the base, and the suspect in evaluation mode.
         modules (`dict[str, str]`): the names of modules of the base, and of their counterparts in the suspect.
+        device (`str` or `torch.device`, *optional*): the device that both are moved to. Defaults to where they are.
 
         Returns:
             `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` by the base's module, if it ran in both.
     """
     _, height, width = ours.size
     images = synthetic_images(ours, min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // (height * width))))
-    one = _record_activations(ours.module, images, list(modules))
+    one = _record_activations(to_device(ours.module, device), images, list(modules))
+    to_device(theirs, device)
     try:
         two = _record_activations(theirs, images, list(modules.values()))
     except RuntimeError:  # the suspect's widths don't fit each other
@@ -99,7 +106,7 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
     try:
         with torch.no_grad():
             for batch in images.split(BATCH):
-                module(batch)
+                run_model(module, batch)
     finally:
         for each in hooks:
             each.remove()
@@ -114,8 +121,8 @@ def _norm_affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray
     """The gain and the shift of a layer normalization."""
     gain, shift = (getattr(norm, kind, None) for kind in ("weight", "bias"))
     return {
-        "gain": np.ones(channels) if gain is None else gain.detach().double().numpy(),
-        "shift": np.zeros(channels) if shift is None else shift.detach().double().numpy(),
+        "gain": np.ones(channels) if gain is None else gain.detach().cpu().double().numpy(),
+        "shift": np.zeros(channels) if shift is None else shift.detach().cpu().double().numpy(),
     }
 
 
@@ -125,7 +132,7 @@ def _layer_scale(part: "torch.nn.Module") -> np.ndarray | None:
     if len(own) != 1 or not own.keys() <= {"gamma", "lambda1"}:
         return None
     (values,) = own.values()
-    return values.detach().double().numpy()
+    return values.detach().cpu().double().numpy()
 
 
 def _sample_channels(values: "torch.Tensor", module: "torch.nn.Module", n_places: int) -> np.ndarray:
@@ -137,7 +144,7 @@ def _sample_channels(values: "torch.Tensor", module: "torch.nn.Module", n_places
     chosen = torch.randperm(int(np.prod(shape)), generator=torch.Generator().manual_seed(0))[:n_places]
     index = torch.unravel_index(chosen, shape)
     picked = values[index[0], :, *index[1:]] if convolution else values[index]
-    return zero_unusable(picked.T.float().numpy())
+    return zero_unusable(picked.T.float().cpu().numpy())
 
 
 def zero_unusable(values: np.ndarray) -> np.ndarray:

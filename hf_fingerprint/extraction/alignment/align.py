@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base
 
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLE_ROWS = 8
 MIN_ROW_COSINE, MAX_SCALE_RATIO = 0.97, 1.05
@@ -46,11 +49,12 @@ def align_suspect(
     matches: dict[str, TensorInfo],
     progress: Progress | None = None,
     always: bool = False,
+    device: "str | torch.device | None" = None,
 ) -> AlignedWeights | None:
     """Aligns a suspect's carriers with the base's, where they aren't.
 
     Args:
-        base, original, suspect, progress: see [`extract`].
+        base, original, suspect, progress, device: see [`extract`].
         matches (`dict[str, TensorInfo]`): the known counterparts of carriers.
         always (`bool`, *optional*, defaults to `False`): also tries tensors that look aligned, but may be rotated.
 
@@ -63,7 +67,7 @@ def align_suspect(
     sizes = {c.name: original.tensors[c.name].rows * original.tensors[c.name].columns for c in base.carriers}
     if sum(sizes[name] for name in misaligned | rotated) <= MIN_MISALIGNED_SHARE * base.carrier_weights:
         return None
-    pairs = LayerPairs(base, original, suspect, matches)
+    pairs = LayerPairs(base, original, suspect, matches, device)
     found: dict[str, _FoundTransform] = {}
     names = sorted(misaligned & pairs.counterparts.keys(), key=lambda each: (sizes[each], each))
     count = counting(progress, "aligning", base.carrier_weights)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base
 
 
+if TYPE_CHECKING:
+    import torch
+
 SOME_ATTENTIONS, SOME_OTHERS = 2, 3  # enough to recognize an unrelated model
 T = TypeVar("T")
 
@@ -28,7 +31,14 @@ T = TypeVar("T")
 class LayerPairs:
     """The carriers, their counterparts and the activations of both; for the arguments see [`align_suspect`]."""
 
-    def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader, matches: dict[str, TensorInfo]):
+    def __init__(
+        self,
+        base: Base,
+        original: Checkpoint,
+        suspect: TensorReader,
+        matches: dict[str, TensorInfo],
+        device: "str | torch.device | None" = None,
+    ):
         self._original, self._suspect = original, suspect
         named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
         namesakes = {c.name: named[normalize_name(c.name)] for c in base.carriers if normalize_name(c.name) in named}
@@ -36,7 +46,7 @@ class LayerPairs:
         self.activations: ActivationPairs = {}
         self._attentions: list[Attention] = []
         self._duplicates: dict[str, DuplicateUnits | None] = {}
-        self._run_models()
+        self._run_models(device)
 
     def load_pair(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
@@ -73,7 +83,7 @@ class LayerPairs:
         shape = self._original.tensors[name].shape
         return len(shape) == 2 and shape == self.counterparts[name].shape
 
-    def _run_models(self) -> None:
+    def _run_models(self, device: "str | torch.device | None") -> None:
         """Runs the base and the suspect on the same inputs, if both can be run."""
         try:
             source = _with_config(self._original.source)
@@ -89,7 +99,7 @@ class LayerPairs:
         if theirs is None:
             return
         carriers = {n.rpartition(".")[0]: name for n, name in file_names.items() if name in self.counterparts}
-        found = record_activation_pairs(ours, theirs, {module: module for module in carriers})
+        found = record_activation_pairs(ours, theirs, {module: module for module in carriers}, device)
         self.activations = {carrier: found[module] for module, carrier in carriers.items() if module in found}
         self._attentions = [
             Attention(tuple(carriers[name] for name in each.inputs), carriers[each.output], each.heads)
@@ -108,6 +118,6 @@ def _with_config(source: Source) -> Source:
     if source.revision is None or (source.folder / "config.json").is_file():
         return source
     try:
-        return resolve(f"hf-hub:{source.name}@{source.revision}")
+        return resolve(source.location, options=source.access)
     except CheckpointError:
         return source

@@ -1,0 +1,47 @@
+"""The device that a model runs on. Inputs are moved to it, and what is computed from the outputs stays on the CPU."""
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.printable import printable
+
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T", "torch.nn.Module", "torch.Tensor")
+
+
+def to_device(value: T, device: "str | torch.device | None") -> T:
+    """A tensor on a device, or a model, which is moved in place. `None` leaves it where it is.
+
+    Raises:
+        [`FingerprintError`]: if torch has no such device here, or its memory is full.
+    """
+    import torch
+
+    if device is None:
+        return value
+    try:
+        place = torch.device(device)
+        if place.type != "meta":
+            return value.to(place)
+        reason = "it computes nothing"
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = type(error).__name__
+    raise FingerprintError(f"Device {printable(str(device))} can't be used ({reason}): give one that torch has here.")
+
+
+def device_of(module: "torch.nn.Module") -> "torch.device":
+    """The device of a model's first tensor."""
+    import torch
+
+    for tensors in (module.parameters(), module.buffers()):
+        if (first := next(iter(tensors), None)) is not None:
+            return first.device
+    return torch.device("cpu")
+
+
+def run_model(module: "torch.nn.Module", images: "torch.Tensor") -> Any:
+    """The output of a model for images on any device, on the model's device."""
+    return module(images.to(device_of(module)))
