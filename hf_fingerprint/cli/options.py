@@ -187,7 +187,7 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
     def run(**values: Any) -> T:
         made = {}
         for name, group in groups.items():
-            given = {each.name: values.pop(each.name) for each in fields(group)}
+            given = {each.name: values.pop(each.name) for each in fields(group) if each.name in values}
             if group is FingerprintConfig:
                 made[name] = load_config(FingerprintConfig, values.pop(_CONFIG_FILE), **given)
             else:

@@ -47,9 +47,7 @@ def triggers(
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     given |= files.access
     with output.progress_bars() as progress:
-        made = make_trigger_set(
-            base.base_id, opened, images, progress=progress, cover_images=cover_images, device=device, **given
-        )
+        made = make_trigger_set(base.base_id, opened, images, progress=progress, cover_images=cover_images, **given)
     share = made.assigned_share
     if as_json:
         summary = {"base": base.base_id, "triggers": made.count, "decoys": made.decoys, "assigned_share": share}

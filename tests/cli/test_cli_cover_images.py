@@ -23,10 +23,11 @@ def test_trigger_images_are_made_from_photographs(tmp_path, capsys):
         Image.fromarray(pixels).save(photographs / f"{index}.png")
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
 
-    said = refused(lambda: triggers(str(folder), vault.folder, cover_images=photographs, count=3, decoys=1, steps=1))
+    chosen = {"model": str(folder), "vault": vault.folder, "cover_images": photographs, "decoys": 1, "steps": 1}
+    said = refused(lambda: triggers(count=3, **chosen))
     assert "holds 3 different photographs" in said
     capsys.readouterr()
-    triggers(str(folder), vault.folder, cover_images=photographs, count=2, decoys=1, steps=1, as_json=True)
+    triggers(count=2, as_json=True, **chosen)
 
     printed = json.loads(capsys.readouterr().out)
     _, made = find_base_with_triggers(vault, None)

@@ -111,6 +111,7 @@ def test_an_option_has_one_meaning_in_all_commands():
         "--out",  # each command says what it writes there
         "--public-key",
         "--recipient",  # one or several
+        "--token-env",  # of the Hub, or of a service
     }
     for config in (FingerprintConfig, PublishConfig):
         for name, text in help_texts(config).items():
