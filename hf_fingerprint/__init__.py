@@ -6,12 +6,21 @@ from hf_fingerprint import Vault, issue, trace
 vault = Vault.create("vault", passphrase)
 issue("org/model", "alice", vault, "copies/alice")
 vault.unlock(passphrase)
-trace("org/suspect", vault).accused
+print(trace("org/suspect", vault))
 ```
+
+`dir(hf_fingerprint)` lists the public names. Each loads when it is first used; those of training need the extra
+`models`.
 """
 
-import lazy_loader
+from hf_fingerprint.extras import attach as _attach
 
 
 __version__ = "0.2.0"
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_LIBRARIES = {
+    "training.fingerprint": ("torch",),
+    "training.loss": ("torch",),
+    "training.timm": ("torch", "timm"),
+    "training.trainer": ("torch", "transformers"),
+}
+__getattr__, __dir__ = _attach(__name__, __file__, _LIBRARIES)

@@ -26,6 +26,10 @@ class CarrierError(FingerprintError):
     """A model has no weights that can hold the mark."""
 
 
+class MissingExtraError(FingerprintError, ImportError):
+    """A library that an optional part of this package needs is not installed."""
+
+
 class BuildError(FingerprintError):
     """A model can't be built. `__cause__` is the library's exception, if there is one."""
 

@@ -18,9 +18,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from inspect import BoundArguments, isgeneratorfunction, signature
+from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 from hf_fingerprint.printable import printable
@@ -31,6 +32,7 @@ VERBOSITY = "HF_FINGERPRINT_VERBOSITY"
 _LOGGER = logging.getLogger("hf_fingerprint")
 _COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 _UNCOUNTED = "{desc} {elapsed}"
+_LINE_INTERVAL = 30.0  # seconds between two lines of one step
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -97,7 +99,10 @@ def shows_progress(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
             yield from function(*args, **kwargs)  # type: ignore[misc]
             return
         with show_progress() as given.arguments["progress"]:
-            yield from function(*given.args, **given.kwargs)  # type: ignore[misc]
+            items: Any = function(*given.args, **given.kwargs)
+            for item in items:
+                with above_bars():  # for what the caller prints
+                    yield item
 
     return generate if isgeneratorfunction(function) else run
 
@@ -136,28 +141,43 @@ def show_progress(write: Callable[[str], None] | None = None) -> Iterator[Progre
             bar.close()
 
 
+def above_bars() -> AbstractContextManager[None]:
+    """Clears bars on the terminal for what is written within the context, and shows them again after it."""
+    bars = sys.modules.get("tqdm")
+    return nullcontext() if bars is None else bars.tqdm.external_write_mode(nolock=True)
+
+
 def log_progress(write: Callable[[str], None]) -> Progress:
-    """Returns a [`Progress`] that writes a line when a step begins, and one when it is done if it can be counted.
+    """Returns a [`Progress`] that writes a line when a step begins, and if it can be counted every half minute and
+    when it is done.
 
     Args:
         write (callable): takes each line, such as `logger.info`.
     """
-    begun: set[str] = set()
+    written: dict[str, float] = {}  # when each step's last line was written
 
     def log(step: str, done: int, total: int | None) -> None:
-        if step not in begun:
-            begun.add(step)
+        if step not in written:
+            written[step] = monotonic()
             write(printable(step))
         if total is not None and done >= total:
-            begun.discard(step)
+            del written[step]
             write(f"{printable(step)}: done")
+        elif total is not None and monotonic() - written[step] >= _LINE_INTERVAL:
+            written[step] = monotonic()
+            write(f"{printable(step)}: {done / total:.0%}")
 
     return log
 
 
+def progress_disabled() -> bool:
+    """Whether the environment asks for no progress bars."""
+    return os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _bars_visible() -> bool:
     """Whether bars can be seen, and the environment does not speak against them."""
-    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if progress_disabled():
         return False
     if "ipykernel.zmqshell" in sys.modules:
         return True

@@ -8,7 +8,7 @@ suspect = Compose(Collusion("median"), FineTuning(1e-4))(copies, Attacker(build,
 Each class names its paper and its strength. `SUITE` lists all of them by name.
 """
 
-import lazy_loader
+from hf_fingerprint.extras import attach as _attach
 
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = _attach(__name__, __file__)

@@ -162,8 +162,8 @@ def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> N
             listed.append(copy.describe() | {"state": state, "arrived": came} | published)
         else:
             place, arrival = copy.out if at is None else at.place, f"  arrived {came}" if came is not None else ""
-            of = f"base {copy.base_id}  copy {copy.copy_id}"
-            output.echo(f"{copy.created}  {state:9}  {of}  {copy.recipient}  {place}{arrival}")
+            output.echo(f"{copy.recipient}  {place}{arrival}")
+            output.echo(f"  {state} {copy.created}  copy {copy.copy_id} of base {copy.base_id}")
     if as_json:
         output.print_json(listed)
     else:

@@ -75,7 +75,7 @@ def evaluate(
 
     given = {"max_kl": max_kl, "coalition": coalition, "expected_recipients": expected_recipients, "alpha": alpha}
     config = options.load_config(FingerprintConfig, config_file, **given)
-    with output.progress_bars(announce=True) as progress:
+    with output.progress_bars() as progress:
         evaluation = run(
             model,
             data,

@@ -202,11 +202,10 @@ def _issue_to_hub(
     issuer: "Issuer", publisher: "Publisher", assignments: "list[Assignment]", update: bool, as_json: bool
 ) -> None:
     """Publishes copies in variant repos, and prints each once it is confirmed."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars
 
-    if len(assignments) > 1 and not are_progress_bars_disabled():
-        disable_progress_bars()  # one bar for all: ours
-        enable_progress_bars("hf_fingerprint")
+    if len(assignments) > 1:
+        disable_progress_bars("huggingface_hub")  # ours is one for all
     done = []
     with output.progress_bars() as progress:
         try:

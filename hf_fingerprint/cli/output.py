@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.cli import terminal
 from hf_fingerprint.cli.terminal import console, echo, echo_err
-from hf_fingerprint.progress import Progress, show_progress
+from hf_fingerprint.progress import Progress, progress_disabled, show_progress
 
 
 if TYPE_CHECKING:
@@ -37,14 +37,12 @@ def warn_all_scores() -> None:
     )
 
 
-def progress_bars(announce: bool = False) -> AbstractContextManager[Progress]:
-    """Shows progress on stderr, a bar for each step; see [`show_progress`].
+def progress_bars() -> AbstractContextManager[Progress]:
+    """Shows progress on stderr: a bar for each step, or lines where stderr is no terminal; see [`show_progress`].
 
-    Args:
-        announce (`bool`, *optional*, defaults to `False`): whether to print the steps to stderr instead of logging
-            them, if stderr is no terminal.
+    If `HF_HUB_DISABLE_PROGRESS_BARS` is set, the lines are logged instead.
     """
-    return show_progress(echo_err if announce else None)
+    return show_progress(None if progress_disabled() else echo_err)
 
 
 def describe_base(base: "Base") -> list[str]:

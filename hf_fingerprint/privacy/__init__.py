@@ -18,7 +18,7 @@ release(partition, features)  # an ordinary model
 After SECUREMARK-DL ("privacy partitioning", arXiv 2207.04668). Only its abstract is public, so the design is our own.
 """
 
-import lazy_loader
+from hf_fingerprint.extras import attach as _attach
 
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__ = _attach(__name__, __file__, {"": ("torch",)})

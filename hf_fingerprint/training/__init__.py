@@ -1,6 +1,7 @@
 """The fingerprint as a loss term in training: for the transformers Trainer, timm's loop, and custom loops."""
 
-import lazy_loader
+from hf_fingerprint.extras import attach as _attach
 
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_LIBRARIES = {"timm": ("torch", "timm"), "trainer": ("torch", "transformers"), "": ("torch",)}
+__getattr__, __dir__ = _attach(__name__, __file__, _LIBRARIES)

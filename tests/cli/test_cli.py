@@ -260,10 +260,11 @@ def test_a_recipient_named_twice_gets_one_copy(shared, run, tmp_path):
 def test_recipients_lists_who_got_what_and_when(shared, run):
     code, out, err = run("recipients", "--vault", shared.vault)
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 3
-    assert out.splitlines()[1].endswith(f"  [bold]x  {shared.copies / '[bold]x'}")
-    assert f"written    base {shared.base.base_id}  copy " in out.splitlines()[1]
-    assert out.splitlines()[2] == "2 copies, 2 recipients"
+    assert len(out.splitlines()) == 5
+    assert out.splitlines()[2] == f"[bold]x  {shared.copies / '[bold]x'}"
+    assert re.fullmatch(rf"  written \S+  copy \w+ of base {shared.base.base_id}", out.splitlines()[3])
+    assert len(out.splitlines()[3]) <= 80
+    assert out.splitlines()[4] == "2 copies, 2 recipients"
 
     printed = json.loads(run("recipients", "--vault", shared.vault, "--json")[1])
     assert [copy["recipient"] for copy in printed] == ["alice", "[bold]x"]

@@ -36,6 +36,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
     arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW]
     chosen = ["--attacks", "half,average", "--coalitions", "2,3", "--max-images", "20"]
     code, out, err = run(*arguments, *chosen)

@@ -214,11 +214,23 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys):
     assert capsys.readouterr() == ("a [bold]result[/bold]\n", "a [bold]remark[/bold]\n")
 
 
-def test_progress_is_silent_where_nobody_watches(capsys):
+def test_where_no_terminal_is_long_work_says_what_it_does_every_half_minute(capsys, monkeypatch):
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    seconds = iter([0, 29, 31, 40, 62, 63, 70])
+    monkeypatch.setattr("hf_fingerprint.progress.monotonic", lambda: next(seconds))
     with output.progress_bars() as progress:
         progress("one [bold]step", 0, None)
+        for done in range(5):
+            progress("extracting", done, 4)
+
+    lines = ["one [bold]step", "extracting", "extracting: 50%", "extracting: done"]
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+
+
+def test_progress_is_silent_where_the_environment_says_so(capsys):
+    with output.progress_bars() as progress:
+        progress("one step", 0, None)
         progress("extracting", 1, 2)
-        progress("scoring", 1, 1)
 
     assert capsys.readouterr() == ("", "")
 

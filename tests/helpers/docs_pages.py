@@ -8,8 +8,8 @@ A page's blocks run from top to bottom, in one fresh folder:
   What sets up a machine is checked and not run: extras of `pip install`, targets of `make`, modules of `examples`.
 - A line must end with the exit code 0, or with the one that its comment begins with: `# exit code 1: nobody`.
 
-Other blocks (`text`, `json`, `console`, `csv`) show output and do not run. A comment `<!-- tests: vault suspect -->` at
-the top of a page names what must exist before its first block; see `docs_setup`.
+Other blocks (`text`, `json`, `console`, `csv`) show output and do not run. A comment `<!-- tests: vault suspect -->`
+at the top of a page names what must exist before its first block; see `docs_setup`.
 """
 
 import contextlib
