@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, wraps
 from inspect import BoundArguments, isgeneratorfunction, signature
 from time import monotonic
@@ -99,7 +99,10 @@ def shows_progress(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
             yield from function(*args, **kwargs)  # type: ignore[misc]
             return
         with show_progress() as given.arguments["progress"]:
-            yield from function(*given.args, **given.kwargs)  # type: ignore[misc]
+            items: Any = function(*given.args, **given.kwargs)
+            for item in items:
+                with above_bars():  # for what the caller prints
+                    yield item
 
     return generate if isgeneratorfunction(function) else run
 
@@ -136,6 +139,12 @@ def show_progress(write: Callable[[str], None] | None = None) -> Iterator[Progre
     finally:
         for bar in bars.values():
             bar.close()
+
+
+def above_bars() -> AbstractContextManager[None]:
+    """Clears bars on the terminal for what is written within the context, and shows them again after it."""
+    bars = sys.modules.get("tqdm")
+    return nullcontext() if bars is None else bars.tqdm.external_write_mode(nolock=True)
 
 
 def log_progress(write: Callable[[str], None]) -> Progress:

@@ -10,13 +10,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from hf_fingerprint.errors import FingerprintWarning
 from hf_fingerprint.printable import printable
+from hf_fingerprint.progress import above_bars
 
 
 if TYPE_CHECKING:
@@ -143,8 +144,7 @@ def _show_warning(
 
 def _write_line(stream: TextIO, line: str) -> None:
     """Writes a line, above progress bars if there are any."""
-    bars = sys.modules.get("tqdm")
-    with nullcontext() if bars is None else bars.tqdm.external_write_mode(file=stream):
+    with above_bars():
         stream.write(printable(line) + "\n")
 
 

@@ -45,7 +45,7 @@ def triggers(
         base = register(model, opened, progress=progress, as_base=as_base, device=device, **files.keywords)
     chosen = {"count": count, "decoys": decoys, "assigned_share": assigned_share, "steps": steps}
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    given |= {"device": device} | files.access
+    given |= files.access
     with output.progress_bars() as progress:
         made = make_trigger_set(base.base_id, opened, images, progress=progress, cover_images=cover_images, **given)
     share = made.assigned_share

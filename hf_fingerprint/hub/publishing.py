@@ -30,7 +30,7 @@ from hf_fingerprint.hub.api import translate_errors
 from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operations
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.registration.content import lookup_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
@@ -283,6 +283,7 @@ def _enter(push: AbstractContextManager[FinishPush]) -> tuple[ExitStack, FinishP
     return stack, stack.enter_context(push)
 
 
+@shows_progress
 def push_to_hub(
     model: ModelInput,
     recipient: str,

@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.api import translate_errors, with_retries
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.tables import Block, PrintableResult, Table, format_probability, one_line_repr
 from hf_fingerprint.tracing import RecipientScore, trace
 from hf_fingerprint.vault import Publication, Vault, publications
@@ -91,6 +92,7 @@ def watch(
     since: datetime | None = None,
     max_bytes: int | None = MAX_BYTES,
     *,
+    progress: Progress | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Iterator[WatchResult]:
@@ -104,6 +106,7 @@ def watch(
         vault ([`Vault`]): the vault, unlocked.
         since (`datetime`, *optional*): skips models that have not changed since then.
         max_bytes (`int`, *optional*, defaults to 100 MB): the maximum download for each model.
+        progress (callable, *optional*): a [`Progress`] for each trace.
         token, cache_dir (*optional*): see [`HubOptions`].
 
     Raises:
@@ -115,7 +118,7 @@ def watch(
             if listed.model in seen:
                 continue
             seen.add(listed.model)
-            result = _trace_listed(listed, vault, since, max_bytes, access)
+            result = _trace_listed(listed, vault, since, max_bytes, progress, access)
             if result is not None:
                 yield _compare_with_record(result, listed.private, recorded)
 
@@ -184,7 +187,12 @@ def _compare_with_record(result: WatchResult, private: bool | None, recorded: It
 
 
 def _trace_listed(
-    listed: _ListedModel, vault: Vault, since: datetime | None, max_bytes: int | None, access: HubOptions
+    listed: _ListedModel,
+    vault: Vault,
+    since: datetime | None,
+    max_bytes: int | None,
+    progress: Progress | None,
+    access: HubOptions,
 ) -> WatchResult | None:
     from huggingface_hub import HfApi
 
@@ -198,7 +206,9 @@ def _trace_listed(
         if since is not None and modified is not None and modified < since:
             return None
         suspect = model if model.startswith("hf-hub:") else f"hf-hub:{model}"
-        result = trace(suspect, vault, max_bytes=max_bytes, token=access.token, cache_dir=access.cache_dir)
+        result = trace(
+            suspect, vault, progress=progress, max_bytes=max_bytes, token=access.token, cache_dir=access.cache_dir
+        )
     except FingerprintError as error:
         return WatchResult(model, None, _isoformat(modified), error=str(error))
     lowest_bound = result.accused[0].log10_false_accusation if result.accused else None

@@ -10,7 +10,7 @@ from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.issuing.issuer import Issuer
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.vault import Vault
 
 
@@ -75,6 +75,7 @@ def issue(
 ) -> ModuleT: ...
 
 
+@shows_progress
 def issue(
     model: ModelInput,
     recipient: str,

@@ -39,6 +39,7 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.registration.registering import register_checkpoint
 from hf_fingerprint.registration.same_weights import copy_hash
+from hf_fingerprint.tables import one_line_repr
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
 
 
@@ -102,6 +103,10 @@ class Issuer:
 
     def __enter__(self) -> "Issuer":
         return self
+
+    def __repr__(self) -> str:
+        vault = str(self.vault.folder)
+        return one_line_repr(self, base=self.base.base_id, source=self.base.source, vault=vault)
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()

@@ -2,26 +2,32 @@
 
     vault = Vault.create("vault", passphrase)     # on the machine that will trace
     vault = Vault("vault")                        # to issue: no passphrase
-    vault.unlock(passphrase)                      # to trace
+    with Vault("vault") as vault:                 # to trace: locked again at the end
+        vault.unlock(passphrase)
 
 Issuing needs `vault.db` only; `identity.age` may be kept elsewhere. Several processes may issue at once.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.tables import one_line_repr
 from hf_fingerprint.vault.creation import check_no_vault, make_vault, unfinished_public_key
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.record_store import RecordStore
 from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.schema import FORMAT
 from hf_fingerprint.vault.sealing import AgeIdentity, encrypt_identity, new_identity, open_identity
 from hf_fingerprint.vault.unsealing import open_copies, opens_most_records, unseal_copy_key
 
 
 class Vault(RecordStore):
     """An existing vault, open for issuing; [`unlock`] it to trace.
+
+    The end of a `with` block locks it. No connection to the database stays open between calls.
 
     Args:
         folder (`str` or `Path`): the vault's folder.
@@ -33,6 +39,15 @@ class Vault(RecordStore):
     def __init__(self, folder: str | Path):
         super().__init__(folder)
         self._age_identity: AgeIdentity | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.lock()
+
+    def __repr__(self) -> str:
+        return one_line_repr(self, folder=str(self.folder), format=FORMAT, unlocked=self.unlocked)
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
@@ -91,6 +106,10 @@ class Vault(RecordStore):
                 )
             self.warn([Fault("meta", "public key", "is not that of the identity that opens its records")])
         self._age_identity = age_identity
+
+    def lock(self) -> None:
+        """Drops the tracing identity, so that copy keys can't be read until the next [`unlock`]."""
+        self._age_identity = None
 
     def check_identity_unchanged(self) -> None:
         """Raises a [`PassphraseError`] if the vault was rotated since it was opened."""

@@ -5,7 +5,7 @@ The unsealed keys of a base are cached, which makes the next trace faster; see [
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class OpenedCopies:
     """
 
     copies: list[CopyRecord]
-    keys: list[bytes]
+    keys: list[bytes] = field(repr=False)
     faults: list[Fault]
 
 

@@ -1,6 +1,7 @@
 """What the pages of docs/ take for granted: models on a loopback Hub, images, a vault, a suspect, a service."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -78,12 +79,12 @@ def add_timm_model(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
 
 
 def make_vault(here: PageRun, hub: LoopbackHub, stack: ExitStack, triggers: bool = False) -> None:
-    """`vault`, with a copy of `org/model` for alice, bob and carol in `copies`."""
+    """`vault`, with a copy of `org/model` for alice and one for bob in `copies`."""
     vault = Vault.create(here.folder / "vault", PASSPHRASE)
     register("org/model", vault, FingerprintConfig(coalition=3, expected_recipients=10))
     if triggers:
         make_trigger_set("org/model", vault, here.folder / "photos", count=24, decoys=4, steps=1)
-    for name in ("alice", "bob", "carol"):
+    for name in ("alice", "bob"):
         issue("org/model", name, vault, here.folder / "copies" / name)
 
 
@@ -92,6 +93,12 @@ def add_suspect(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
     hub.add("org/suspect", here.folder / "copies" / "alice", lfs=True)
     weights = (here.folder / "copies" / "alice" / "model.safetensors").read_bytes()
     (here.folder / "suspect.safetensors").write_bytes(weights)
+
+
+def open_base(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
+    """The files of `org/model` in `base`, and the names `vault` and `passphrase` of an earlier page."""
+    shutil.copytree(here.folder.parent / "model", here.folder / "base")
+    here.namespace |= {"vault": Vault(here.folder / "vault"), "passphrase": PASSPHRASE}
 
 
 def start_service(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
@@ -129,5 +136,6 @@ SETUPS: dict[str, Callable[[PageRun, LoopbackHub, ExitStack], None]] = {
     "vault": make_vault,
     "triggers": partial(make_vault, triggers=True),
     "suspect": add_suspect,
+    "base": open_base,
     "service": start_service,
 }
