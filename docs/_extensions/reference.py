@@ -15,6 +15,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,20 @@ def _directive(path: str, text: str) -> str:
         raise ValueError(f"{name} is no public name: give its full path.")
     value = getattr(importlib.import_module(module), name)
     if text:
-        return f".. py:data:: {path}\n\n   {text}\n"
+        return f".. py:data:: {name}\n   :module: {module}\n\n   {text}\n"
     if inspect.isclass(value):
-        return f".. auto{'exception' if issubclass(value, Exception) else 'class'}:: {path}"
+        kind = "exception" if issubclass(value, Exception) else "class"
+        return f".. auto{kind}:: {path}\n   :inherited-members: {', '.join(_bases_without_members(value))}\n"
     return f".. autofunction:: {path}"
+
+
+def _bases_without_members(value: type) -> list[str]:
+    """The base classes whose members an entry does not repeat: other packages' and those with entries, with their bases."""
+    bases = value.__mro__[1:]
+    internal = takewhile(
+        lambda base: base.__module__.startswith("hf_fingerprint.") and base.__name__ not in documented(), bases
+    )
+    return [base.__name__ for base in bases[len(list(internal)) :]]
 
 
 def _expand_page(app: Sphinx, page: str, source: list[str]) -> None:

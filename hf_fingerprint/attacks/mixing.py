@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_fingerprint.attacks.attack import Attacker, State, is_weight
 from hf_fingerprint.attacks.model_layers import layer_of
+from hf_fingerprint.choices import wrong_choice
 from hf_fingerprint.codes.collusion import VALUE_STRATEGIES, average, maximum, minimum, pick
 from hf_fingerprint.errors import FingerprintError
 
@@ -101,7 +102,7 @@ class Collusion:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise FingerprintError(f"There is no strategy {self.strategy!r}: choose {', '.join(STRATEGIES)}.")
+            raise FingerprintError(wrong_choice("strategy", self.strategy, STRATEGIES))
         if self.weights is not None and self.strategy not in _WEIGHTED:
             raise FingerprintError(f"{self.strategy} takes no weights: choose {' or '.join(_WEIGHTED)}.")
 

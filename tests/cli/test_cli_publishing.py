@@ -89,6 +89,21 @@ def test_a_table_of_recipients_with_accounts(scene):
     assert {repo.gated for repo in scene.hub.repos.values()} == {"manual"}
 
 
+def test_a_table_of_recipients_names_folders_too(scene):
+    table, out = scene.root / "recipients.csv", scene.root / "copies"
+    table.write_text("name,repo,account\nalice,org/a,alice-hf\nbob,,\n")
+    issuing = ["issue", scene.model, "--recipients-file", table, "--out", out, *FEW]
+
+    first = succeeded(scene.run(*issuing))
+    table.write_text("name\nalice\nbob\ncarol\n")
+    again = succeeded(scene.run(*issuing))
+
+    assert [f"{name}: {out / name}" in first for name in ("alice", "bob", "carol")] == [True, True, False]
+    assert again.count("issued before") == 2 and f"carol: {out / 'carol'}\n" in again
+    assert sorted(path.name for path in out.iterdir()) == ["alice", "bob", "carol"]
+    assert scene.hub.repos.keys() == set() and publications(scene.vault) == []
+
+
 def test_a_batch_that_breaks_off_says_how_far_it_came_and_goes_on(scene):
     table = scene.root / "recipients.csv"
     table.write_text("name,repo\n" + "".join(f"r{i},org/v{i}\n" for i in range(4)))
@@ -127,6 +142,7 @@ def test_the_hash_in_the_card_is_what_the_recipient_computes(scene, capfd):
 
 BAD = {
     "nowhere": (["--recipient", "a"], "Give either --out"),
+    "account of a folder": (["--recipient", "a", "--account", "a", "--out", "x"], "leave it out, or give --push-to"),
     "both places": (["--recipient", "a", "--out", "x", "--push-to", "org/a"], "Give either --out"),
     "nobody": (["--push-to", "org/a"], "give one for each"),
     "unequal": (["--recipient", "a", "--recipient", "b", "--push-to", "org/a"], "2 --recipient and 1 --push-to"),

@@ -109,6 +109,8 @@ def test_pushing_twice_says_so(hub, mine, run):
     done(run("vault", "push", REPO, *mine.kept))
 
     assert f"was already in {REPO}" in done(run("vault", "push", REPO, *mine.kept))
+    pushed = json.loads(done(run("vault", "push", REPO, *mine.kept, "--json")))
+    assert (pushed["repo"], pushed["new"], pushed["merged"]["refused"]) == (REPO, False, [])
 
 
 def test_the_issuers_key_may_come_from_the_environment(hub, mine, run, tmp_path, monkeypatch):

@@ -229,3 +229,13 @@ def test_a_system_without_preadv_gets_one_sentence(run, monkeypatch):
         "Error: hf-fingerprint runs on Linux and macOS alone: on Windows, run it in WSL.\n",
     )
     assert main(["--version"]) == 2
+
+
+@pytest.mark.parametrize("words", [(), ("trace",), ("vault", "issuer", "add")], ids=" ".join)
+def test_help_loads_nothing_that_it_does_not_need(words):
+    code = "import sys; from hf_fingerprint.cli.main import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+    assert {"typer", "rich"} <= loaded
+    assert loaded.isdisjoint(("torch", "numpy", "scipy", "huggingface_hub", "cryptography", "pydantic"))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -267,7 +267,9 @@ def filled(function: Any, optional: bool) -> list[str]:
     found = []
     for each in inspect.signature(function).parameters.values():
         kind, option = get_args(each.annotation)
-        value = "1" if {int, float} & {kind, *get_args(kind)} else HOSTILE
+        kinds = (kind, *get_args(kind))
+        choices = [choice for each_kind in kinds if get_origin(each_kind) is Literal for choice in get_args(each_kind)]
+        value = choices[0] if choices else "1" if {int, float} & {*kinds} else HOSTILE
         if kind is not bool and (each.default is each.empty or optional):
             found += [value] if isinstance(option, ArgumentInfo) else [option.default, value]
     return found

@@ -18,14 +18,19 @@ def test_each_public_name_has_one_entry():
 
 
 def test_each_entry_is_a_directive():
-    text = expand("# A\n\n```{names}\nissue\nTraceResult\nFingerprintError\nMAX_ALPHA: The *largest*.\n```\n")
+    text = expand("# A\n\n```{names}\nissue\nVault\nFingerprintError\nMAX_ALPHA: The *largest*.\n```\n")
 
     assert text.splitlines()[2:-1] == [
         "```{eval-rst}",
         ".. autofunction:: hf_fingerprint.issue",
-        ".. autoclass:: hf_fingerprint.TraceResult",
+        ".. autoclass:: hf_fingerprint.Vault",
+        "   :inherited-members: RecordStore, Database, object",
+        "",
         ".. autoexception:: hf_fingerprint.FingerprintError",
-        ".. py:data:: hf_fingerprint.codes.MAX_ALPHA",
+        "   :inherited-members: Exception, BaseException, object",
+        "",
+        ".. py:data:: MAX_ALPHA",
+        "   :module: hf_fingerprint.codes",
         "",
         "   The *largest*.",
         "",

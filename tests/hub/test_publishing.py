@@ -111,6 +111,23 @@ class TestAVariant:
         card = hub.repos["org/marked"].history()[0].files["README.md"].decode()
         assert "base_model: org/plain" in card
 
+    def test_of_a_module_is_what_its_library_saves(self, hub, tmp_path):
+        torch.manual_seed(0)
+        model, vault = timm.create_model("test_vit", num_classes=10), new_vault(tmp_path / "vault")
+
+        done = push_to_hub(model, "alice", "org/live", vault, SETTINGS)
+        again = push_to_hub(model, "alice", "org/live", vault)
+
+        assert (done.new, again.new, again.revision) == (True, False, done.revision)
+        files = hub.repos["org/live"].history()[0].files
+        assert {"model.safetensors", "config.json", "README.md"} <= files.keys()
+        assert b"base_model" not in files["README.md"]
+        loaded = timm.create_model("hf-hub:org/live", pretrained=True)
+        result = trace(loaded, vault, base=model, passphrase=PASSPHRASE)
+        assert [score.recipient for score in result.accused] == ["alice"]
+        result = trace("org/live", vault, base=model)
+        assert [score.recipient for score in result.accused] == ["alice"]
+
     def test_what_the_trainer_pushed_is_marked_after_the_fact(self, hub, tmp_path):
         model = AutoModelForImageClassification.from_pretrained(save_vit(tmp_path / "vit"))
         arguments = TrainingArguments(str(tmp_path / "out"), hub_model_id="org/trained", report_to=[], use_cpu=True)
