@@ -146,7 +146,7 @@ class LiveTensor(LazyTensor):
         dtype, memory = str(values.dtype).removeprefix("torch."), values.untyped_storage()
         key = str(values.device), memory.data_ptr()
         storage = storages.setdefault(key, Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8)))
-        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), values.storage_offset(), storage)
+        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), int(values.storage_offset()), storage)
         self._values = values.detach()
 
     def unreadable_reason(self) -> str | None:

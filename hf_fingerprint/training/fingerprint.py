@@ -76,12 +76,13 @@ class TrainedCopy(PrintableResult):
 
     def blocks(self) -> Iterator[Block]:
         """The line that shows the copy."""
-        labels = ", with trigger labels" if self.has_trigger_labels else ""
+        labels = ", with trigger labels" * self.has_trigger_labels
         yield f"{self.recipient}: {self.path}, score {self.score:.1f}, {self.agreement:.1%} of the bits{labels}"
 
     def __repr__(self) -> str:
-        path, score = str(self.path), round(self.score, 1)
-        return one_line_repr(self, recipient=self.recipient, path=path, copy_id=self.copy_id, score=score)
+        return one_line_repr(
+            self, recipient=self.recipient, path=str(self.path), copy_id=self.copy_id, score=round(self.score, 1)
+        )
 
 
 @dataclass(frozen=True)
