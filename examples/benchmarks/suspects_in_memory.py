@@ -52,7 +52,7 @@ def suspects(testbed: Testbed) -> list[tuple[str, State, tuple[int, ...]]]:
         ("the base", testbed.base_state(), ()),
         ("a copy", copies[0], (0,)),
         ("half of a copy pruned", MagnitudePruning(0.5)(copies[0]), (0,)),
-        ("a copy in 4 bits", Quantization(bits=4)(copies[0]), (0,)),
+        ("a copy in 8 bits", Quantization(bits=8)(copies[0]), (0,)),
         ("the average of three copies", Collusion("average")(copies), (0, 1, 2)),
     ]
 
@@ -83,6 +83,7 @@ def _compare(
             measured.append((time.perf_counter() - started, time.process_time() - used))
         if verdicts[0] != verdicts[1]:
             sys.exit(f"{name} has two verdicts: {verdicts[0]} in memory, and {verdicts[1]} through a file.")
+    print(f"{name}: {times[0][-1][0]:.1f} s in memory", file=sys.stderr, flush=True)
     return [(*ours, *theirs) for ours, theirs in zip(times[0][1:], times[1][1:], strict=True)]
 
 

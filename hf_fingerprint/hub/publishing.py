@@ -32,6 +32,7 @@ from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
 from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.registration.content import lookup_base, weights_hash
+from hf_fingerprint.registration.same_weights import find_recorded_copies
 from hf_fingerprint.vault import (
     Base,
     Publication,
@@ -174,8 +175,10 @@ class Publisher:
         with open_checkpoint(folder) as checkpoint:
             check_model_folder(checkpoint.source, self.vault.folder)
             content_hash = weights_hash(checkpoint, self.vault)
-            issued = (copy for copy in self.vault.copies() if copy.state == "issued")
+            issued = [copy for copy in self.vault.copies() if copy.state == "issued"]
             record = next((copy for copy in issued if copy.content_hash == content_hash), None)
+            if record is None:  # a copy that was issued in memory, under the names that its library saves
+                record = next(iter(find_recorded_copies(checkpoint, self.vault.bases(), issued)), None)
             if record is None:
                 raise HubError(f"{folder} is not a copy that {self.vault.folder} records: issue or record it first.")
             base, place = lookup_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id

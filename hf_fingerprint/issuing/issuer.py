@@ -194,6 +194,7 @@ class Issuer:
             options = progress, in_memory, file_digests, on_written
             yield stack.enter_context(self._write_copy(recipient, out, earlier, *options))
 
+    @shows_progress
     def issue_in_memory(
         self, recipient: str, progress: Progress | None = None
     ) -> "torch.nn.Module | dict[str, torch.Tensor]":
