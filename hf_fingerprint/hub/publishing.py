@@ -91,14 +91,14 @@ class Publisher:
         """Issues and pushes one copy after another, and yields each when it is confirmed. Stops at the first error;
         the same call resumes after the confirmed copies.
 
-        While a copy of up to 512 MB is pushed, the next one is made in memory.
+        While a copy of up to 512 MB is pushed, the next one is made in memory, unless a library saves it.
         """
         canonical = (replace(each, recipient=canonical_recipient(each.recipient)) for each in assignments)
         assignments = list(dict.fromkeys(canonical))
         for repo, count in Counter(each.repo for each in assignments).items():
             if count > 1:
                 raise HubError(f"{repo} is given to several recipients: give each recipient a different repo.")
-        if issuer.copy_bytes > MAX_PREFETCH_BYTES:
+        if issuer.copy_bytes > MAX_PREFETCH_BYTES or issuer.is_saved_by_library:
             yield from (self.issue(issuer, assignment, update, progress) for assignment in assignments)
             return
         next_push: Future[tuple[ExitStack, FinishPush]] | None = None
