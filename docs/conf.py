@@ -35,6 +35,7 @@ nitpicky = True
 nitpick_ignore = [("py:class", word) for word in ("callable", "iterable", "sequence", "pairs")]  # words for types
 
 # MyST
+nb_merge_streams = True
 nb_execution_mode = "off"  # the committed notebooks have their outputs; tests/docs executes them
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
 myst_heading_anchors = 4
