@@ -152,7 +152,7 @@ class LiveTensor(LazyTensor):
         storage = storages.setdefault(
             storage_of(values), Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8))
         )
-        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), values.storage_offset(), storage)
+        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), int(values.storage_offset()), storage)
         if dtype in DTYPES and self.span[1] > memory.nbytes():  # freed, such as by a library that offloads weights
             self.reason = NO_DATA
         self._values = values.detach()

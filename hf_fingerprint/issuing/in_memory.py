@@ -84,7 +84,7 @@ def write_module(
     What the library saves is treated as the files of a base are: local paths are removed from configurations, and
     files that don't go with a copy are deleted. For the arguments see [`write_copy`].
     """
-    copy, _ = mark_in_memory(checkpoint, updates, progress)
+    copy: Any = mark_in_memory(checkpoint, updates, progress)[0]
     save_module(copy, folder)
     with open_checkpoint(folder) as saved:
         contents, weights = list_contents(saved.source, include_code), saved.source.weights
