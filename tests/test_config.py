@@ -39,6 +39,7 @@ def test_a_field_has_one_name_and_help_text_for_python_and_the_command_line():
         {"max_kl": float("nan")},
         {"amplitude": 1.5},
         {"coalition": 0},
+        {"coalition": 10**30},
         {"expected_recipients": 0},
         {"calibration_images": 0},
         {"alpha": 0.06},
@@ -78,6 +79,17 @@ def test_a_saved_configuration_is_the_same_when_it_is_loaded(config, tmp_path):
     assert json.loads(saved.read_text()) == config.to_dict()
     replace(config).save_pretrained(saved.parent)  # over the earlier one
     assert type(config).from_pretrained(saved.parent) == config
+
+
+def test_saving_does_not_write_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tmp-fingerprint_config.json").symlink_to(tmp_path / "precious")
+
+    saved = FingerprintConfig(coalition=3).save_pretrained(tmp_path / "config")
+
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert [saved] == list(saved.parent.iterdir())
 
 
 def test_a_path_of_this_machine_is_not_saved(tmp_path):

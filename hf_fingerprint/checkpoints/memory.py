@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
@@ -113,8 +114,12 @@ class MemoryCheckpoint(Checkpoint):
         self.tied.update(find_tied(self._memory, self.source.name))
 
     def state(self) -> str:
-        """Address and version of each tensor as JSON, which changes when PyTorch changes a tensor."""
-        return json.dumps([(name, values.data_ptr(), _version(values)) for name, values in self.values.items()])
+        """Address, version and dtype of each tensor as JSON, which changes when PyTorch changes or replaces one."""
+        now = dict(self.values)
+        if self.module is not None:
+            named = chain(self.module.named_parameters(), self.module.named_buffers())
+            now |= {name: values for name, values in named if name in now}
+        return json.dumps([(name, v.data_ptr(), _version(v), str(v.dtype)) for name, v in now.items()])
 
     def reopen(self) -> Checkpoint:
         """The same model, opened as a base is: all of its tensors must be readable."""
@@ -143,9 +148,12 @@ class LiveTensor(LazyTensor):
             super().__init__("", reason=reason)
             return
         dtype, memory = str(values.dtype).removeprefix("torch."), values.untyped_storage()
-        key = str(values.device), memory.data_ptr()
-        storage = storages.setdefault(key, Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8)))
+        storage = storages.setdefault(
+            storage_of(values), Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8))
+        )
         super().__init__(dtype, tuple(values.shape), tuple(values.stride()), int(values.storage_offset()), storage)
+        if dtype in DTYPES and self.span[1] > memory.nbytes():  # freed, such as by a library that offloads weights
+            self.reason = NO_DATA
         self._values = values.detach()
         self._raw = _raw_bytes(self._values) if values.is_contiguous() and values.device.type == "cpu" else None
 
@@ -189,16 +197,40 @@ def copy_module(module: ModuleT) -> ModuleT:
     Accelerate replaces `forward` by a function that runs the module it was made for; a copy gets its class's own.
 
     Raises:
-        [`CheckpointError`]: if PyTorch can't copy it.
+        [`CheckpointError`]: if PyTorch can't copy it, or the copy would have weights of the module itself.
     """
+    name = _source_name(type(module).__name__)
     try:
         copied = deepcopy(module)
     except Exception as error:  # modules raise anything
-        name = _source_name(type(module).__name__)
         raise CheckpointError(f"{name} can't be copied ({type(error).__name__}): give its state dict.") from error
+    if not own_storages(copied).isdisjoint(own_storages(module)):
+        raise CheckpointError(f"{name} can't be copied (its copies share its weights): give its state dict.")
     if "_original_forward" in copied.__dict__:
         del copied.__dict__["_original_forward"], copied.__dict__["forward"]
     return copied
+
+
+def own_storages(module: "torch.nn.Module") -> set[tuple[str, int]]:
+    """Device and address of the memory that a module's parameters and buffers lie in."""
+    tensors = (*module.parameters(), *module.buffers())
+    return {storage_of(values) for values in tensors if _obstacle(values) is None and values.numel()}
+
+
+def storage_of(values: "torch.Tensor") -> tuple[str, int]:
+    """Device and address of the memory that a tensor lies in, which tied tensors and views share."""
+    return str(values.device), values.untyped_storage().data_ptr()
+
+
+def overlaps(values: "torch.Tensor") -> bool:
+    """Whether elements of a tensor may share memory, as those of an expanded one do, so that it can't be marked in
+    place."""
+    reach = 1
+    for stride, size in sorted((s, n) for s, n in zip(values.stride(), values.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _source_name(name: str) -> str:

@@ -37,8 +37,7 @@ def inspect(
         return
     for name, shape, dtype, amplitude in tensors if listed else ():
         output.echo(f"  {amplitude:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
-    for line in output.describe_base(base):
-        output.echo(line)
+    output.print_blocks(output.describe_base(base))
 
 
 MaxMb = Annotated[

@@ -234,9 +234,7 @@ def _print_left_out(left_out: "Iterable[SkippedFile]") -> None:
 
 def _print_summary(issuer: "Issuer", count: int) -> None:
     base = issuer.base
-    output.echo(
-        f"{count} of base {base.base_id}; code {base.family}, designed for {base.coalition} colluders, certified "
-        f"against {base.certified} colluders among {base.expected_recipients:,} recipients (by "
-        f"{base.certified_by.split(',')[0]})"
+    among = f"certified among {base.expected_recipients:,} recipients by {base.certified_by.split(',')[0]}"
+    output.print_blocks(
+        [f"{count} of base {base.base_id}; code {base.family}, {among}", output.explain_certified(base)]
     )
-    output.echo(output.explain_certified(base))

@@ -76,10 +76,11 @@ def describe_base(base: "Base") -> list[str]:
 
 def explain_certified(base: "Base") -> str:
     """Explains the two numbers of colluders of a base, in one sentence."""
+    planned, certified = base.coalition, base.certified
     return (
-        f"designed for {base.coalition} and certified against {base.certified} means: the code's bits are drawn for "
-        f"mixtures of {base.coalition} copies; of coalitions of up to {base.certified}, simulations with this model's "
-        "weights accuse every member; of larger ones, some may stay unnamed, and the innocent are as safe as before"
+        f"designed for {planned}, certified against {certified}: the code's bits are drawn for mixtures of {planned} "
+        f"copies, and simulations with this model's weights accuse every one of up to {certified} colluders; of more, "
+        "some may stay unnamed, while the innocent are as safe"
     )
 
 

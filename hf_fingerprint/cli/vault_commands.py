@@ -87,8 +87,7 @@ def add(
     if as_json:
         output.print_json(base.describe())
     else:
-        for line in output.describe_base(base):
-            output.echo(line)
+        output.print_blocks(output.describe_base(base))
 
 
 @app.command()

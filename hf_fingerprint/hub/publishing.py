@@ -120,6 +120,7 @@ class Publisher:
                     with suppress(Exception):  # the next call raises it again
                         next_push.result()[0].close()
 
+    @shows_progress
     def issue(
         self, issuer: Issuer, assignment: Assignment, update: bool = False, progress: Progress | None = None
     ) -> PublishedCopy:

@@ -119,6 +119,8 @@ def test_a_base_is_described_in_a_few_lines():
     assert "KL 9.1e-05 of 1e-04 allowed, top-1 agreement 99.8% on 32 synthetic images" in said
     assert f"after a drift of 2 %: {predicted_score(base()):.0f}" in said
     assert "certified coalition: 5 among 1,000 recipients at alpha 1e-06" in said
+    assert "designed for 20, certified against 5: the code's bits are drawn for mixtures of 20 copies, and" in said
+    assert "accuse every one of up to 5 colluders; of more, some may stay unnamed" in said
     assert "at revision abc" in output.describe_base(base(revision="abc"))[0]
 
 
