@@ -83,6 +83,17 @@ def test_a_saved_configuration_is_the_same_when_it_is_loaded(config, tmp_path):
     assert type(config).from_pretrained(saved.parent) == config
 
 
+def test_saving_does_not_write_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tmp-fingerprint_config.json").symlink_to(tmp_path / "precious")
+
+    saved = FingerprintConfig(coalition=3).save_pretrained(tmp_path / "config")
+
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert [saved] == list(saved.parent.iterdir())
+
+
 def test_a_path_of_this_machine_is_not_saved(tmp_path):
     config = FingerprintConfig(calibration="/home/alice/photos", coalition=3)
 
