@@ -39,6 +39,7 @@ def test_a_field_has_one_name_and_help_text_for_python_and_the_command_line():
         {"max_kl": float("nan")},
         {"amplitude": 1.5},
         {"coalition": 0},
+        {"coalition": 10**30},
         {"expected_recipients": 0},
         {"calibration_images": 0},
         {"alpha": 0.06},

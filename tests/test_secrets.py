@@ -65,7 +65,7 @@ def scene(tmp_path_factory):
     ]
     wrong = [  # and what goes wrong, in a line and with the whole traceback
         ["issue", "damaged", "--recipient", "x", "--vault", vault, "--out", work / "nowhere", *few],
-        ["issue", "model", "--recipient", "tmp", "--vault", vault, "--out", work],
+        ["issue", "model", "--recipient", "copies", "--vault", vault, "--out", work],
         ["issue", "model", "--recipient", "x", "--vault", vault, "--out", work / "nowhere", "--coalition", "7"],
         ["trace", "damaged", "--vault", vault, "--passphrase-file", vault / "identity.age"],
         ["trace", "nowhere", *kept],

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 import numpy as np
 
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
-from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.formats.pickled import find_tied, is_valid_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo, largest_tensors
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, NO_DATA, LazyTensor, Storage
@@ -133,7 +132,7 @@ class MemoryCheckpoint(Checkpoint):
         it."""
         found = self._memory[info.name].read(start, info.nbytes if stop is None else stop)
         if out is None:
-            return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
+            return found
         out[: len(found)] = found
         return out[: len(found)]
 
@@ -141,7 +140,7 @@ class MemoryCheckpoint(Checkpoint):
 class LiveTensor(LazyTensor):
     """A tensor of PyTorch whose rows are read where they are; `storages` has the known storages by address."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_raw", "_values")
 
     def __init__(self, values: "torch.Tensor", storages: dict[tuple[str, int], Storage]):
         reason = _obstacle(values)
@@ -156,6 +155,7 @@ class LiveTensor(LazyTensor):
         if dtype in DTYPES and self.span[1] > memory.nbytes():  # freed, such as by a library that offloads weights
             self.reason = NO_DATA
         self._values = values.detach()
+        self._raw = _raw_bytes(self._values) if values.is_contiguous() and values.device.type == "cpu" else None
 
     def unreadable_reason(self) -> str | None:
         """Why it can't be read, or `None`."""
@@ -165,17 +165,15 @@ class LiveTensor(LazyTensor):
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Bytes `start` to `stop` in row-major order, as read-only `uint8`."""
-        import torch
-
         stop = self.nbytes if stop is None else stop
+        if self._raw is not None:
+            return self._raw[start:stop]
         if start >= stop:
             return np.empty(0, np.uint8)
         row = self.nbytes // self.shape[0] if self.shape else self.nbytes
         first = start // row
         rows = self._values[first : -(-stop // row)] if self.shape else self._values
-        raw = rows.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()[start - first * row : stop - first * row]
-        raw.flags.writeable = False
-        return raw
+        return _raw_bytes(rows.contiguous().cpu())[start - first * row : stop - first * row]
 
 
 def unwrap(module: "torch.nn.Module") -> "torch.nn.Module":
@@ -254,6 +252,15 @@ def _obstacle(values: Any) -> str | None:
     if values.is_conj() or values.is_neg():
         return "a lazy view"
     return None
+
+
+def _raw_bytes(values: "torch.Tensor") -> np.ndarray:
+    """The bytes of a contiguous tensor on the CPU, read-only `uint8`, which share its memory."""
+    import torch
+
+    raw: np.ndarray = values.reshape(-1).view(torch.uint8).numpy()
+    raw.flags.writeable = False
+    return raw
 
 
 def _version(values: "torch.Tensor") -> int:

@@ -127,6 +127,11 @@ class Issuer:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
+    @property
+    def is_saved_by_library(self) -> bool:
+        """Whether copies are modules that their library saves, which it does to the disk."""
+        return isinstance(self._checkpoint, MemoryCheckpoint) and has_own_format(self._checkpoint.module)
+
     @shows_progress
     def issue_all(
         self, recipients: Sequence[str], folder: str | Path, progress: Progress | None = None
@@ -204,6 +209,7 @@ class Issuer:
             options = progress, in_memory, file_digests, on_written
             yield stack.enter_context(self._write_copy(recipient, out, earlier, *options))
 
+    @shows_progress
     def issue_in_memory(
         self, recipient: str, progress: Progress | None = None
     ) -> "torch.nn.Module | dict[str, torch.Tensor]":
@@ -317,7 +323,7 @@ class Issuer:
     ) -> WrittenCopy:
         """Writes a copy's files, as the library of a module does, or as the base's are."""
         checkpoint, updates = self._checkpoint, self._updates.make(copy_key)
-        if isinstance(checkpoint, MemoryCheckpoint) and has_own_format(checkpoint.module):
+        if isinstance(checkpoint, MemoryCheckpoint) and self.is_saved_by_library:
             return write_module(checkpoint, folder, updates, progress, file_digests, self.include_code)
         return write_copy(checkpoint, folder, updates, progress, in_memory, file_digests, self.include_code)
 

@@ -173,6 +173,21 @@ def test_base_registers_the_files_that_a_module_was_loaded_from(filed, live, tmp
         issue(live.model, "alice", vault, base=filed.folder)
 
 
+def test_the_files_of_a_base_in_memory_have_its_record_under_their_own_names(filed, tmp_path):
+    vault = unlocked_vault(tmp_path / "vault")
+    base = register(filed.model, vault, SETTINGS)
+
+    copy = issue(filed.folder, "alice", vault, tmp_path / "alice")
+
+    assert copy.base_id == base.base_id
+    assert load_file(copy.path / "model.safetensors").keys() == load_file(filed.folder / "model.safetensors").keys()
+    for given in (filed.model, filed.folder):
+        result = trace(copy.path, vault, base=given)
+        assert [score.recipient for score in result.accused] == ["alice"]
+        assert [each.copy_id for each in result.on_record] == [copy.copy_id]
+    assert not issue(filed.folder, "alice", vault, tmp_path / "alice").new
+
+
 def test_wrappers_are_left_behind(live):
     marked = issue(torch.nn.DataParallel(live.model), "alice", live.vault)
 
