@@ -74,7 +74,7 @@ def evaluate(
     from hf_fingerprint.evaluation.report import summarize
 
     given = {"max_kl": max_kl, "coalition": coalition, "expected_recipients": expected_recipients, "alpha": alpha}
-    config = options.load_config(FingerprintConfig, config_file, **given)
+    config = options.load_config(FingerprintConfig, config_file, files.access, **given)
     with output.progress_bars() as progress:
         evaluation = run(
             model,

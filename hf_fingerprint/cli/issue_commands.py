@@ -1,9 +1,9 @@
 """`issue`, `push` and `hash`: make copies and publish them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hf_fingerprint.cli import options, output
 from hf_fingerprint.cli.options import argument, option
@@ -96,7 +96,7 @@ def issue(
     names = list(dict.fromkeys(map(canonical_recipient, names)))
     if not names and not assignments:
         raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
-    publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
+    publish_config = _publish_config(publish_config_file, files.access, public, gated, disclose, base_model)
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
         chosen = {"include_code": include_code, "as_base": as_base, "device": device} | files.keywords
@@ -131,8 +131,9 @@ def push(
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
-    publish_config = _publish_config(publish_config_file, public, gated, disclose, base_model)
-    publisher = Publisher(Vault(vault), publish_config, include_code=include_code, token=options.read_token(token_env))
+    token = options.read_token(token_env)
+    publish_config = _publish_config(publish_config_file, {"token": token}, public, gated, disclose, base_model)
+    publisher = Publisher(Vault(vault), publish_config, include_code=include_code, token=token)
     done = publisher.push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
@@ -142,11 +143,16 @@ def push(
 
 
 def _publish_config(
-    file: str | None, public: bool, gated: "Gating | None", disclose: bool, base_model: str | None
+    file: str | None,
+    access: "Mapping[str, Any]",
+    public: bool,
+    gated: "Gating | None",
+    disclose: bool,
+    base_model: str | None,
 ) -> PublishConfig:
     """The configuration of the options that are given, and of the saved one for the others."""
     given = {"private": False if public else None, "gated": gated, "disclose": disclose or None}
-    return options.load_config(PublishConfig, file, **given, base_model=base_model)
+    return options.load_config(PublishConfig, file, access, **given, base_model=base_model)
 
 
 @options.expand_options

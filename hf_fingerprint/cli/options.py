@@ -7,7 +7,7 @@ says stands in the class. A closed choice has a `Literal` type of `choices.py`, 
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
@@ -171,10 +171,11 @@ ConfigFile = _saved(FingerprintConfig, "--config")
 PublishConfigFile = _saved(PublishConfig, "--publish-config")
 
 
-def load_config(kind: type[Config], name: str | None, **given: Any) -> Config:
-    """A configuration of the options that are given, and of the saved one for the others if there is a name."""
+def load_config(kind: type[Config], name: str | None, access: Mapping[str, Any] | None = None, **given: Any) -> Config:
+    """A configuration of the options that are given, and of the saved one for the others if there is a name, which is
+    reached with the token and the cache of `access`."""
     explicit = {field: value for field, value in given.items() if value is not None}
-    return kind(**explicit) if name is None else replace(kind.from_pretrained(name), **explicit)
+    return kind(**explicit) if name is None else replace(kind.from_pretrained(name, **(access or {})), **explicit)
 
 
 def expand_options(command: Callable[..., T]) -> Callable[..., T]:
@@ -186,11 +187,11 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(command)
     def run(**values: Any) -> T:
-        made = {}
-        for name, group in groups.items():
+        made: dict[str, Any] = {}
+        for name, group in sorted(groups.items(), key=lambda each: each[1] is FingerprintConfig):
             given = {each.name: values.pop(each.name) for each in fields(group) if each.name in values}
             if group is FingerprintConfig:
-                made[name] = load_config(FingerprintConfig, values.pop(_CONFIG_FILE), **given)
+                made[name] = load_config(FingerprintConfig, values.pop(_CONFIG_FILE), _access(made), **given)
             else:
                 made[name] = group(**given)
         return command(**values, **made)
@@ -203,6 +204,11 @@ def expand_options(command: Callable[..., T]) -> Callable[..., T]:
             parameters.append(Parameter(_CONFIG_FILE, Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
     run.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _access(made: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The token and the cache among the options of a command, if it has such options."""
+    return next((each.access for each in made.values() if isinstance(each, ModelFiles)), None)
 
 
 def _parameter(field: "Field[Any]", panel: str | None) -> Parameter:

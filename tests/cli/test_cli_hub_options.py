@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
+from hf_fingerprint.config import PublishConfig
 from hf_fingerprint.vault import Vault
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.helpers.small_models import PASSPHRASE, new_vault, plain_arrays, save_plain, save_vit
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, plain_arrays, save_plain, save_vit
 
 
 TOKEN = "hf_inTheEnvironmentAlone"
@@ -87,6 +88,19 @@ def test_a_copy_is_pushed_with_the_token_of_the_environment(run, mine):
 
     assert run("push", mine.root / "copies/bob", "org/bob", *mine.vault)[0] == 2
     assert run("push", mine.root / "copies/bob", "org/bob", *mine.vault, "--token-env", "MY_TOKEN")[0] == 0
+
+
+def test_saved_configurations_are_read_with_the_token_of_the_environment(run, mine):
+    saved = [PLAIN_SETTINGS.save_pretrained(mine.root / "saved"), PublishConfig().save_pretrained(mine.root / "saved")]
+    mine.hub.add("org/settings", {path.name: path.read_bytes() for path in saved}, private=True)
+    chosen = ["--config", "org/settings", "--publish-config", "org/settings"]
+
+    assert run("issue", mine.base, "--recipient", "eve", "--push-to", "org/eve", *chosen, *mine.vault)[0] == 2
+    issued = run("issue", mine.base, "--recipient", "eve", "--push-to", "org/eve", *chosen, *mine.access, *mine.vault)
+
+    assert issued[0] == 0
+    assert (mine.root / "downloads/models--org--settings").is_dir()
+    assert [base.coalition for base in Vault(mine.root / "vault").bases()] == [PLAIN_SETTINGS.coalition]
 
 
 def test_what_can_not_be_used_is_named(run, mine):
