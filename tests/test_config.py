@@ -8,10 +8,12 @@ import pytest
 
 from hf_fingerprint.cli.commands import inspect as inspect_model
 from hf_fingerprint.cli.issue_commands import issue
+from hf_fingerprint.cli.main import main
 from hf_fingerprint.cli.options import load_config
 from hf_fingerprint.config import FingerprintConfig, PublishConfig, help_texts
 from hf_fingerprint.errors import CodeError, FingerprintError, HubError
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.small_models import save_plain
 
 
 def options_of(command: Any) -> dict[str, str]:
@@ -169,3 +171,14 @@ def test_options_that_are_given_win_over_the_saved_ones(tmp_path):
     assert merged == FingerprintConfig(coalition=5, alpha=1e-9)
     assert load_config(FingerprintConfig, None, coalition=5, alpha=None) == FingerprintConfig(coalition=5)
     assert load_config(PublishConfig, str(tmp_path), gated="manual") == PublishConfig(gated="manual", disclose=True)
+
+
+def test_commands_take_a_saved_configuration(tmp_path, capsys):
+    saved = FingerprintConfig(amplitude=0.003, coalition=3, expected_recipients=10).save_pretrained(tmp_path / "saved")
+    model = save_plain(tmp_path / "model")
+
+    assert main(["inspect", str(model), "--config", str(saved), "--coalition", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["coalition_designed"], shown["expected_recipients"], shown["fixed_amplitude"]) == (2, 10, 0.003)
+    assert main(["inspect", str(model), "--config", str(model)]) == 2
+    assert "has no fingerprint_config.json" in capsys.readouterr().err

@@ -83,9 +83,13 @@ def write_module(
 
     What the library saves is treated as the files of a base are: local paths are removed from configurations, and
     files that don't go with a copy are deleted. For the arguments see [`write_copy`].
+
+    Raises:
+        [`CheckpointError`]: if the module can't be marked or saved, or none of the marked weights is in the files.
     """
-    copy: Any = mark_in_memory(checkpoint, updates, progress)[0]
-    save_module(copy, folder)
+    marked: Any
+    marked, changed = mark_in_memory(checkpoint, updates, progress)
+    save_module(marked, folder)
     with open_checkpoint(folder) as saved:
         contents, weights = list_contents(saved.source, include_code), saved.source.weights
         for each in contents.included:
@@ -98,6 +102,8 @@ def write_module(
             elif not path.is_dir() and path not in kept:
                 path.unlink()
         digests = digest_tensors(saved)
+        if set(changed.values()).isdisjoint(digests.values()):
+            raise CheckpointError(f"{checkpoint.source.name} is saved without its mark: give its state dict.")
         hashes = {path: _file_digest(path) for path in weights} if file_digests else {}
         left_out: tuple[SkippedFile, ...] = contents.left_out
         return WrittenCopy(digests, hashes, left_out, tuple(kept), content_hash=content_hash(saved.tensors, digests))

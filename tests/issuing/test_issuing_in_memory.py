@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_fingerprint import FingerprintConfig, Issuer, issue, trace
@@ -273,6 +273,20 @@ def test_a_module_whose_state_dict_is_not_its_weights_is_refused(tmp_path):
     assert [copy.state for copy in vault.copies()] == ["begun"]
     marked = issue(model.state_dict(), "alice", vault)
     assert [each.recipient for each in trace(marked, vault, base=model).accused] == ["alice"]
+
+
+def test_a_module_that_saves_other_weights_than_its_own_is_refused(tmp_path):
+    class Original(Small):
+        def save_pretrained(self, folder):
+            save_file(
+                {name: tensor.clone() for name, tensor in Small().state_dict().items()}, folder / "model.safetensors"
+            )
+
+    vault = unlocked_vault(tmp_path / "vault")
+
+    assert "without its mark" in refused(issue, Original(), "alice", vault, tmp_path / "alice", PLAIN_SETTINGS)
+    assert not (tmp_path / "alice").exists()
+    assert [copy.state for copy in vault.copies()] == ["begun"]
 
 
 def test_a_module_without_the_head_is_issued_without_trigger_labels(filed, tmp_path):
