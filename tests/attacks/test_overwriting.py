@@ -55,6 +55,7 @@ def test_the_budget_may_be_spent_instead():
 
 
 def test_nothing_is_left_behind_and_the_vault_alone_lay_in_a_private_folder(monkeypatch, tmp_path):
+    state = fresh(CNN)  # timm imports what writes to the folder for temporary files
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen, real = [], overwriting.issue
 
@@ -65,7 +66,7 @@ def test_nothing_is_left_behind_and_the_vault_alone_lay_in_a_private_folder(monk
 
     monkeypatch.setattr(overwriting, "issue", noting)
 
-    Overwriting(0.01, 2)(fresh(CNN))
+    Overwriting(0.01, 2)(state)
 
     assert seen == [(tmp_path, 0o700, ["vault"])] * 2
     assert list(tmp_path.iterdir()) == []
