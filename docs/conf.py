@@ -1,7 +1,6 @@
 """Configuration of Sphinx: pages in Markdown, notebooks as committed, the reference from docstrings."""
 
 import sys
-import tomllib
 from datetime import date
 from pathlib import Path
 
@@ -11,8 +10,6 @@ sys.path.insert(0, str(ROOT))
 
 import hf_fingerprint  # noqa: E402
 
-
-_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 project = "hf_fingerprint"
 author = "the hf_fingerprint authors"
@@ -35,10 +32,10 @@ nitpicky = True
 nitpick_ignore = [("py:class", word) for word in ("callable", "iterable", "sequence", "pairs")]  # words for types
 
 # MyST
+nb_merge_streams = True
 nb_execution_mode = "off"  # the committed notebooks have their outputs; tests/docs executes them
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
-myst_substitutions = {"version": release, **_PROJECT["urls"]}
 
 # The reference: types are in the docstrings
 autodoc_typehints = "none"

@@ -30,7 +30,7 @@ from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.blackbox import Labels, RetryPolicy, check_proof, from_url, write_proof
 from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, STEPS
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.cli.output import echo_err, progress_bars
+from hf_fingerprint.cli.output import echo_err
 from hf_fingerprint.models import build_model
 from hf_fingerprint.outcomes import Outcome
 
@@ -73,16 +73,10 @@ def main() -> None:
     vault = Vault.create(out / "vault", PASSPHRASE)
     register(folder, vault, CONFIG)
     print(f"  accuracy {accuracy(base, *test):.1%}; the trigger images take longest to optimize", flush=True)
-    with progress_bars() as progress:
-        trigger_set = make_trigger_set(
-            folder,
-            vault,
-            write_images(owner_data[0][:1000], out / "cover images"),
-            arguments.count,
-            arguments.decoys,
-            steps=arguments.trigger_steps,
-            progress=progress,
-        )
+    cover_images = write_images(owner_data[0][:1000], out / "cover images")
+    trigger_set = make_trigger_set(
+        folder, vault, cover_images, arguments.count, arguments.decoys, steps=arguments.trigger_steps
+    )
     print(f"  {trigger_set.count} trigger images, {trigger_set.decoys} decoys")
 
     print("\n2. A copy for each recipient; nothing is trained\n", flush=True)
@@ -124,8 +118,7 @@ def query_service(arguments: argparse.Namespace, url: str, vault: Vault, name: s
     print(f"\n--- {url}\n", flush=True)
     transcript, proof = (arguments.out / f"{name}.{kind}" for kind in ("transcript", "proof.json"))
     suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), retry_policy=RetryPolicy(arguments.rate))
-    with progress_bars() as progress:
-        result = query(suspect, vault, transcript=transcript, progress=progress)
+    result = query(suspect, vault, transcript=transcript)
     print(result)
     if result.accused:
         write_proof(proof, transcript, result, vault)

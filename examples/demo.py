@@ -18,7 +18,7 @@ from examples._common.real_inputs import digits, lite0, load_model, save_timm
 from examples._common.training import fine_tune
 from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import MagnitudePruning, Quantization, collude
-from hf_fingerprint.cli.output import describe_base, echo_err, progress_bars
+from hf_fingerprint.cli.output import describe_base, echo_err
 
 
 RECIPIENTS = ["alice", "bob", "carol", "dave", "erin"]
@@ -39,8 +39,7 @@ def main() -> None:
     print("1. The base: EfficientNet-Lite0, ImageNet weights, as a timm folder\n")
     model = save_timm(lite0(), out / "model")
     vault = Vault.create(out / "vault", "a passphrase for the demo")
-    with progress_bars() as progress:
-        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=len(RECIPIENTS)), progress)
+    issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=len(RECIPIENTS)))
     print("\n".join(describe_base(issuer.base)))
 
     print("\n2. One marked copy for each of five recipients\n")

@@ -25,7 +25,6 @@ from examples._common.owner import RECIPIENT, empty_folder, expect_trace, make_o
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, load_model, save_timm
 from examples._common.training import accuracy, fine_tune
 from hf_fingerprint import Issuer
-from hf_fingerprint.cli.output import progress_bars
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.privacy import (
     Bottleneck,
@@ -125,15 +124,7 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     features = partition.client_part(images)
     bottleneck = Bottleneck(partition.shape, NUMBERS, flatten_features=True)
     init_task_directions(partition, bottleneck, features)
-    with progress_bars() as progress:
-        found = calibrate_noise(
-            bottleneck,
-            features,
-            images,
-            arguments.target_ssim,
-            arguments.steps,
-            progress=progress,
-        )
+    found = calibrate_noise(bottleneck, features, images, arguments.target_ssim, arguments.steps)
     save_file(bottleneck.state_dict(), arguments.out / "bottleneck.safetensors")
     print(
         f"  cut at {AT}; noise {found.sigma:.2f}; reconstructions of public images: "
@@ -174,13 +165,11 @@ def run_owner(
         pseudo_label_loss = loss(partition.server_part(features[any_pick]), pseudo_labels[any_pick])
         return pseudo_label_loss + loss(partition.server_part(features[pick]), labels[pick])
 
-    with progress_bars() as progress:
-        hooks = {"progress": progress, "on_message": count}
-        optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
-        owner_loop(partition, bottleneck, None, optimizer, arguments.steps, student_loss, student=student, **hooks)
-        pseudo_labels = student.pseudo_labels(bottleneck, features)
-        optimizer = torch.optim.AdamW(partition.server_parameters().values(), 2e-3)
-        owner_loop(partition, bottleneck, denoiser, optimizer, arguments.steps, server_loss, **hooks)
+    optimizer, steps = torch.optim.AdamW(student.parameters(), 3e-3), arguments.steps
+    owner_loop(partition, bottleneck, None, optimizer, steps, student_loss, student=student, on_message=count)
+    pseudo_labels = student.pseudo_labels(bottleneck, features)
+    optimizer = torch.optim.AdamW(partition.server_parameters().values(), 2e-3)
+    owner_loop(partition, bottleneck, denoiser, optimizer, steps, server_loss, on_message=count)
     model = release(partition, features)
     print(f"  accuracy after: {accuracy(model, *test):.1%}")
     print(f"  over the wire: {bytes_on_wire['received']:,} bytes to the owner, {bytes_on_wire['sent']:,} back\n")

@@ -25,6 +25,7 @@ from hf_fingerprint.errors import CodeError, HubError
 
 MAX_KL, ALPHA = 1e-4, 1e-6
 COALITION, EXPECTED_RECIPIENTS = 20, 1000
+MAX_COUNT = 10**9  # of colluders, recipients or images
 DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
 _Class = TypeVar("_Class", bound=type)
 
@@ -102,8 +103,8 @@ class FingerprintConfig(SavedConfig):
             if given.get(name, choices[0]) not in choices:
                 raise CodeError(wrong_choice(name, given[name], choices))
         for name in ("coalition", "expected_recipients", "calibration_images"):
-            if given.get(name, 1) < 1:
-                raise CodeError(f"`{name}` must be at least 1, got {given[name]}.")
+            if not 1 <= given.get(name, 1) <= MAX_COUNT:
+                raise CodeError(f"`{name}` must be at least 1 and at most {MAX_COUNT:,}, got {given[name]}.")
         for name in ("max_kl", "amplitude"):
             if not 0 < given.get(name, 1) <= 1:
                 raise CodeError(f"`{name}` must be above 0 and at most 1, got {given[name]}.")

@@ -76,8 +76,10 @@ class SavedConfig:
         partial = path.with_name(f"tmp-{self.FILE}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # of an interrupted save, or a link to elsewhere
             try:
-                partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+                with partial.open("x", encoding="utf-8") as stream:
+                    stream.write(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
                 sync(partial)
                 partial.replace(path)
             finally:

@@ -18,7 +18,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import cache, wraps
 from inspect import BoundArguments, isgeneratorfunction, signature
 from time import monotonic
@@ -100,9 +100,10 @@ def shows_progress(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
             return
         with show_progress() as given.arguments["progress"]:
             items: Any = function(*given.args, **given.kwargs)
-            for item in items:
-                with above_bars():  # for what the caller prints
-                    yield item
+            with closing(items):  # before the bars, however the caller stops
+                for item in items:
+                    with above_bars():  # for what the caller prints
+                        yield item
 
     return generate if isgeneratorfunction(function) else run
 

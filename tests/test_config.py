@@ -8,10 +8,12 @@ import pytest
 
 from hf_fingerprint.cli.commands import inspect as inspect_model
 from hf_fingerprint.cli.issue_commands import issue
+from hf_fingerprint.cli.main import main
 from hf_fingerprint.cli.options import load_config
 from hf_fingerprint.config import FingerprintConfig, PublishConfig, help_texts
 from hf_fingerprint.errors import CodeError, FingerprintError, HubError
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.small_models import save_plain
 
 
 def options_of(command: Any) -> dict[str, str]:
@@ -39,6 +41,7 @@ def test_a_field_has_one_name_and_help_text_for_python_and_the_command_line():
         {"max_kl": float("nan")},
         {"amplitude": 1.5},
         {"coalition": 0},
+        {"coalition": 10**30},
         {"expected_recipients": 0},
         {"calibration_images": 0},
         {"alpha": 0.06},
@@ -78,6 +81,17 @@ def test_a_saved_configuration_is_the_same_when_it_is_loaded(config, tmp_path):
     assert json.loads(saved.read_text()) == config.to_dict()
     replace(config).save_pretrained(saved.parent)  # over the earlier one
     assert type(config).from_pretrained(saved.parent) == config
+
+
+def test_saving_does_not_write_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "tmp-fingerprint_config.json").symlink_to(tmp_path / "precious")
+
+    saved = FingerprintConfig(coalition=3).save_pretrained(tmp_path / "config")
+
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert [saved] == list(saved.parent.iterdir())
 
 
 def test_a_path_of_this_machine_is_not_saved(tmp_path):
@@ -157,3 +171,14 @@ def test_options_that_are_given_win_over_the_saved_ones(tmp_path):
     assert merged == FingerprintConfig(coalition=5, alpha=1e-9)
     assert load_config(FingerprintConfig, None, coalition=5, alpha=None) == FingerprintConfig(coalition=5)
     assert load_config(PublishConfig, str(tmp_path), gated="manual") == PublishConfig(gated="manual", disclose=True)
+
+
+def test_commands_take_a_saved_configuration(tmp_path, capsys):
+    saved = FingerprintConfig(amplitude=0.003, coalition=3, expected_recipients=10).save_pretrained(tmp_path / "saved")
+    model = save_plain(tmp_path / "model")
+
+    assert main(["inspect", str(model), "--config", str(saved), "--coalition", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["coalition_designed"], shown["expected_recipients"], shown["fixed_amplitude"]) == (2, 10, 0.003)
+    assert main(["inspect", str(model), "--config", str(model)]) == 2
+    assert "has no fingerprint_config.json" in capsys.readouterr().err

@@ -3,6 +3,7 @@ Hub to an accusation."""
 
 import inspect
 import io
+import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,6 +26,7 @@ from hf_fingerprint.registration import lookup_base, register
 from hf_fingerprint.tracing import verify
 from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.processes import environment, module
 from tests.helpers.small_models import (
     PLAIN_SETTINGS,
     SETTINGS,
@@ -250,3 +252,14 @@ class TestADevice:
 
         assert run_model(module, torch.ones(1, 2)).device.type == "meta"
         assert to_device(torch.ones(1), "cpu").device.type == "cpu"
+
+    @pytest.mark.slow
+    def test_other_than_the_cpu_gets_models_and_inputs_and_returns_outputs(self, tmp_path):
+        command = module("tests.helpers.on_another_device", tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+
+        assert done.returncode == 0, done.stderr[-2000:]
+        registered, traced, kl, *accused = done.stdout.splitlines()[-1].split()
+        assert int(registered) > 0 and int(traced) > 0
+        assert 0 < float(kl) < 1e-4
+        assert accused == ["alice"]

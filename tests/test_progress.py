@@ -56,6 +56,23 @@ def test_a_call_without_progress_shows_bars_on_a_terminal(monkeypatch):
     assert "working:" in screen.getvalue()
 
 
+def test_a_generator_ends_its_work_however_the_caller_stops():
+    ended = []
+
+    @shows_progress
+    def work_on(*, progress=None):
+        try:
+            yield 1
+        finally:
+            ended.append(True)
+
+    items = work_on()
+    next(items)
+    with pytest.raises(KeyError) as kept:  # its traceback keeps the frames alive
+        items.throw(KeyError)
+    assert ended == [True] and kept
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("HF_HUB_DISABLE_PROGRESS_BARS", "1"), ("TERM", "dumb"), ("verbosity", "error")]
 )

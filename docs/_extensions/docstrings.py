@@ -19,7 +19,7 @@ from docs._extensions.reference import documented
 
 
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r"\[`([\w.]+)`\]|``[^`]+``|`([^`]+)`|\[([^\]`]+)\]\((https?://[^)\s]+)\)")
+_INLINE = re.compile(r"\[`(~?[\w.]+)`\]|``[^`]+``|`([^`]+)`|\[([^\]`]+)\]\((https?://[^)\s]+)\)")
 _JOINT = re.compile(r"^( +)(\w+(?:, \w+)+)( \(.+\):.*\n(?:\1 +.*\n)*)", re.MULTILINE)  # one text for several names
 
 
@@ -46,12 +46,13 @@ def _inline(found: "re.Match[str]") -> str:
 
 
 def _reference(name: str) -> str:
-    """A reference to a name, or to an attribute or method of it."""
-    first, *rest = name.split(".")
+    """A reference to a name, or to an attribute or method of it; after `~` only that is shown."""
+    first, *rest = name.removeprefix("~").split(".")
+    shown = rest[-1] if rest and name.startswith("~") else ".".join([first, *rest])
     path = documented().get(first, first)
     if path == first and first in internal_names():
-        return f"``{name}``"
-    return f":py:obj:`{name} <{'.'.join([path, *rest])}>`" if rest else f":py:obj:`~{path}`"
+        return f"``{shown}``"
+    return f":py:obj:`{shown} <{'.'.join([path, *rest])}>`" if rest else f":py:obj:`~{path}`"
 
 
 @cache

@@ -91,7 +91,7 @@ def _directive(path: str, text: str) -> str:
 
 
 def _bases_without_members(value: type) -> list[str]:
-    """The base classes whose members an entry does not repeat: other packages' and those with entries, with their bases."""
+    """Bases whose members an entry does not repeat: those of other packages or with an entry, and what follows."""
     bases = value.__mro__[1:]
     internal = takewhile(
         lambda base: base.__module__.startswith("hf_fingerprint.") and base.__name__ not in documented(), bases

@@ -66,8 +66,8 @@ class HubOptions:
         elif not (self.token is None or isinstance(self.token, bool)):
             raise CheckpointError(f"token is a {type(self.token).__name__}: give its text, True, False or None.")
         if self.cache_dir is not None:
-            if not str(self.cache_dir):
-                raise CheckpointError("cache_dir is empty: give a folder, or leave it out.")
+            if not isinstance(self.cache_dir, str | Path) or not str(self.cache_dir):
+                raise CheckpointError("cache_dir is not a path: give a folder, or leave it out.")
             object.__setattr__(self, "cache_dir", str(Path(self.cache_dir).expanduser()))
         if self.subfolder is not None:
             object.__setattr__(self, "subfolder", _check_subfolder(self.subfolder))

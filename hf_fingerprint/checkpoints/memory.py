@@ -12,13 +12,13 @@ import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
-from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.formats.pickled import find_tied, is_valid_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo, largest_tensors
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, NO_DATA, LazyTensor, Storage
@@ -114,8 +114,12 @@ class MemoryCheckpoint(Checkpoint):
         self.tied.update(find_tied(self._memory, self.source.name))
 
     def state(self) -> str:
-        """Address and version of each tensor as JSON, which changes when PyTorch changes a tensor."""
-        return json.dumps([(name, values.data_ptr(), _version(values)) for name, values in self.values.items()])
+        """Address, version and dtype of each tensor as JSON, which changes when PyTorch changes or replaces one."""
+        now = dict(self.values)
+        if self.module is not None:
+            named = chain(self.module.named_parameters(), self.module.named_buffers())
+            now |= {name: values for name, values in named if name in now}
+        return json.dumps([(name, v.data_ptr(), _version(v), str(v.dtype)) for name, v in now.items()])
 
     def reopen(self) -> Checkpoint:
         """The same model, opened as a base is: all of its tensors must be readable."""
@@ -128,7 +132,7 @@ class MemoryCheckpoint(Checkpoint):
         it."""
         found = self._memory[info.name].read(start, info.nbytes if stop is None else stop)
         if out is None:
-            return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
+            return found
         out[: len(found)] = found
         return out[: len(found)]
 
@@ -136,7 +140,7 @@ class MemoryCheckpoint(Checkpoint):
 class LiveTensor(LazyTensor):
     """A tensor of PyTorch whose rows are read where they are; `storages` has the known storages by address."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_raw", "_values")
 
     def __init__(self, values: "torch.Tensor", storages: dict[tuple[str, int], Storage]):
         reason = _obstacle(values)
@@ -144,10 +148,14 @@ class LiveTensor(LazyTensor):
             super().__init__("", reason=reason)
             return
         dtype, memory = str(values.dtype).removeprefix("torch."), values.untyped_storage()
-        key = str(values.device), memory.data_ptr()
-        storage = storages.setdefault(key, Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8)))
-        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), values.storage_offset(), storage)
+        storage = storages.setdefault(
+            storage_of(values), Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8))
+        )
+        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), int(values.storage_offset()), storage)
+        if dtype in DTYPES and self.span[1] > memory.nbytes():  # freed, such as by a library that offloads weights
+            self.reason = NO_DATA
         self._values = values.detach()
+        self._raw = _raw_bytes(self._values) if values.is_contiguous() and values.device.type == "cpu" else None
 
     def unreadable_reason(self) -> str | None:
         """Why it can't be read, or `None`."""
@@ -157,17 +165,15 @@ class LiveTensor(LazyTensor):
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Bytes `start` to `stop` in row-major order, as read-only `uint8`."""
-        import torch
-
         stop = self.nbytes if stop is None else stop
+        if self._raw is not None:
+            return self._raw[start:stop]
         if start >= stop:
             return np.empty(0, np.uint8)
         row = self.nbytes // self.shape[0] if self.shape else self.nbytes
         first = start // row
         rows = self._values[first : -(-stop // row)] if self.shape else self._values
-        raw = rows.contiguous().cpu().reshape(-1).view(torch.uint8).numpy()[start - first * row : stop - first * row]
-        raw.flags.writeable = False
-        return raw
+        return _raw_bytes(rows.contiguous().cpu())[start - first * row : stop - first * row]
 
 
 def unwrap(module: "torch.nn.Module") -> "torch.nn.Module":
@@ -191,16 +197,40 @@ def copy_module(module: ModuleT) -> ModuleT:
     Accelerate replaces `forward` by a function that runs the module it was made for; a copy gets its class's own.
 
     Raises:
-        [`CheckpointError`]: if PyTorch can't copy it.
+        [`CheckpointError`]: if PyTorch can't copy it, or the copy would have weights of the module itself.
     """
+    name = _source_name(type(module).__name__)
     try:
         copied = deepcopy(module)
     except Exception as error:  # modules raise anything
-        name = _source_name(type(module).__name__)
         raise CheckpointError(f"{name} can't be copied ({type(error).__name__}): give its state dict.") from error
+    if not own_storages(copied).isdisjoint(own_storages(module)):
+        raise CheckpointError(f"{name} can't be copied (its copies share its weights): give its state dict.")
     if "_original_forward" in copied.__dict__:
         del copied.__dict__["_original_forward"], copied.__dict__["forward"]
     return copied
+
+
+def own_storages(module: "torch.nn.Module") -> set[tuple[str, int]]:
+    """Device and address of the memory that a module's parameters and buffers lie in."""
+    tensors = (*module.parameters(), *module.buffers())
+    return {storage_of(values) for values in tensors if _obstacle(values) is None and values.numel()}
+
+
+def storage_of(values: "torch.Tensor") -> tuple[str, int]:
+    """Device and address of the memory that a tensor lies in, which tied tensors and views share."""
+    return str(values.device), values.untyped_storage().data_ptr()
+
+
+def overlaps(values: "torch.Tensor") -> bool:
+    """Whether elements of a tensor may share memory, as those of an expanded one do, so that it can't be marked in
+    place."""
+    reach = 1
+    for stride, size in sorted((s, n) for s, n in zip(values.stride(), values.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _source_name(name: str) -> str:
@@ -222,6 +252,15 @@ def _obstacle(values: Any) -> str | None:
     if values.is_conj() or values.is_neg():
         return "a lazy view"
     return None
+
+
+def _raw_bytes(values: "torch.Tensor") -> np.ndarray:
+    """The bytes of a contiguous tensor on the CPU, read-only `uint8`, which share its memory."""
+    import torch
+
+    raw: np.ndarray = values.reshape(-1).view(torch.uint8).numpy()
+    raw.flags.writeable = False
+    return raw
 
 
 def _version(values: "torch.Tensor") -> int:

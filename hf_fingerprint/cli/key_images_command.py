@@ -37,12 +37,8 @@ def export(
     if as_json:
         output.print_json(made.to_dict())
         return
-    output.echo(
-        f"{out} has {made.images} key images of {made.recipient}, {made.bits} bits each; at least {made.psnr:.1f} dB "
-        f"and SSIM {made.ssim:.3f} from the unmarked trigger images"
-    )
-    if made.left_out:
-        output.echo(f"{made.left_out} trigger images have too little capacity for {made.bits} bits and are left out")
+    for line in made.blocks():
+        output.echo(line)
 
 
 @app.command()

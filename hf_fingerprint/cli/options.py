@@ -150,12 +150,13 @@ def read_token(variable: str | None) -> str | None:
     """The access token in an environment variable, so that no process list shows it; `None` without a variable.
 
     Raises:
-        [`FingerprintError`]: if the variable is not set.
+        [`FingerprintError`]: if the variable is not set. The error doesn't show its name.
     """
     token = None if variable is None else os.environ.get(variable, "").strip()
     if token == "":
         raise FingerprintError(
-            f"The environment variable {variable} holds no token: set it, or leave --token-env out."
+            "--token-env does not name an environment variable that holds a token: set the variable, and give its "
+            "name, not the token."  # which may be what was given
         )
     return token
 

@@ -32,6 +32,7 @@ from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
 from hf_fingerprint.progress import Progress, shows_progress
 from hf_fingerprint.registration.content import lookup_base, weights_hash
+from hf_fingerprint.registration.same_weights import find_recorded_copies
 from hf_fingerprint.vault import (
     Base,
     Publication,
@@ -90,14 +91,14 @@ class Publisher:
         """Issues and pushes one copy after another, and yields each when it is confirmed. Stops at the first error;
         the same call resumes after the confirmed copies.
 
-        While a copy of up to 512 MB is pushed, the next one is made in memory.
+        While a copy of up to 512 MB is pushed, the next one is made in memory, unless a library saves it.
         """
         canonical = (replace(each, recipient=canonical_recipient(each.recipient)) for each in assignments)
         assignments = list(dict.fromkeys(canonical))
         for repo, count in Counter(each.repo for each in assignments).items():
             if count > 1:
                 raise HubError(f"{repo} is given to several recipients: give each recipient a different repo.")
-        if issuer.copy_bytes > MAX_PREFETCH_BYTES:
+        if issuer.copy_bytes > MAX_PREFETCH_BYTES or issuer.is_saved_by_library:
             yield from (self.issue(issuer, assignment, update, progress) for assignment in assignments)
             return
         next_push: Future[tuple[ExitStack, FinishPush]] | None = None
@@ -119,6 +120,7 @@ class Publisher:
                     with suppress(Exception):  # the next call raises it again
                         next_push.result()[0].close()
 
+    @shows_progress
     def issue(
         self, issuer: Issuer, assignment: Assignment, update: bool = False, progress: Progress | None = None
     ) -> PublishedCopy:
@@ -174,8 +176,10 @@ class Publisher:
         with open_checkpoint(folder) as checkpoint:
             check_model_folder(checkpoint.source, self.vault.folder)
             content_hash = weights_hash(checkpoint, self.vault)
-            issued = (copy for copy in self.vault.copies() if copy.state == "issued")
+            issued = [copy for copy in self.vault.copies() if copy.state == "issued"]
             record = next((copy for copy in issued if copy.content_hash == content_hash), None)
+            if record is None:  # a copy that was issued in memory, under the names that its library saves
+                record = next(iter(find_recorded_copies(checkpoint, self.vault.bases(), issued)), None)
             if record is None:
                 raise HubError(f"{folder} is not a copy that {self.vault.folder} records: issue or record it first.")
             base, place = lookup_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id

@@ -1,6 +1,7 @@
 """The issuer: an open base that is copied for one recipient after another."""
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,13 +28,14 @@ from hf_fingerprint.checkpoints import (
 )
 from hf_fingerprint.checkpoints.memory import MemoryCheckpoint, ModelInput
 from hf_fingerprint.config import FingerprintConfig
-from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
+from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning, VaultError
 from hf_fingerprint.issuing.destination import checked_name, partial_path
 from hf_fingerprint.issuing.in_memory import mark_in_memory, write_module
 from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.issuing.updates import CopyUpdates
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.models.live_modules import has_own_format
+from hf_fingerprint.printable import printable
 from hf_fingerprint.progress import Progress, part_of, shows_progress
 from hf_fingerprint.registration import register
 from hf_fingerprint.registration.content import match_base
@@ -97,6 +99,14 @@ class Issuer:
             raise
         stored_triggers = vault.trigger_set(self.base)
         self._trigger_set = None if stored_triggers is None else TriggerSet.from_bytes(stored_triggers)
+        if self._trigger_set is not None and self._trigger_set.head not in self._names:
+            warnings.warn(
+                f"{self._checkpoint.source.name} lacks {printable(self._trigger_set.head)}, so its copies get no "
+                f"trigger labels, and queries can't trace them.",
+                FingerprintWarning,
+                stacklevel=2,
+            )
+            self._trigger_set = None
         self._updates = CopyUpdates(self.base, self._checkpoint, self._names, self._trigger_set)
         self._stack = ExitStack()
         self._stack.enter_context(vault.keep_open())
@@ -116,6 +126,11 @@ class Issuer:
     def copy_bytes(self) -> int:
         """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
+
+    @property
+    def is_saved_by_library(self) -> bool:
+        """Whether copies are modules that their library saves, which it does to the disk."""
+        return isinstance(self._checkpoint, MemoryCheckpoint) and has_own_format(self._checkpoint.module)
 
     @shows_progress
     def issue_all(
@@ -194,6 +209,7 @@ class Issuer:
             options = progress, in_memory, file_digests, on_written
             yield stack.enter_context(self._write_copy(recipient, out, earlier, *options))
 
+    @shows_progress
     def issue_in_memory(
         self, recipient: str, progress: Progress | None = None
     ) -> "torch.nn.Module | dict[str, torch.Tensor]":
@@ -307,7 +323,7 @@ class Issuer:
     ) -> WrittenCopy:
         """Writes a copy's files, as the library of a module does, or as the base's are."""
         checkpoint, updates = self._checkpoint, self._updates.make(copy_key)
-        if isinstance(checkpoint, MemoryCheckpoint) and has_own_format(checkpoint.module):
+        if isinstance(checkpoint, MemoryCheckpoint) and self.is_saved_by_library:
             return write_module(checkpoint, folder, updates, progress, file_digests, self.include_code)
         return write_copy(checkpoint, folder, updates, progress, in_memory, file_digests, self.include_code)
 

@@ -77,7 +77,7 @@ def save_module(module: "torch.nn.Module", folder: Path) -> None:
             else:
                 from timm.models import save_for_hf
 
-                save_for_hf(module, folder, safe_serialization=True)
+                save_for_hf(module, str(folder), safe_serialization=True)
     except (FingerprintError, OSError):
         raise
     except Exception as error:  # libraries raise anything

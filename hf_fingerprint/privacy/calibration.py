@@ -14,7 +14,7 @@ from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality, 
 from hf_fingerprint.privacy.denoising import Denoiser, channel_deviation
 from hf_fingerprint.privacy.leakage import measure_reconstruction, pixel_range, seeded, train_decoder
 from hf_fingerprint.privacy.partition import Partition
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 
 
 MIN_SIGMA, MAX_SIGMA, MAX_TRIES = 0.25, 32.0, 5
@@ -43,6 +43,7 @@ class NoiseCalibration:
         return asdict(self)
 
 
+@shows_progress
 def calibrate_noise(
     bottleneck: Bottleneck,
     features: torch.Tensor,
@@ -110,6 +111,7 @@ def _next_sigma(low: tuple[float, float | None], high: tuple[float, float | None
     return float(low[0] * (high[0] / low[0]) ** min(0.9, max(0.1, share)))
 
 
+@shows_progress
 def train_against_adversary(
     partition: Partition,
     bottleneck: Bottleneck,

@@ -13,7 +13,7 @@ import torch
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.leakage import seeded
 from hf_fingerprint.privacy.partition import Partition
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 
 
 STEPS, BATCH, LEARNING_RATE, WIDTH, BLOCKS = 600, 64, 3e-3, 96, 4
@@ -83,6 +83,7 @@ def channel_deviation(features: torch.Tensor) -> torch.Tensor:
     return features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
 
 
+@shows_progress
 def train_denoiser(
     bottleneck: Bottleneck,
     features: torch.Tensor,

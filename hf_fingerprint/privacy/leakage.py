@@ -25,7 +25,7 @@ from hf_fingerprint.privacy.decoder import (
     structural_similarity,
 )
 from hf_fingerprint.privacy.partition import class_logits
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 
 
 STEPS, BATCH, LEARNING_RATE = 400, 32, 4e-3
@@ -55,6 +55,7 @@ class Membership:
         return asdict(self) | {"auc": self.auc}
 
 
+@shows_progress
 def train_decoder(
     encode: Callable[[torch.Tensor], torch.Tensor],
     features: torch.Tensor,

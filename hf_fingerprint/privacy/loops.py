@@ -16,13 +16,14 @@ from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.noise import ImageNoise
 from hf_fingerprint.privacy.partition import Partition, class_logits
 from hf_fingerprint.privacy.wire import MessageKind, Wire
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, shows_progress, silent
 
 
 OWNER = 0
 MessageHook = Callable[[str, bytes], None]
 
 
+@shows_progress
 def owner_loop(
     partition: Partition,
     bottleneck: Bottleneck,
@@ -91,6 +92,7 @@ def owner_loop(
     trained_module.eval()
 
 
+@shows_progress
 def data_holder_loop(
     partition: Partition,
     bottleneck: Bottleneck,

@@ -95,8 +95,8 @@ def open_base(base: Base, vault: Vault, options: HubOptions = NO_OPTIONS) -> Che
     """
     if IN_MEMORY.fullmatch(base.source):
         raise VaultError(
-            f"Base {base.base_id} was registered from memory ({base.source}), and is needed to read a suspect: give "
-            f"the module, its state dict or a file of its weights as base (--base)."
+            f"Base {base.base_id} was registered from memory ({base.source}), and its weights are needed: give the "
+            f"module, its state dict or a file of its weights as base (--base)."
         )
     location = f"{base.source}@{base.revision}" if base.revision else base.source
     try:

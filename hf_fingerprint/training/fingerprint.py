@@ -7,6 +7,7 @@ fingerprint.record("trained")  # from now on an ordinary copy
 ```
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import lookup_base, open_base, register
 from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.training.frozen_carriers import check_frozen, mark_frozen_carriers, trained_parameters
 from hf_fingerprint.training.mark_check import check_mark
 from hf_fingerprint.training.model_carriers import LocatedCarriers, locate_carriers
@@ -41,7 +43,7 @@ from hf_fingerprint.vault import (
 
 
 @dataclass(frozen=True)
-class TrainedCopy:
+class TrainedCopy(PrintableResult):
     """A trained copy that is recorded in the vault.
 
     Attributes:
@@ -71,6 +73,16 @@ class TrainedCopy:
     def to_dict(self) -> dict[str, Any]:
         """The fields as values for JSON."""
         return {**asdict(self), "path": str(self.path)}
+
+    def blocks(self) -> Iterator[Block]:
+        """The line that shows the copy."""
+        labels = ", with trigger labels" * self.has_trigger_labels
+        yield f"{self.recipient}: {self.path}, score {self.score:.1f}, {self.agreement:.1%} of the bits{labels}"
+
+    def __repr__(self) -> str:
+        return one_line_repr(
+            self, recipient=self.recipient, path=str(self.path), copy_id=self.copy_id, score=round(self.score, 1)
+        )
 
 
 @dataclass(frozen=True)

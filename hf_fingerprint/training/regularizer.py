@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
+from hf_fingerprint.checkpoints.memory import check_not_wrapped
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import CarrierError, FingerprintError
 from hf_fingerprint.training.shards import all_reduce_sum, local_gradient, local_shard
@@ -85,7 +86,7 @@ class Regularizer:
         if not maps:
             raise CarrierError("The model has no carriers to hold the mark: give the base's model.")
         self._maps = dict(maps)
-        _check_not_wrapped(model)
+        check_not_wrapped(model)
         self._carrier_locations = _carrier_locations(model, self._maps)
         self._used = energy > 0
         self._inverse = energy.where(self._used, energy.new_tensor(1.0)).reciprocal() * self._used
@@ -217,20 +218,13 @@ class Regularizer:
         self._placed_on = device
 
 
-def _check_not_wrapped(model: torch.nn.Module) -> None:
-    if any(hasattr(module, "peft_config") for module in model.modules()):
-        raise FingerprintError("The model is wrapped by PEFT, which freezes its weights: merge the adapter first.")
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise FingerprintError("The model is wrapped by FSDP1, which flattens weights: use FSDP2 (fsdp_version: 2).")
-
-
 def parameter_locations(model: torch.nn.Module) -> dict[str, Location]:
     """The module and attribute of each parameter, by its name without the prefixes that wrappers add.
 
     Raises:
         [`FingerprintError`]: if the model is wrapped so that a mark can't be trained into it (PEFT, FSDP1).
     """
-    _check_not_wrapped(model)
+    check_not_wrapped(model)
     found = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module._parameters.items():

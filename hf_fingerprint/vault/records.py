@@ -8,6 +8,7 @@ import numpy as np
 
 from hf_fingerprint.codes import Codebook, make_codebook
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.tables import one_line_repr
 
 
 MAX_RECIPIENT = 255  # characters; a folder's name may have as many bytes
@@ -159,6 +160,10 @@ class Base:
     compact: CompactMark | None = None
     replaces: str | None = None
     copy_of: str | None = None
+
+    def __repr__(self) -> str:
+        shown = {"source": self.source, "revision": self.revision, "code": self.family, "certified": self.certified}
+        return one_line_repr(self, base_id=self.base_id, **shown)
 
     def codebook(self) -> Codebook:
         """The code of this base."""

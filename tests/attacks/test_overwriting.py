@@ -1,5 +1,4 @@
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -55,20 +54,20 @@ def test_the_budget_may_be_spent_instead():
         Overwriting(None)(state)
 
 
-def test_nothing_is_left_behind_and_all_lay_in_a_private_folder(monkeypatch, tmp_path):
+def test_nothing_is_left_behind_and_the_vault_alone_lay_in_a_private_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    seen, real = [], overwriting.register
+    seen, real = [], overwriting.issue
 
-    def noting(model, *others, **named):
-        folder = Path(model).parent.parent
-        seen.append((folder.parent, folder.stat().st_mode & 0o777, (folder / "vault").is_dir()))
-        return real(model, *others, **named)
+    def noting(model, recipient, vault):
+        marked, folder = real(model, recipient, vault), vault.folder.parent
+        seen.append((folder.parent, folder.stat().st_mode & 0o777, [path.name for path in folder.iterdir()]))
+        return marked
 
-    monkeypatch.setattr(overwriting, "register", noting)
+    monkeypatch.setattr(overwriting, "issue", noting)
 
     Overwriting(0.01, 2)(fresh(CNN))
 
-    assert seen == [(tmp_path, 0o700, True)] * 2
+    assert seen == [(tmp_path, 0o700, ["vault"])] * 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,12 +15,20 @@ from hf_fingerprint.errors import FingerprintError
 from tests.helpers.checkpoint_files import refused
 
 
+def freed() -> torch.Tensor:
+    """A tensor whose memory a library took away, as those that offload weights do."""
+    values = torch.ones(4, 4)
+    values.untyped_storage().resize_(0)
+    return values
+
+
 UNREADABLE = {
     "on meta": (torch.empty(3, device="meta"), "no data"),
     "sparse": (torch.eye(3).to_sparse(), "sparse_coo"),
     "a lazy view": (torch.complex(torch.ones(3), torch.ones(3)).conj(), "a lazy view"),
     "of a subclass": (torch.nn.parameter.UninitializedParameter(), "subclass"),
     "a number": (3, "not a tensor"),
+    "freed": (freed(), "no data"),
     "of an unknown dtype": (torch.zeros(3, dtype=torch.uint16), "uint16"),
 }
 
@@ -104,6 +112,17 @@ def test_the_state_changes_with_the_weights():
         assert live.state() != before
 
 
+@pytest.mark.parametrize(
+    "change", [torch.nn.Module.half, lambda module: module.load_state_dict(Tied().state_dict(), assign=True)]
+)
+def test_the_state_changes_with_weights_that_are_replaced(change):
+    module = Tied()
+    with open_checkpoint(module) as live:
+        before = live.state()
+        change(module)
+        assert live.state() != before
+
+
 def test_weights_made_in_inference_mode_are_read():
     with torch.inference_mode():
         module = Tied()
@@ -178,6 +197,14 @@ def test_a_module_that_can_not_be_copied_is_refused():
     module.lock = Lock()
 
     assert "state dict" in refused(copy_module, module)
+
+
+def test_a_module_whose_copy_is_itself_is_refused_and_stays_as_it_was():
+    class Single(Tied):
+        def __deepcopy__(self, memo):
+            return self
+
+    assert "state dict" in refused(copy_module, Single())
 
 
 def test_a_renamed_checkpoint_has_the_same_bytes_and_ties():

@@ -43,6 +43,7 @@ def test_names_become_references():
     assert to_rest("See [`issue`] and [`Vault.unlock`].") == (
         "See :py:obj:`~hf_fingerprint.issue` and :py:obj:`Vault.unlock <hf_fingerprint.Vault.unlock>`."
     )
+    assert to_rest("[`~Vault.unlock`]") == ":py:obj:`unlock <hf_fingerprint.Vault.unlock>`"
     assert "unseal_copy_key" in internal_names() and "unseal_copy_key" not in documented()
     assert to_rest("[`unseal_copy_key`]") == "``unseal_copy_key``"
     assert to_rest("[`no_such_name`]") == ":py:obj:`~no_such_name`"  # for which the build has no target, and fails

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
-from hf_fingerprint import Issuer, trace
+from hf_fingerprint import Issuer, issue, trace
 from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.config import PublishConfig
 from hf_fingerprint.errors import HubError
@@ -126,6 +126,17 @@ class TestAVariant:
         result = trace(loaded, vault, base=model, passphrase=PASSPHRASE)
         assert [score.recipient for score in result.accused] == ["alice"]
         result = trace("org/live", vault, base=model)
+        assert [score.recipient for score in result.accused] == ["alice"]
+
+    def test_issued_in_memory_is_pushed_from_where_its_library_saved_it(self, hub, tmp_path):
+        model = AutoModelForImageClassification.from_pretrained(save_vit(tmp_path / "vit"))
+        vault = new_vault(tmp_path / "vault")
+        issue(model, "alice", vault, config=SETTINGS).save_pretrained(tmp_path / "saved")
+
+        done = Publisher(vault).push(tmp_path / "saved", "org/saved")
+
+        assert done.recipient == "alice"
+        result = trace("org/saved", vault, base=model, passphrase=PASSPHRASE)
         assert [score.recipient for score in result.accused] == ["alice"]
 
     def test_what_the_trainer_pushed_is_marked_after_the_fact(self, hub, tmp_path):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from hf_fingerprint import FingerprintConfig, Issuer, issue, trace
 from hf_fingerprint.blackbox.trigger_set.build import make_trigger_set
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.errors import BuildError, CheckpointError, VaultError
+from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning, VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import register
 from tests.helpers.error_checks import refused
@@ -173,6 +173,21 @@ def test_base_registers_the_files_that_a_module_was_loaded_from(filed, live, tmp
         issue(live.model, "alice", vault, base=filed.folder)
 
 
+def test_the_files_of_a_base_in_memory_have_its_record_under_their_own_names(filed, tmp_path):
+    vault = unlocked_vault(tmp_path / "vault")
+    base = register(filed.model, vault, SETTINGS)
+
+    copy = issue(filed.folder, "alice", vault, tmp_path / "alice")
+
+    assert copy.base_id == base.base_id
+    assert load_file(copy.path / "model.safetensors").keys() == load_file(filed.folder / "model.safetensors").keys()
+    for given in (filed.model, filed.folder):
+        result = trace(copy.path, vault, base=given)
+        assert [score.recipient for score in result.accused] == ["alice"]
+        assert [each.copy_id for each in result.on_record] == [copy.copy_id]
+    assert not issue(filed.folder, "alice", vault, tmp_path / "alice").new
+
+
 def test_wrappers_are_left_behind(live):
     marked = issue(torch.nn.DataParallel(live.model), "alice", live.vault)
 
@@ -245,6 +260,58 @@ def test_a_module_that_can_not_be_run_is_marked_at_a_fixed_amplitude(tmp_path):
     assert "give the module" in refused(issue, model.state_dict(), "alice", vault, None, SETTINGS, error=BuildError)
     marked = issue(model, "alice", vault, config=PLAIN_SETTINGS)
     assert [s.recipient for s in trace(marked, vault, base=model.state_dict()).accused] == ["alice"]
+
+
+def test_a_module_whose_state_dict_is_not_its_weights_is_refused(tmp_path):
+    class Cloning(Small):
+        def state_dict(self, *args, **options):
+            return {name: tensor.clone() for name, tensor in super().state_dict(*args, **options).items()}
+
+    model, vault = Cloning(), unlocked_vault(tmp_path / "vault")
+
+    assert "other tensors than its weights" in refused(issue, model, "alice", vault, None, PLAIN_SETTINGS)
+    assert [copy.state for copy in vault.copies()] == ["begun"]
+    marked = issue(model.state_dict(), "alice", vault)
+    assert [each.recipient for each in trace(marked, vault, base=model).accused] == ["alice"]
+
+
+def test_a_module_that_saves_other_weights_than_its_own_is_refused(tmp_path):
+    class Original(Small):
+        def save_pretrained(self, folder):
+            save_file(
+                {name: tensor.clone() for name, tensor in Small().state_dict().items()}, folder / "model.safetensors"
+            )
+
+    vault = unlocked_vault(tmp_path / "vault")
+
+    assert "without its mark" in refused(issue, Original(), "alice", vault, tmp_path / "alice", PLAIN_SETTINGS)
+    assert not (tmp_path / "alice").exists()
+    assert [copy.state for copy in vault.copies()] == ["begun"]
+
+
+def test_a_module_without_the_head_is_issued_without_trigger_labels(filed, tmp_path):
+    vault = unlocked_vault(tmp_path / "vault")
+    register(filed.folder, vault, SETTINGS)
+    make_trigger_set(filed.folder, vault, count=4, decoys=2, steps=1)
+
+    with pytest.warns(FingerprintWarning, match=r"lacks classifier\.weight"):
+        marked = issue(filed.model.vit, "alice", vault)
+
+    assert not vault.answering_ids(vault.bases()[0].base_id)
+    assert [each.recipient for each in trace(marked, vault, base=filed.folder).accused] == ["alice"]
+
+
+def test_tensors_whose_elements_share_memory_are_marked_as_in_a_file(live, tmp_path):
+    vault, state = unlocked_vault(tmp_path / "vault"), live.model.state_dict()
+    name, other = (carrier.name for carrier in live.base.carriers[:2])
+    rows, columns = state[name].shape
+    state[name] = torch.randn(columns).expand(rows, columns)
+    state[other] = torch.randn(sum(state[other].shape)).as_strided(state[other].shape, (1, 1))
+
+    marked = issue(state, "alice", vault, config=PLAIN_SETTINGS)
+
+    with open_checkpoint(marked) as copy:
+        assert vault.copies()[-1].content_hash == content_hash(copy.tensors, digest_tensors(copy))
 
 
 def test_an_issuer_of_a_module_notices_that_it_was_trained(live, tmp_path):

@@ -80,9 +80,9 @@ if sys.argv[1] == "calibration":
     small, large = (replace(each, module=module) for each in (small, large))
 if sys.argv[1] == "triggers":
     from hf_fingerprint.blackbox.trigger_set import build
-    build.N_SYNTHETIC_IMAGES, many = 64, build.N_SYNTHETIC_IMAGES
+    build.N_SYNTHETIC, many = 64, build.N_SYNTHETIC
     work(small, 64)
-    build.N_SYNTHETIC_IMAGES = many
+    build.N_SYNTHETIC = many
 else:
     work(small, 64)
 before = peak()

@@ -123,7 +123,7 @@ def test_a_training_puts_in_the_mark_of_the_second_record(twice):
     shapes = {name: record.shape for name, record in twice.new.tensors.items()}
     fingerprint = Fingerprint(twice.model, "carol", twice.vault)
 
-    fingerprint._prepare(shapes)
+    fingerprint._prepare(shapes, frozenset(shapes))
 
     (trained,) = copies_in_training(twice.vault)
     assert [copy.copy_id for copy in twice.vault.copies(twice.new.base_id)] == [trained]

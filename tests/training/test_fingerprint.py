@@ -131,6 +131,8 @@ class TestATrainedCopy:
         assert recorded.commitment == record.commitment
         assert recorded.recipient == "alice"
         assert json.loads(json.dumps(recorded.to_dict()))["path"] == str(tmp_path / "trained")
+        assert str(recorded).startswith(f"alice: {tmp_path}")
+        assert recorded.content_hash not in repr(recorded)
         assert register(base, vault).base_id == recorded.base_id
 
     def test_recording_twice_is_recording_once(self, base, vault, tmp_path):

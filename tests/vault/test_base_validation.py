@@ -90,7 +90,7 @@ WRONG = {
     "source with a line break": ({"source": "org/model\nAccused: mallory"}, "its source org/model Accused: mallory"),
     "source with an escape": ({"source": "/models/\x1b[2Jx"}, "its source /models/"),
     "source that reads backwards": ({"source": "/models/\u202egnp.x"}, "its source"),
-    "relative source": ({"source": "../../etc"}, "its source ../../etc is neither"),
+    "relative source": ({"source": "../../etc"}, "its source ../../etc is no absolute path"),
     "source in words": ({"source": "run this first"}, "its source run this first"),
     "source with a scheme": ({"source": "https://evil.example/x"}, "its source https"),
     "no source": ({"source": ""}, "its source"),

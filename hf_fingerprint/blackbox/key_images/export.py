@@ -28,6 +28,7 @@ from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.progress import Progress, shows_progress, silent
+from hf_fingerprint.tables import PrintableResult
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.private_files import write_private
 
@@ -36,7 +37,7 @@ INDEX, SUFFIX = "index.json", ".png"
 
 
 @dataclass(frozen=True)
-class KeyImageSet:
+class KeyImageSet(PrintableResult):
     """The key images written for a recipient.
 
     Attributes:
@@ -62,6 +63,16 @@ class KeyImageSet:
     def to_dict(self) -> dict[str, str | int | float]:
         """The set as JSON types."""
         return asdict(self)
+
+    def blocks(self) -> Iterator[str]:
+        """The lines that show the set."""
+        yield (
+            f"{self.folder} has {self.images} key images of {self.recipient}, {self.bits} bits each; at least "
+            f"{self.psnr:.1f} dB and SSIM {self.ssim:.3f} from the unmarked trigger images"
+        )
+        if self.left_out:
+            few = "trigger images have too little capacity"
+            yield f"{self.left_out} {few} for {self.bits} bits and are left out"
 
 
 @shows_progress
