@@ -25,7 +25,6 @@ import numpy as np
 from huggingface_hub import constants
 from pytest import MonkeyPatch
 from safetensors.numpy import load_file, save_file
-from typer.main import get_command
 
 from examples._common.results import Table, add_results_option, report
 from examples.benchmarks.vault_disks_cases import CASES as VAULT_CASES
@@ -144,7 +143,7 @@ def measure(sizes: int, names: list[str], max_free: int) -> Counter[tuple[str, s
         patches = stack.enter_context(MonkeyPatch.context())
         patches.setattr(passphrase_age, "LOG_WORK", 2)  # makes passphrases fast
         patches.setenv("HF_FINGERPRINT_PASSPHRASE", OLD)
-        patches.setattr(commands, "app", get_command(commands.app))  # builds the command once, not in each child
+        commands.build_command()  # once, not in each child
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vault-disks-")))
         work = stack.enter_context(small_disk(top / "roomy", ROOMY))  # in memory too, since syncing is slow
         small = stack.enter_context(small_disk(work / "small"))

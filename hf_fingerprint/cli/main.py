@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from contextlib import nullcontext, suppress
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -89,9 +90,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(arguments)
 
 
-def _command() -> Any:
-    """The command of `app`. Its flags are `False` if not given, since typer imports pydantic to check a `None`, which
-    takes a third of the time of `--help`."""
+@cache
+def build_command() -> Any:
+    """The command of `app`, built once. Its flags are `False` if not given, since typer imports pydantic to check a
+    `None`, which takes a third of the time of `--help`."""
     command = typer.main.get_command(app)
     groups: list[Any] = [command]
     for group in groups:
@@ -106,7 +108,7 @@ def _run(arguments: list[str] | None) -> int:
     if not hasattr(os, "preadv"):
         return _fail(f"{NAME} runs on Linux and macOS alone: on Windows, run it in WSL.")
     try:
-        result = _command()(args=arguments, prog_name=NAME, standalone_mode=False)
+        result = build_command()(args=arguments, prog_name=NAME, standalone_mode=False)
         if result == _INTERRUPTED_EXIT_CODE:
             return _fail(_INTERRUPTED_MESSAGE)
         return result if isinstance(result, int) else 0
