@@ -44,7 +44,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
         ("https://api.example", ["--request-format", "xml"], "raw, json, multipart"),
         ("https://api.example", ["--rate", "0"], "0 requests"),
         ("https://api.example", ["--budget", "0"], "--budget"),
-        ("https://api.example", ["--token-env", "NOT_SET"], "NOT_SET"),
+        ("https://api.example", ["--token-env", "NOT_SET"], "give its name, not the token"),
         ("python:mine.py:red", ["--token-env", "HOME"], "--token-env"),
         ("python:red", [], "can't be imported"),
         ("python:mine.py:number", [], "no function number"),
