@@ -157,7 +157,7 @@ def command(arguments: argparse.Namespace) -> str:
     words = sys.argv[1:]
     kept = [
         word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words[1:], ""], strict=False)
         if word not in places and not (word.startswith("--") and following in places)
     ]
     spec = sys.modules["__main__"].__spec__

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from examples._common.real_inputs import save_timm
 from examples._common.results import Figure
 from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
-from hf_fingerprint.checkpoints import Checkpoint, sync
+from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models import BuiltModel, build_model
 from hf_fingerprint.registration import measuring
@@ -110,7 +110,7 @@ class unbuilt:
     """A context in which no model can be built, so that registration measures no output."""
 
     def __enter__(self) -> None:
-        def refuse(checkpoint: Checkpoint) -> BuiltModel:
+        def refuse(*_: object) -> BuiltModel:
             raise BuildError("models are not built here")
 
         measuring.build_model = refuse
