@@ -21,11 +21,11 @@ demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo --out demo_output
 
 test: $(VENV)/installed quality
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not docs"
 
 # Under two minutes, for every day.
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "not slow and not integration"
+	$(PYTEST) -m "not slow and not docs and not integration"
 
 # Before a release: slow tests, which rarely fail, and ten times as many examples of each property.
 test-slow: $(VENV)/installed
@@ -50,8 +50,10 @@ test-versions: .venv-lowest/installed .venv-newest/installed
 results: $(VENV)/installed
 	$(BIN)/python -m examples.results
 
+# Builds the documentation, with warnings as errors, and runs its code blocks and notebooks.
 docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs docs/_build/html
+	$(PYTEST) --dist load -m docs
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)

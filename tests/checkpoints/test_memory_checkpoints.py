@@ -181,13 +181,16 @@ def test_wrappers_are_removed():
 
 def test_a_copy_runs_its_own_weights_whatever_accelerate_put_in_its_way():
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # of an earlier test
     module, x = Tied().eval(), torch.randn(2, 8)
     Accelerator(mixed_precision="bf16", cpu=True).prepare(module)
     copied = copy_module(module)
     with torch.no_grad():
         copied.norm.bias += 5
 
+    AcceleratorState._reset_state()
     assert "_original_forward" in module.__dict__
     assert torch.allclose(copied(x), Tied.forward(module, x) + 5, atol=1e-5)
 

@@ -72,7 +72,7 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
 
     said = " ".join(out.split())
     assert code == 0
-    assert f"pipeline:{scene.root / 'alice'} queried for base" in "".join(out.splitlines()[:3])
+    assert f"pipeline:{scene.root / 'alice'}queriedforbase" in "".join(out.split())  # in lines of 80 columns
     assert said.count("ACCUSED") == 1
     assert re.search(r"alice +(\d+) of \1 +10\^-\d", said), "all her trigger labels match"
     assert "accused: the copy made for alice (" in said

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.notebooks import NOTEBOOKS, execute, outputs_of
 
 
-@pytest.mark.integration
+@pytest.mark.docs
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_notebook_runs_and_names_the_leaker(path, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -19,7 +19,7 @@ TEXT = "\n".join(TEXTS.values())
 OF_OTHERS = {"--help", "--no-cover-images", "--picture", "--results"}  # of every command, and of scripts
 
 
-@pytest.mark.integration
+@pytest.mark.docs
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_every_block_of_the_page_runs(name, tmp_path, monkeypatch):
     (folder := tmp_path / "reader").mkdir()
