@@ -50,10 +50,10 @@ test-versions: .venv-lowest/installed .venv-newest/installed
 results: $(VENV)/installed
 	$(BIN)/python -m examples.results
 
-# Builds the documentation, with warnings as errors, and runs its code blocks and notebooks.
+# Builds the documentation, with warnings as errors, and runs its code blocks, the notebooks and the examples.
 docs: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs docs/_build/html
-	$(PYTEST) --dist load -m docs
+	$(PYTEST) --dist load -m "docs and not slow"
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)

@@ -6,7 +6,7 @@ from hf_fingerprint.blackbox import check_proof
 from tests.helpers.processes import run_here
 
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.docs
 QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
 FEW = ["--count", "60", "--decoys", "4", "--trigger-steps", "12"]
 

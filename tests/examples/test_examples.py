@@ -29,7 +29,7 @@ def is_a_picture(path: Path) -> bool:
     return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
-@pytest.mark.integration
+@pytest.mark.docs
 def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
     from examples import quickstart
 

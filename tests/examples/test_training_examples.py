@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.processes import environment, module, run_here
 
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.docs
 
 
 def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
