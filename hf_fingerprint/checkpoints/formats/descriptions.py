@@ -6,7 +6,11 @@ from typing import Any
 MAX_SMALL_INT = 1 << 60  # larger numbers may be crafted to collide in a dictionary
 
 
-class InvalidPickleError(Exception):
+class InvalidFileError(Exception):
+    """A weight file is damaged, truncated, or needs what is not read; the message says which in a few words."""
+
+
+class InvalidPickleError(InvalidFileError):
     """A pickle is invalid, truncated, damaged or too long; the message says which in a few words."""
 
 

@@ -1,0 +1,6 @@
+"""The weight formats that a suspect may have, besides safetensors and PyTorch files."""
+
+from hf_fingerprint.checkpoints.formats.containers import Format
+
+
+FORMATS: tuple[Format, ...] = ()
