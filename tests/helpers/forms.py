@@ -1,7 +1,7 @@
-"""A copy of two tiny models in every form in which a stolen classifier turns up, and the vaults that it is traced with.
+"""Copies of two tiny models in every form in which a stolen classifier turns up, and the vaults to trace them.
 
-`tests/forms/conv` and `tests/forms/vit` hold a base, a vault, alice's copy, and `made/`: that copy as public converters
-wrote it; `examples/forms` has the scripts. The vault has copies for alice, bob and carol.
+`tests/forms/conv` and `tests/forms/vit` hold a base, a vault, alice's copy, and `made/`: that copy as public
+converters wrote it; `examples/forms` has the scripts. The vault has copies for alice, bob and carol.
 """
 
 import shutil

@@ -1,0 +1,170 @@
+"""A walk over protobuf's wire format, as ONNX, Core ML and TensorFlow use it.
+
+A message is read by the field numbers of its schema, without the schema and without a native parser. Nothing is copied:
+a tensor's bytes stay a view of the mapped file.
+
+```python
+model = Message(map_file(path))
+for node in model.messages(7):  # each a Message
+    node.text(3), node.integers(8)
+```
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
+from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED
+
+
+MAX_FIELDS = 2_000_000  # fields visited in one file: a large graph has 200,000; a million take 1 s and 200 MB
+MAX_TEXT = 4_096  # bytes of a name
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class _Budget:
+    """Counts the fields visited in one file."""
+
+    def __init__(self) -> None:
+        self.left = MAX_FIELDS
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise InvalidFileError(f"more than {MAX_FIELDS:,} fields")
+
+
+class Message:
+    """A message of which each field is found by its number. Unknown fields cost nothing but the walk past them.
+
+    Args:
+        data (`np.ndarray`): its bytes, `uint8`.
+
+    Raises:
+        [`InvalidFileError`]: if it is no message, is cut off, or has too many fields.
+    """
+
+    def __init__(self, data: np.ndarray, budget: _Budget | None = None):
+        self._data, self._budget = data, budget or _Budget()
+        self._fields: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # wire type, start and end, or a value
+        for number, wire, start, end in self._walk():
+            self._fields[number].append((wire, start, end))
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._fields
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers of the fields that are set."""
+        return set(self._fields)
+
+    def messages(self, number: int) -> Iterator["Message"]:
+        """The messages in a field."""
+        for part in self.parts(number):
+            yield Message(part, self._budget)
+
+    def message(self, number: int) -> "Message | None":
+        """The message in a field, or `None`; of several, the last."""
+        parts = self.parts(number)
+        return Message(parts[-1], self._budget) if parts else None
+
+    def parts(self, number: int) -> list[np.ndarray]:
+        """The values of a field of bytes, as views."""
+        return [self._data[start:end] for wire, start, end in self._fields.get(number, ()) if wire == _BYTES]
+
+    def content(self, number: int) -> np.ndarray | None:
+        """The bytes in a field, as a view, or `None`; of several, the last."""
+        parts = self.parts(number)
+        return parts[-1] if parts else None
+
+    def text(self, number: int) -> str:
+        """The text in a field, cut at 4,096 bytes, or an empty one; of several, the last. It may be hostile."""
+        found = self.content(number)
+        return "" if found is None else bytes(found[:MAX_TEXT]).decode("utf-8", "replace")
+
+    def texts(self, number: int) -> list[str]:
+        """All texts in a field; see [`text`]."""
+        return [bytes(part[:MAX_TEXT]).decode("utf-8", "replace") for part in self.parts(number)]
+
+    def integer(self, number: int, default: int = 0) -> int:
+        """The signed number in a field; of several, the last."""
+        found = [start for wire, start, _ in self._fields.get(number, ()) if wire == _VARINT]
+        return _signed(found[-1]) if found else default
+
+    def integers(self, number: int) -> list[int]:
+        """The signed numbers in a repeated field, packed or not."""
+        found: list[int] = []
+        for wire, start, end in self._fields.get(number, ()):
+            if wire == _VARINT:
+                found.append(_signed(start))
+            elif wire == _BYTES:
+                view = memoryview(self._data)
+                while start < end:
+                    self._budget.spend(1)
+                    value, start = _read_varint(view, start, end)
+                    found.append(_signed(value))
+        return found
+
+    def real(self, number: int, default: float = 0.0) -> float:
+        """The `float32` in a field; of several, the last."""
+        found = self.floats(number)
+        return float(found[-1]) if len(found) else default
+
+    def floats(self, number: int) -> np.ndarray:
+        """The `float32` numbers in a repeated field, packed or not."""
+        return self._fixed(number, _FIXED32, "<f4")
+
+    def doubles(self, number: int) -> np.ndarray:
+        """The `float64` numbers in a repeated field, packed or not."""
+        return self._fixed(number, _FIXED64, "<f8")
+
+    def _fixed(self, number: int, wire: int, dtype: str) -> np.ndarray:
+        size = np.dtype(dtype).itemsize
+        parts = [
+            self._data[start : end - (end - start) % size].view(dtype)
+            for kind, start, end in self._fields.get(number, ())
+            if kind in (wire, _BYTES)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+
+    def _walk(self) -> Iterator[tuple[int, int, int, int]]:
+        view, at, end = memoryview(self._data), 0, len(self._data)
+        while at < end:
+            self._budget.spend(1)
+            key, at = _read_varint(view, at, end)
+            number, wire = key >> 3, key & 7
+            if wire == _VARINT:
+                value, at = _read_varint(view, at, end)
+                yield number, wire, value, at
+                continue
+            if wire == _BYTES:
+                count, at = _read_varint(view, at, end)
+            elif wire in (_FIXED64, _FIXED32):
+                count = 8 if wire == _FIXED64 else 4
+            else:
+                raise InvalidFileError(TRUNCATED)
+            if count > end - at or not number:
+                raise InvalidFileError(TRUNCATED)
+            yield number, wire, at, at + count
+            at += count
+
+
+def _read_varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
+    """The number at a place, and the place after it."""
+    value = shift = 0
+    while at < end and shift < 64:
+        byte = view[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise InvalidFileError(TRUNCATED)
+
+
+def _signed(value: int) -> int:
+    """A number of 64 bits in two's complement."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
