@@ -1,6 +1,6 @@
 """A walk over protobuf's wire format, as ONNX, Core ML and TensorFlow use it.
 
-A message is read by the field numbers of its schema, without the schema and without a native parser. Nothing is copied:
+A message is read by the field numbers of its schema, without a native parser. Nothing is copied:
 a tensor's bytes stay a view of the mapped file.
 
 ```python
