@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.formats.containers import Format
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
+from hf_fingerprint.checkpoints.formats.registry import FORMATS
 from hf_fingerprint.checkpoints.formats.torch_files import list_members
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -59,21 +61,36 @@ _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
 
 
 def detect_format(path: Path) -> str:
-    """[`SAFETENSORS`] or [`PYTORCH`] for a regular file.
+    """The name of a file's format: [`SAFETENSORS`], [`PYTORCH`], or that of a [`Format`] that suspects may have.
 
     Raises:
-        [`CheckpointError`]: if it is neither, with what it is and what to do.
+        [`CheckpointError`]: if it is not supported, with what it is and what to do.
     """
     found = inspect_file(path)
-    if found in (SAFETENSORS, PYTORCH):
+    if is_format(found):
         return found
     raise CheckpointError(f"{path.parent / printable(path.name)} {found}.")
+
+
+def is_format(found: str) -> bool:
+    """Whether what [`inspect_file`] found is the name of a supported format rather than a message."""
+    return found in (SAFETENSORS, PYTORCH) or other_format(found) is not None
+
+
+def is_packed(found: str) -> bool:
+    """Whether what [`inspect_file`] found is the message about an archive or a packed file."""
+    return found.endswith(_UNPACK)
+
+
+def other_format(name: str) -> Format | None:
+    """The format of this name that only suspects may have, or `None`."""
+    return next((form for form in FORMATS if form.name == name), None)
 
 
 def is_supported(path: Path) -> bool:
     """Whether a file can be opened and has a supported format, whatever its name."""
     try:
-        return path.is_file() and inspect_file(path) in (SAFETENSORS, PYTORCH)
+        return path.is_file() and is_format(inspect_file(path))
     except CheckpointError:
         return False
 
@@ -81,11 +98,11 @@ def is_supported(path: Path) -> bool:
 def unsupported_reason(path: Path) -> str | None:
     """The message for a file in a known but unsupported format, to follow its name, or `None`."""
     found = inspect_file(path)
-    return None if found in (SAFETENSORS, PYTORCH, _INCOMPLETE, _NO_WEIGHTS) else found
+    return None if is_format(found) or found in (_INCOMPLETE, _NO_WEIGHTS) else found
 
 
 def inspect_file(path: Path) -> str:
-    """[`SAFETENSORS`] or [`PYTORCH`], or a message about the file, to follow its name.
+    """The name of a file's format as [`detect_format`] gives it, or a message about the file, to follow its name.
 
     Raises:
         [`CheckpointError`]: if it can't be opened.
@@ -102,6 +119,9 @@ def inspect_file(path: Path) -> str:
     # before the other formats, whose magic bytes are short
     if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size:
         return SAFETENSORS
+    for form in FORMATS:
+        if form.matches(head, path):
+            return form.name
     if head[:4] == b"PK\x03\x04":
         first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
         return PYTORCH if first.endswith(b"/data.pkl") and first.count(b"/") == 1 else _describe_zip(path)
