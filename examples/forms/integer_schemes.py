@@ -169,8 +169,17 @@ def bitsandbytes_int8(model: nn.Module, out: Path) -> State:
     return expected
 
 
+def blocks_of_4_bits(weight: torch.Tensor) -> torch.Tensor:
+    """The values of a weight; the library's own kernel for CPUs takes rows that are no whole blocks for such."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    state, raw = weight.quant_state, weight.data.reshape(-1)
+    largest = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    codes = torch.stack([raw >> 4, raw & 15], 1).reshape(-1)[: state.shape.numel()].int()
+    return (state.code[codes] * largest.repeat_interleave(state.blocksize)[: len(codes)]).reshape(state.shape)
+
+
 def bitsandbytes_4bit(model: nn.Module, out: Path, kind: str, nested: bool) -> State:
-    from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
     expected = dict(model.state_dict())
@@ -180,7 +189,7 @@ def bitsandbytes_4bit(model: nn.Module, out: Path, kind: str, nested: bool) -> S
         )
         made.load_state_dict(part.state_dict())
         replace(model, name, made.to("cpu"))
-        expected[f"{name}.weight"] = dequantize_4bit(made.weight.data, made.weight.quant_state).float()
+        expected[f"{name}.weight"] = blocks_of_4_bits(made.weight)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out.with_suffix(".safetensors"))
     return expected
 
@@ -252,9 +261,11 @@ def hqq_3bit(model: nn.Module, out: Path) -> State:
 def hqq_pickle(model: nn.Module, out: Path) -> State:
     """What `AutoHQQHFModel.save_quantized` writes: a dictionary of each layer's dictionary."""
     state, expected = hqq(model, bits=4, axis=0, group=16, encoded=False)
-    nested: dict[str, dict[str, object]] = {}
+    nested: dict[str, object] = {name: values for name, values in state.items() if "." not in name}
     for name, values in state.items():
-        nested.setdefault(name.rpartition(".")[0], {})[name.rpartition(".")[2]] = values
+        layer, _, own = name.rpartition(".")
+        if layer:
+            nested.setdefault(layer, {})[own] = values
     torch.save(nested, out.with_suffix(".pt"))
     return expected
 
