@@ -2,14 +2,13 @@
 
     python examples/forms/integer_schemes.py MODEL_FOLDER OUT_FOLDER [DEQUANTIZED_FOLDER]
 
-`integer_schemes.txt` pins the libraries; those that are missing are skipped. The third folder receives the weights that
-the libraries themselves dequantize, in float32, as `NAME.safetensors`.
+`integer_schemes.txt` pins the libraries; those that are missing are skipped. The third folder receives the weights
+that the libraries themselves dequantize, in float32, as `NAME.safetensors`.
 """
 
 import json
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import timm
@@ -113,7 +112,7 @@ def torchao_nf4(model: nn.Module, out: Path) -> State:
     from torchao.quantization import to_nf4
 
     state = dict(model.state_dict())
-    for name, part in linears(model, 64).items():
+    for name, part in linears(model, 64, rows=8).items():
         state[f"{name}.weight"] = to_nf4(part.weight.detach(), 64, 4)
     torch.save(state, out.with_suffix(".pth"))
     return {
