@@ -10,20 +10,24 @@ for subgraph in model.tables(2):  # each a FlatTable
 ```
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from struct import Struct
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
 from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED
 from hf_fingerprint.checkpoints.formats.protobuf import MAX_FIELDS, MAX_TEXT
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
+from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_EXPANSION_RATIO
+from hf_fingerprint.printable import printable
 
 
 _SHORT, _OFFSET, _JUMP = Struct("<H"), Struct("<I"), Struct("<i")
 _SCALARS = {code: Struct(code) for code in ("<b", "<B", "<h", "<H", "<i", "<I", "<q", "<Q", "<f")}
 _FIELDS_A_TABLE = 4  # a table takes as long as the walk over as many fields of protobuf
-_NUMBERS_A_FIELD = 16  # numbers of a vector that cost as much as a field
+_BYTES_A_FIELD, _NUMBERS_A_FIELD = 64, 16  # of a text or vector, that cost as much as a field
 
 
 class FlatTable:
@@ -122,8 +126,9 @@ class FlatTable:
         return range(start + 4, start + 4 + 4 * count, 4)
 
     def _text(self, at: int) -> str:
-        self._budget.spend(1)
-        return bytes(self._vector(at, 1)[:MAX_TEXT]).decode("utf-8", "replace")
+        found = self._vector(at, 1)[:MAX_TEXT]
+        self._budget.spend(1 + len(found) // _BYTES_A_FIELD)
+        return bytes(found).decode("utf-8", "replace")
 
     def _vector(self, at: int, size: int) -> np.ndarray:
         """The bytes of a vector whose offset is at a place and whose elements have some bytes."""
@@ -140,6 +145,27 @@ class FlatTable:
         if at < 0 or at + kind.size > len(self._data):
             raise InvalidFileError(TRUNCATED)
         return kind.unpack_from(self._view, at)[0]
+
+
+def within_file(
+    tensors: Iterable[tuple[str, LazyTensor]], size: int, left_out: dict[str, str]
+) -> list[tuple[str, LazyTensor]]:
+    """The tensors of a file that together aren't much larger than it, though several may share their bytes.
+
+    Args:
+        tensors (`Iterable[tuple[str, LazyTensor]]`): names and tensors.
+        size (`int`): bytes of the file.
+        left_out (`dict[str, str]`): receives the others.
+    """
+    found, budget = [], size * MAX_EXPANSION_RATIO + MAX_EXPANSION
+    for name, tensor in tensors:
+        cost = tensor.numel() if isinstance(tensor, ComputedTensor) else tensor.nbytes
+        if cost > budget:
+            left_out[printable(name)] = "larger than its file"
+            continue
+        budget -= cost
+        found.append((name, tensor))
+    return found
 
 
 class _Budget:

@@ -12,15 +12,13 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows
 from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, InvalidFileError
-from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
+from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable, within_file
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor, map_file, slice_bytes
 from hf_fingerprint.checkpoints.formats.tflite_quantization import CODES, FLOATS, dequantize_codes, stored
 from hf_fingerprint.checkpoints.formats.tflite_sparsity import SparseTensor
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, as_sizes, element_bytes
 from hf_fingerprint.checkpoints.limits import (
     MAX_DIMENSIONS,
-    MAX_EXPANSION,
-    MAX_EXPANSION_RATIO,
     MAX_NAME,
     MAX_TENSORS,
 )
@@ -49,25 +47,23 @@ def load_tflite(path: Path, left_out: dict[str, str]) -> FoundTensors:
     data = map_file(path)
     model = FlatTable.root(data)
     buffers = [_buffer_bytes(buffer, data) for buffer in model.tables(_MODEL_BUFFERS)]
-    found: list[tuple[str, LazyTensor]] = []
-    budget = len(data) * MAX_EXPANSION_RATIO + MAX_EXPANSION
+    found = within_file(_read_tensors(model, buffers, left_out), len(data), left_out)
+    if len(found) > MAX_TENSORS:
+        raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
+    return FoundTensors(found, _producer(model, buffers))
+
+
+def _read_tensors(
+    model: FlatTable, buffers: Sequence[np.ndarray | None], left_out: dict[str, str]
+) -> Iterator[tuple[str, LazyTensor]]:
     for name, table, raw, siblings in _constants(model, buffers):
         try:
             tensor = _read_tensor(table, raw, siblings)
         except InvalidFileError as error:
             left_out[printable(name)] = str(error)
             continue
-        if tensor is None:
-            continue
-        cost = tensor.numel() if isinstance(tensor, ComputedTensor) else tensor.nbytes
-        if cost > budget:
-            left_out[printable(name)] = "larger than its file"
-            continue
-        if len(found) == MAX_TENSORS:
-            raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
-        budget -= cost
-        found.append((name, tensor))
-    return FoundTensors(found, _producer(model, buffers))
+        if tensor is not None:
+            yield name, tensor
 
 
 def _buffer_bytes(buffer: FlatTable, data: np.ndarray) -> np.ndarray | None:

@@ -7,7 +7,8 @@ from hf_fingerprint.checkpoints.formats.computed_tensors import stored_values
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.tflite_files import FORMAT
 from tests.helpers.flatbuffers import flatbuffer
-from tests.helpers.forms import FORMS, copy_weights
+from tests.helpers.folded_weights import closest_error, folded_weights
+from tests.helpers.forms import FORMS
 
 
 FLOAT32, FLOAT16, INT32, UINT8, STRING, INT16, INT8, INT4, BFLOAT16, INT2 = 0, 1, 2, 3, 5, 7, 9, 17, 18, 19
@@ -29,41 +30,22 @@ def read(path):
     return [(name, stored_values(tensor)) for name, tensor in found.tensors], left_out, found
 
 
-def converted_weights(kind):
-    """The copy's convolutions and matrices as converters write them: `(out, ..., in)`, with folded normalizations."""
-    weights = copy_weights(kind)
-    for name, values in weights.items():
-        if name.endswith(".weight") and values.ndim > 1:
-            yield name, np.moveaxis(values * factor(weights, name), 1, -1)
-
-
-def factor(weights, name):
-    """What a normalization before or after a layer multiplies its weights by."""
-    layer, parts = name.removesuffix(".weight"), name.split(".")
-    if "qkv" in layer or "fc1" in layer:
-        return weights[f"blocks.{parts[1]}.norm{1 if 'qkv' in layer else 2}.weight"]
-    names = {"conv1.0": "conv1.1", "conv1.3": "conv1.4", "conv1.6": "bn1"}
-    norm = names.get(layer, layer.replace("downsample.1", "downsample.2").replace(".conv", ".bn"))
-    if f"{norm}.running_var" not in weights:
-        return 1
-    return (weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + 1e-5)).reshape(-1, 1, 1, 1)
-
-
 @pytest.mark.parametrize("form", ERRORS)
 def test_every_layer_is_read_as_the_converter_wrote_it(form):
     tensors, left_out, _ = read(FORMS / form)
 
     assert not left_out
-    for name, expected in converted_weights(form.split("/")[0]):
-        errors = [np.linalg.norm(each - expected) for _, each in tensors if each.shape == expected.shape]
-        assert min(errors) <= ERRORS[form] * np.linalg.norm(expected), name
+    for name, expected in folded_weights(form.split("/")[0], layer_norms=True):
+        error = closest_error((each for _, each in tensors), np.moveaxis(expected, 1, -1))
+        assert error <= ERRORS[form], name
 
 
 def test_a_sparse_file_holds_the_weights_that_were_not_pruned():
     tensors, left_out, _ = read(FORMS / "conv/made/sparse.tflite")
 
     assert not left_out
-    for name, expected in converted_weights("conv"):
+    for name, values in folded_weights("conv"):
+        expected = np.moveaxis(values, 1, -1)
         kept = [(each != 0) & np.isclose(each, expected, 1e-4) for _, each in tensors if each.shape == expected.shape]
         assert max(each.mean() for each in kept) > 0.19, name
 
