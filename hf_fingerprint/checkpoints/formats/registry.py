@@ -1,7 +1,17 @@
 """The weight formats that a suspect may have, besides safetensors and PyTorch files."""
 
-from hf_fingerprint.checkpoints.formats import onnx_files, ort_files, tflite_files
+from hf_fingerprint.checkpoints.formats import (
+    coreml_files,
+    onnx_files,
+    ort_files,
+    tflite_files,
+)
 from hf_fingerprint.checkpoints.formats.containers import Format
 
 
-FORMATS: tuple[Format, ...] = (onnx_files.FORMAT, ort_files.FORMAT, tflite_files.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    coreml_files.FORMAT,
+    onnx_files.FORMAT,
+    ort_files.FORMAT,
+    tflite_files.FORMAT,
+)
