@@ -102,7 +102,8 @@ class _Constants:
         found: dict[str, tuple[str, LazyTensor]] = {}
         used: set[str] = set()
         for key, layer in graph.items():
-            if layer.kind != "Const" or prod(_sizes(layer) or ()) < _FEWEST:
+            sizes = _sizes(layer)
+            if layer.kind != "Const" or (sizes is not None and prod(sizes) < _FEWEST) or _is_range(graph, layer):
                 continue
             if len(found) + len(left_out) >= MAX_TENSORS:
                 left_out["..."] = f"tensors beyond the first {MAX_TENSORS}"
@@ -187,6 +188,12 @@ class _Constants:
         if kind in _TABLES:
             return look_up(rows, shape, _TABLES[kind], kind)
         return ComputedTensor(rows, shape, stored)
+
+
+def _is_range(graph: Graph, layer: Layer) -> bool:
+    """Whether a constant is nothing but a bound between which other values are rounded."""
+    users = layer.users[:_MOST_USERS]
+    return bool(users) and all(port != "0" and graph[user].kind == "FakeQuantize" for user, port in users)
 
 
 def _constant_before(graph: Graph, key: str) -> str | None:

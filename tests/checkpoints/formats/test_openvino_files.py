@@ -173,6 +173,14 @@ def test_a_gain_of_activations_is_a_weight_of_its_own(tmp_path):
     assert [(name, tensor.shape) for name, tensor in found.items()] == [("gain", (1, 16))]
 
 
+def test_bounds_of_rounding_are_no_weights(tmp_path):
+    layers = [constant(0, "f32", 16, 0, 64, "rounded"), constant(1, "f32", 16, 0, 64), layer(2, "FakeQuantize")]
+
+    found, _ = load(written(tmp_path, graph(layers, [(0, 2, 0), (1, 2, 1), (1, 2, 3)]), bytes(64)))
+
+    assert list(found) == ["rounded"]
+
+
 def test_weights_inside_loops_are_found(tmp_path):
     body = f"<body>{graph([constant(0, 'f32', '16', 64, 64, 'inner')])}</body>"
     content = graph([constant(0, "f32", "16", 0, 64, "outer"), layer(1, "TensorIterator", body)], [(0, 1, 0)])
@@ -187,6 +195,7 @@ def test_weights_inside_loops_are_found(tmp_path):
     [
         (constant(0, "f32", "99", 0, 396), "cut off"),
         (constant(0, "f32", "99", "9" * 30, 396), "an invalid shape or place"),
+        (constant(0, "f32", "9, -1", 0, 16), "an invalid shape or place"),
         (constant(0, "f32", "99", 0, 16), "larger than its storage"),
         (constant(0, "i4", "99", 0, 16), "too few bytes"),
         (constant(0, "string", "99", 0, 16), "element type string"),
