@@ -57,7 +57,7 @@ class Checkpoint:
         container ([`Container`]): how its weights are stored.
     """
 
-    container = Container("memory")
+    container: Container
     companions: tuple[Path, ...] = ()
 
     def __init__(self, source: Source, suspect: bool = False):
