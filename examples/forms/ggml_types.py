@@ -1,4 +1,4 @@
-"""A GGUF file with random blocks of each type of ggml, and next to each tensor its values as the gguf package has them.
+"""A GGUF file with random blocks of each type of ggml, and each tensor again as the gguf package dequantizes it.
 
 pip install -r examples/forms/gguf_files.txt
 python examples/forms/ggml_types.py OUT_FILE
