@@ -28,6 +28,7 @@ _INTEGERS = {
     "U64": "<u8",
 }
 _NOTHING = np.empty(0, np.uint8)
+_ROWS, _LARGEST_ROWS = 8, 1 << 25  # rows of a block that is computed at once, and their elements: 128 MB
 
 
 class ComputedTensor(LazyTensor):
@@ -37,11 +38,16 @@ class ComputedTensor(LazyTensor):
         rows ([`Rows`]): computes some rows, the slices of the first dimension, as `float32`.
         shape (`tuple[int, ...]`): its shape.
         stored (`str`): how its values are stored, such as `"int4"`.
+
+    Raises:
+        [`InvalidFileError`]: if its rows are too large to compute.
     """
 
     __slots__ = ("_rows", "stored")
 
     def __init__(self, rows: Rows, shape: tuple[int, ...], stored: str):
+        if shape and min(shape[0], _ROWS) * prod(shape[1:]) > _LARGEST_ROWS:
+            raise InvalidFileError("rows that are too large")
         super().__init__("float32", shape, storage=Storage("", "float32", prod(shape), data=_NOTHING))
         self._rows, self.stored = rows, stored
 

@@ -2,7 +2,9 @@
 
 from hf_fingerprint.checkpoints.formats import (
     coreml_files,
+    gguf_files,
     onnx_files,
+    openvino_files,
     ort_files,
     tflite_files,
 )
@@ -11,7 +13,9 @@ from hf_fingerprint.checkpoints.formats.containers import Format
 
 FORMATS: tuple[Format, ...] = (
     coreml_files.FORMAT,
+    gguf_files.FORMAT,
     onnx_files.FORMAT,
+    openvino_files.FORMAT,
     ort_files.FORMAT,
     tflite_files.FORMAT,
 )
