@@ -2,14 +2,13 @@
 
     python examples/forms/integer_schemes.py MODEL_FOLDER OUT_FOLDER [DEQUANTIZED_FOLDER]
 
-`integer_schemes.txt` pins the libraries; those that are missing are skipped. The third folder receives the weights that
-the libraries themselves dequantize, in float32, as `NAME.safetensors`.
+`integer_schemes.txt` pins the libraries; those that are missing are skipped. The third folder receives the weights
+that the libraries themselves dequantize, in float32, as `NAME.safetensors`.
 """
 
 import json
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import timm
