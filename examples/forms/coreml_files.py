@@ -180,7 +180,11 @@ def compile_program(package: Path, out: Path) -> None:
 
 
 def compile_network(path: Path, out: Path, half: bool = False) -> None:
-    """Writes a neural network as Xcode compiles it for an app: convolutions, matrices and normalizations only."""
+    """Writes a neural network of convolutions, matrices and batch normalizations as Xcode compiles it for an app."""
+    spec = coremltools.utils.load_spec(str(path))
+    network = getattr(spec, spec.WhichOneof("Type"))
+    if any(layer.WhichOneof("layer") in ("scale", "loadConstantND") for layer in network.layers):
+        return
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     blobs: list[bytes] = []
@@ -190,9 +194,7 @@ def compile_network(path: Path, out: Path, half: bool = False) -> None:
         blobs.append(values.tobytes())
         return len(blobs) - 1
 
-    spec = coremltools.utils.load_spec(str(path))
-    kind = spec.WhichOneof("Type")
-    for layer in getattr(spec, kind).layers:
+    for layer in network.layers:
         entry = {"name": layer.name, "bottom": ",".join(layer.input), "top": ",".join(layer.output), "weights": {}}
         which = layer.WhichOneof("layer")
         parameters = getattr(layer, which)

@@ -43,7 +43,7 @@ def load_coreml(path: Path, left_out: dict[str, str]) -> FoundTensors:
         if len(data) > MAX_TEXT:
             raise InvalidFileError(f"a program of more than {MAX_TEXT:,} bytes")
         text = ProgramText(bytes(data).decode("utf-8", "replace"), files)
-        found, producer = coreml_programs.find_weights(text.functions(), left_out), text.producer
+        found, producer = coreml_programs.program_weights(text.functions(), left_out), text.producer
     else:
         model = Message(data)
         found, producer = list(_model_weights(model, files, left_out, MAX_DEPTH)), _producer(model)
@@ -72,9 +72,9 @@ def _model_weights(
                     yield f"{prefix}.{name}", tensor
                 left_out.update((f"{prefix}.{name}", reason) for name, reason in lost.items())
         elif inside is not None and number == PROGRAM:
-            yield from coreml_programs.find_weights(coreml_programs.read_program(inside, files), left_out)
+            yield from coreml_programs.program_weights(coreml_programs.read_program(inside, files), left_out)
         elif inside is not None and number in NETWORKS:
-            yield from coreml_networks.find_weights(inside, left_out)
+            yield from coreml_networks.network_weights(inside, left_out)
 
 
 def _producer(model: Message) -> str:

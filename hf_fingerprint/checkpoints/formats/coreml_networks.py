@@ -109,7 +109,9 @@ _INNER = {605: (1, 2), 615: (3, 4)}  # layers with networks inside: branches and
 _ALPHAS = (25, 71)  # activations with parameters of their own
 
 
-def find_weights(network: Message, left_out: dict[str, str], depth: int = MAX_DEPTH) -> list[tuple[str, LazyTensor]]:
+def network_weights(
+    network: Message, left_out: dict[str, str], depth: int = MAX_DEPTH
+) -> list[tuple[str, LazyTensor]]:
     """The weights of a neural network.
 
     Args:
@@ -138,7 +140,7 @@ def find_weights(network: Message, left_out: dict[str, str], depth: int = MAX_DE
             for part in parts if inside is not None else ():
                 inner = inside.message(part) if inside is not None else None
                 if inner is not None:
-                    found += find_weights(inner, left_out, depth - 1)
+                    found += network_weights(inner, left_out, depth - 1)
         if len(found) > MAX_TENSORS:
             raise InvalidFileError(f"more than {MAX_TENSORS:,} weights")
     return found
@@ -181,9 +183,9 @@ def read_weights(weights: Message, shape: tuple[int, ...] | None, axis: int) -> 
     Raises:
         [`InvalidFileError`]: if it has another size, or an unknown form.
     """
-    floats, half, packed = weights.floats(1), weights.content(2), weights.content(30)
-    signed = weights.content(31)
-    codes = packed if packed is not None and len(packed) else signed
+    floats, half, codes = weights.floats(1), weights.content(2), weights.content(30)
+    signed = codes is None or not len(codes)
+    codes = weights.content(31) if signed else codes
     if len(floats):
         return _dense(floats.view(np.uint8), "float32", shape)
     if half is not None and len(half):
@@ -191,13 +193,13 @@ def read_weights(weights: Message, shape: tuple[int, ...] | None, axis: int) -> 
     if codes is None or not len(codes):
         return None
     scheme = weights.message(40)
-    bits = 8 if codes is signed else scheme.integer(1) if scheme is not None else 0
+    bits = 8 if signed else scheme.integer(1) if scheme is not None else 0
     if scheme is None or not 1 <= bits <= 8:
         raise InvalidFileError("integers of unknown form")
     shape = (len(codes) * 8 // bits,) if shape is None else shape
     if as_sizes(shape) is None or prod(shape[1:]) > MAX_ROW:
         raise InvalidFileError("too large a row, or an invalid shape")
-    rows = packed_rows(codes, bits, shape, signed=codes is signed, high_first=True)
+    rows = packed_rows(codes, bits, shape, signed=signed, high_first=True)
     linear, table = scheme.message(101), scheme.message(102)
     if table is not None:
         return look_up(rows, shape, table.floats(1), f"palette{bits}")

@@ -63,7 +63,9 @@ def immediate(dtype: str, shape: tuple[int, ...], values: np.ndarray) -> Constan
     return make_constant(wide or dtype, shape, raw)
 
 
-def find_weights(functions: Iterable[Iterable[Operation]], left_out: dict[str, str]) -> list[tuple[str, LazyTensor]]:
+def program_weights(
+    functions: Iterable[Iterable[Operation]], left_out: dict[str, str]
+) -> list[tuple[str, LazyTensor]]:
     """The weights of a program: its constants, unpacked, but those of which others were unpacked.
 
     Args:
@@ -138,11 +140,9 @@ def _unpack(kind: str, inputs: dict[str, Value], decompressor: Decompressor) -> 
 
 def _may_be_weights(value: Value) -> bool:
     """Whether a constant may be weights, and not a setting."""
-    if value.dtype in FLOATS:
-        return bool(value.shape) and prod(value.shape) > 1
     if isinstance(value, Unreadable):
-        return value.dtype != "string" and (not value.dtype or prod(value.shape) >= SMALLEST)
-    return value.size >= SMALLEST
+        return value.dtype != "string" and (not value.shape or value.dtype in FLOATS or prod(value.shape) >= SMALLEST)
+    return value.size > 1 if value.dtype in FLOATS else value.size >= SMALLEST
 
 
 def read_program(program: Message, files: WeightFiles) -> Iterator[Iterator[Operation]]:

@@ -192,6 +192,8 @@ class ProgramText:
         literal = self._literal()
         if dtype in ("string", "dict", "list", "tuple"):
             return Unreadable("text", "string")
+        if shape is None:
+            return Unreadable("an invalid shape", dtype)
         try:
             if literal.blob:
                 place = int(literal.numbers[-1]) if literal.numbers else -1
@@ -202,8 +204,8 @@ class ProgramText:
         except (ValueError, OverflowError):
             return Unreadable("an invalid number", dtype, shape)
 
-    def _type(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """The element type and shape of a tensor type, whose name was used up."""
+    def _type(self, name: str) -> tuple[str, tuple[int, ...] | None]:
+        """The element type of a tensor type, whose name was used up, and its shape, or `None` if that is not known."""
         depth, names, sizes = 0, [name], None
         while True:
             kind, token = self._advance()
@@ -220,7 +222,7 @@ class ProgramText:
                     sizes = None
         if name != "tensor" or len(names) != 2:
             return name, ()
-        return names[1], () if sizes is None else sizes
+        return names[1], sizes
 
     def _literal(self) -> _Literal:
         """What stands up to the closing bracket of one that was used up."""
