@@ -10,18 +10,14 @@ for subgraph in model.tables(2):  # each a FlatTable
 ```
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from struct import Struct
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
 from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED
 from hf_fingerprint.checkpoints.formats.protobuf import MAX_FIELDS, MAX_TEXT
-from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_EXPANSION_RATIO
-from hf_fingerprint.printable import printable
 
 
 _SHORT, _OFFSET, _JUMP = Struct("<H"), Struct("<I"), Struct("<i")
@@ -145,27 +141,6 @@ class FlatTable:
         if at < 0 or at + kind.size > len(self._data):
             raise InvalidFileError(TRUNCATED)
         return kind.unpack_from(self._view, at)[0]
-
-
-def within_file(
-    tensors: Iterable[tuple[str, LazyTensor]], size: int, left_out: dict[str, str]
-) -> list[tuple[str, LazyTensor]]:
-    """The tensors of a file that together aren't much larger than it, though several may share their bytes.
-
-    Args:
-        tensors (`Iterable[tuple[str, LazyTensor]]`): names and tensors.
-        size (`int`): bytes of the file.
-        left_out (`dict[str, str]`): receives the others.
-    """
-    found, budget = [], size * MAX_EXPANSION_RATIO + MAX_EXPANSION
-    for name, tensor in tensors:
-        cost = tensor.numel() if isinstance(tensor, ComputedTensor) else tensor.nbytes
-        if cost > budget:
-            left_out[printable(name)] = "larger than its file"
-            continue
-        budget -= cost
-        found.append((name, tensor))
-    return found
 
 
 class _Budget:

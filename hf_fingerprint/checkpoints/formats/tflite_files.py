@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows
 from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, InvalidFileError
-from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable, within_file
+from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor, map_file, slice_bytes
 from hf_fingerprint.checkpoints.formats.tflite_quantization import CODES, FLOATS, dequantize_codes, stored
 from hf_fingerprint.checkpoints.formats.tflite_sparsity import SparseTensor
@@ -47,7 +47,7 @@ def load_tflite(path: Path, left_out: dict[str, str]) -> FoundTensors:
     data = map_file(path)
     model = FlatTable.root(data)
     buffers = [_buffer_bytes(buffer, data) for buffer in model.tables(_MODEL_BUFFERS)]
-    found = within_file(_read_tensors(model, buffers, left_out), len(data), left_out)
+    found = list(_read_tensors(model, buffers, left_out))
     if len(found) > MAX_TENSORS:
         raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
     return FoundTensors(found, _producer(model, buffers))
