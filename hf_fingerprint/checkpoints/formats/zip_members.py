@@ -55,11 +55,20 @@ class _BoundedFile(io.RawIOBase):
         return found
 
 
-def _zip_directory(stream: Any) -> list[zipfile.ZipInfo]:
+def bounded_zip(stream: io.FileIO) -> zipfile.ZipFile:
+    """A zip that is open for reading, with a directory of at most [`MAX_DIRECTORY`].
+
+    Raises:
+        [`InvalidPickleError`]: if it is no zip or has too many members.
+    """
     try:
-        return zipfile.ZipFile(_BoundedFile(stream)).infolist()
+        return zipfile.ZipFile(_BoundedFile(stream))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, UnicodeDecodeError, OverflowError):
         raise InvalidPickleError(TRUNCATED) from None
+
+
+def _zip_directory(stream: Any) -> list[zipfile.ZipInfo]:
+    return bounded_zip(stream).infolist()
 
 
 class ZipMembers:
