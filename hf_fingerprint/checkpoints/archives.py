@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from hf_fingerprint.checkpoints.folders import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
 from hf_fingerprint.checkpoints.formats.recognition import inspect_file, is_packed
-from hf_fingerprint.checkpoints.formats.torch_files import bounded_zip
+from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, bounded_zip
 from hf_fingerprint.checkpoints.limits import MAX_ARCHIVE_MEMBERS, MAX_DIRECTORY, MAX_EXPANSION, MAX_ZIP_RATIO
 from hf_fingerprint.errors import CheckpointError
 
@@ -34,7 +34,7 @@ _PACKED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
 )
-_ZIP, _TAR = b"PK\x03\x04", b"ustar"
+_TAR = b"ustar"
 _ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
     ValueError, OverflowError, IndexError,
@@ -64,18 +64,18 @@ class UnpackedArchive:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive or packed in a way that [`unpack`] undoes, and no weight file, as some zips are."""
+    """Whether a file is an archive or packed in a way that [`unpack_archive`] undoes, and no weight file, as some zips are."""
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
-        if head[:4] == _ZIP or head[257:262] == _TAR or any(head.startswith(magic) for magic, _ in _PACKED):
+        if head[:4] == ZIP_MAGIC or head[257:262] == _TAR or any(head.startswith(magic) for magic, _ in _PACKED):
             return is_packed(inspect_file(path))
         return False
     except (OSError, CheckpointError):
         return False
 
 
-def unpack(path: Path, name: str) -> UnpackedArchive:
+def unpack_archive(path: Path, name: str) -> UnpackedArchive:
     """Unpacks what may hold weights in an archive.
 
     Args:
@@ -125,7 +125,7 @@ def _unpack_into(path: Path, name: str, folder: Path, budget: _Budget) -> None:
         packing = next((opener for magic, opener in _PACKED if head.startswith(magic)), None)
         if packing is None:
             _write_members(
-                _zip_members(stream, budget) if head[:4] == _ZIP else _tar_members(stream, budget), folder, budget
+                _zip_members(stream, budget) if head[:4] == ZIP_MAGIC else _tar_members(stream, budget), folder, budget
             )
             return
         inner = folder / "0" / _safe_name(re.sub(r"\.(gz|bz2|xz)$", "", re.sub(r"\.t(gz|bz2|xz)$", ".tar", name)))

@@ -21,7 +21,7 @@ from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
 from hf_fingerprint.checkpoints.limits import MAX_NAME
 from hf_fingerprint.checkpoints.reader import Checkpoint
-from hf_fingerprint.checkpoints.schemes.registry import SCHEMES
+from hf_fingerprint.checkpoints.schemes.known_schemes import SCHEMES
 from hf_fingerprint.checkpoints.schemes.scheme import Companions
 from hf_fingerprint.errors import CheckpointError
 

@@ -179,7 +179,7 @@ UNREAD = {
     "model.gguf": "convert it to safetensors",
     "weights.npz": "convert it to safetensors",
     "model.tflite": "convert it to safetensors",
-    "saved_model/variables/variables.data-00000-of-00001": "convert it to safetensors",
+    "saved_model/variables/variables.data-00000-of-00001": "save it as .keras",
     "stolen.zip": "give a .safetensors file",
     "model.tar.gz": "give a .safetensors file",
     "model.tar.zst": "unpack it",

@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, LazyTensor, Storage
 
 
+MAX_ROW = 1 << 25  # elements of a row: 134 MB as float32, of which a few copies are made
 Factors = float | np.ndarray | LazyTensor  # what blocks of a tensor share
 Rows = Callable[[int, int], np.ndarray]  # from the first row and the end to an array `(rows, *shape[1:])`
 _INTEGERS = {
@@ -29,6 +30,7 @@ _INTEGERS = {
     "U64": "<u8",
 }
 _NOTHING = np.empty(0, np.uint8)
+_ROWS, _LARGEST_ROWS = 8, 1 << 25  # rows of a block that is computed at once, and their elements: 128 MB
 
 
 class ComputedTensor(LazyTensor):
@@ -38,13 +40,24 @@ class ComputedTensor(LazyTensor):
         rows ([`Rows`]): computes some rows, the slices of the first dimension, as `float32`.
         shape (`tuple[int, ...]`): its shape.
         stored (`str`): how its values are stored, such as `"int4"`.
+
+    Raises:
+        [`InvalidFileError`]: if its rows are too large to compute.
     """
 
     __slots__ = ("_rows", "stored")
 
     def __init__(self, rows: Rows, shape: tuple[int, ...], stored: str):
+        if shape and min(shape[0], _ROWS) * prod(shape[1:]) > _LARGEST_ROWS:
+            raise InvalidFileError("rows that are too large")
         super().__init__("float32", shape, storage=Storage("", "float32", prod(shape), data=_NOTHING))
         self._rows, self.stored = rows, stored
+
+    def unreadable_reason(self) -> str | None:
+        """Why it can't be read, or `None`: one row is the least that is computed."""
+        if prod(self.shape[1:]) > MAX_ROW:
+            return f"rows of more than {MAX_ROW:,} elements"
+        return super().unreadable_reason()
 
     @property
     def span(self) -> tuple[int, int]:

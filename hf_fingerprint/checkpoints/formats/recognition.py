@@ -18,6 +18,7 @@ _OLD_PICKLE = re.compile(rb"\((dp|lp|i?d)\d|c[\w.]+\n[\w.]+\n")
 _CONVERT = "convert it to safetensors"
 _UNPACK = "unpack it"
 _NOT_READ = f"which is not supported: {_CONVERT}"
+_BUILT = "which is not supported: give the file that it was built from, such as ONNX, TFLite or PyTorch"
 _INCOMPLETE = "is neither safetensors nor a PyTorch file, or is incomplete: download it again"
 _NO_WEIGHTS = "is not a weight file: give a .safetensors file, a PyTorch file, a model folder or a Hub id"
 
@@ -40,15 +41,35 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes,
     (4, rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}"),
     (0, rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
     (0, rb"SQLite format 3\x00", "is a database, not weights: check that it is the right file"),
-    (0, rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
+    (4, rb"ET\d\d", f"is an ExecuTorch program, {_BUILT}"),
+    (0, rb"ftrt|ptrt", f"is a TensorRT engine, {_BUILT}"),
+    (0, rb"RKNN", f"is a Rockchip model (RKNN), {_BUILT}"),
+    (0, rb"IMOD", f"is an Ascend model (.om), {_BUILT}"),
+    (0, rb"7767517\s", f"is an NCNN graph, {_BUILT}"),
+    (0, rb"Salted__|age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
     (0, rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
-_BY_NAME = {
-    ".h5": "HDF5", ".keras": "Keras", ".msgpack": "Flax", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
-    ".pb": "TensorFlow", ".gguf": "GGUF", ".ot": "tch (Rust)", ".pdparams": "PaddlePaddle", ".params": "MXNet",
-    ".mlmodel": "Core ML", ".engine": "TensorRT", ".plan": "TensorRT", ".trt": "TensorRT",
-    ".distcp": "a part of a distributed checkpoint",
-}  # fmt: skip
+_BY_NAME: tuple[tuple[str, str], ...] = (  # pattern of a lower-case name, message to follow the name
+    (r"\.(h5|hdf5)$", f"holds HDF5, {_NOT_READ}"),
+    (r"\.keras$", f"holds Keras, {_NOT_READ}"),
+    (r"\.msgpack$", f"holds Flax, {_NOT_READ}"),
+    (r"\.onnx$", f"holds ONNX, {_NOT_READ}"),
+    (r"\.tflite$", f"holds TensorFlow Lite, {_NOT_READ}"),
+    (r"^saved_model\.pb$|\.data-\d+-of-\d+$",
+     "is a part of a TensorFlow SavedModel, which is not supported: save it as .keras, or convert it to TFLite"),
+    (r"\.pb$", f"holds TensorFlow, {_NOT_READ}"),
+    (r"\.gguf$", f"holds GGUF, {_NOT_READ}"),
+    (r"^group\d+-shard\d+of\d+(\.bin)?$",
+     "is a part of a TensorFlow.js model, which is not supported: convert it back to Keras or TFLite"),
+    (r"\.ot$", f"holds tch (Rust), {_NOT_READ}"),
+    (r"\.pdparams$", f"holds PaddlePaddle, {_NOT_READ}"),
+    (r"\.params$", f"holds MXNet, {_NOT_READ}"),
+    (r"\.mlmodel$", f"holds Core ML, {_NOT_READ}"),
+    (r"\.(engine|plan|trt)$", f"holds TensorRT, {_BUILT}"),
+    (r"\.mnn$", f"holds MNN, {_BUILT}"),
+    (r"\.(om|dlc|rknn)$", f"is compiled for one kind of chip, {_BUILT}"),
+    (r"\.distcp$", f"holds a part of a distributed checkpoint, {_NOT_READ}"),
+)  # fmt: skip
 _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
     (r"\.npy\Z", f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
     (
@@ -56,6 +77,7 @@ _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
         "holds an exported program (torch.export), which is not supported: save the model's state dict",
     ),
     (r"\A(model\.weights\.h5|metadata\.json)\Z", f"holds Keras, {_NOT_READ}"),
+    (r"\A(dlc\.metadata|model\.params\.bin)\Z", f"is a Qualcomm model (.dlc), {_BUILT}"),
     (r"MAR-INF/MANIFEST\.json\Z", f"is a TorchServe archive: {_UNPACK}"),
 )
 
@@ -145,8 +167,9 @@ def _describe_by_name(path: Path, head: bytes) -> str:
     suffix = path.suffix.lower()
     if suffix == ".bin" and (path.with_suffix(".xml").is_file() or path.name.lower().startswith("openvino")):
         return "holds OpenVINO weights, which are not supported: give the model that it was converted from"
-    if suffix in _BY_NAME:
-        return f"holds {_BY_NAME[suffix]}, {_NOT_READ}"
+    for pattern, message in _BY_NAME:
+        if re.search(pattern, path.name.lower()):
+            return message
     if suffix == ".safetensors":
         return SAFETENSORS  # its reader reports the damage
     if not any(head):
