@@ -1,12 +1,12 @@
 """Quantized weights of a suspect are one float tensor each, whatever library saved them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hf_fingerprint.checkpoints import dequantized
 from hf_fingerprint.checkpoints.dequantized import DequantizedCheckpoint
 from hf_fingerprint.checkpoints.reader import block_rows, open_checkpoint
 from hf_fingerprint.errors import CheckpointError
@@ -122,9 +122,16 @@ def test_a_tensor_serves_one_weight(tmp_path):
         assert sum(name.startswith("a.weight") and "scale" not in name for name in suspect.tensors) == 1
 
 
-def test_rows_too_long_to_compute_are_left_as_codes(tmp_path, monkeypatch):
-    monkeypatch.setattr(dequantized, "MAX_ROW", 7)
-    path = saved(tmp_path, a__weight=np.ones((4, 8), np.int8), a__SCB=np.ones(4, np.float32))
+def test_rows_too_long_to_compute_are_left_as_codes(tmp_path):
+    path, size = tmp_path / "model.safetensors", 1 << 26
+    header = json.dumps(
+        {
+            "a.SCB": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "a.weight": {"dtype": "I8", "shape": [1, size], "data_offsets": [4, 4 + size]},
+        }
+    ).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 12 + len(header) + size)
 
     with opened(path) as suspect:
         assert suspect.tensors["a.weight"].dtype == "I8"
