@@ -94,6 +94,11 @@ class DequantizedCheckpoint(Checkpoint):
             stored.container, tensors=len(self.tensors), dtypes=tuple(sorted(filter(None, kept | kinds)))
         )
 
+    @property
+    def stored(self) -> Checkpoint:
+        """The dequantized model, which can be built from its weights; one in memory runs as it is."""
+        return self._stored.stored if self.source.in_memory else self
+
     def reopen(self) -> Checkpoint:
         """The same model, opened as a base is: all of its tensors must be readable."""
         return dequantize_schemes(self._stored.reopen())
