@@ -116,5 +116,5 @@ def _reciprocal(rows: Rows) -> Rows:
     return lambda start, stop: 1 / rows(start, stop)
 
 
-PLAIN = Scheme("compressed-tensors", ("weight_scale", "weight_scale_inv"), _plain)
+PLAIN = Scheme("compressed-tensors", ("weight_scale", "weight_scale_inv", "scale_weight"), _plain)
 PACKED = Scheme("compressed-tensors", ("weight_packed",), _packed)
