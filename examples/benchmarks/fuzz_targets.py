@@ -1,8 +1,12 @@
 """The readers to fuzz: for each a valid input, a mutation and the function that reads it."""
 
+import gzip
 import json
+import lzma
 import secrets
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save, save_file
 
 from examples.benchmarks import fuzz_inputs as mutations
+from examples.benchmarks.fuzz_forms import READERS, form_target, forms_of
 from hf_fingerprint.blackbox import Labels, parse_response
 from hf_fingerprint.blackbox.client.class_names import read_labels
 from hf_fingerprint.blackbox.client.remote import _parse_body
@@ -53,7 +58,9 @@ TARGETS = {  # reader: its share of the inputs
     "labels": 4,
     "reply": 6,
     "card": 3,
+    "archive": 4,
 }
+TARGETS |= {reader: 5 for reader, form in READERS.items() if forms_of(form)}
 CONFIG = {
     "architectures": ["ViTForImageClassification"],
     "model_type": "vit",
@@ -123,7 +130,8 @@ def targets_in(folder: Path, names: Iterable[str]) -> list[Target]:
     for name in names:
         place = folder / name
         place.mkdir()
-        samples, mutate, read, *bombs = globals()[f"_{name}"](place)
+        make = globals().get(f"_{name}")
+        samples, mutate, read, *bombs = form_target(name, place) if make is None else make(place)
         found.append(Target(name, samples, mutate, read, *bombs))
     return found
 
@@ -213,6 +221,33 @@ def _pickle(folder: Path) -> Any:
         torch.save({"state_dict": {name: torch.from_numpy(each) for name, each in arrays().items()}}, file, **options)
         samples.append(file.getvalue())
     return samples, mutations.of_bytes, _in_file(folder / "pytorch_model.bin", _all_of)
+
+
+def _archive(folder: Path) -> Any:
+    model, samples = save(arrays()), []
+    for mode in ("w", "w:gz", "w:xz"):
+        file = BytesIO()
+        with tarfile.open(fileobj=file, mode=mode) as packed:  # type: ignore[call-overload]
+            info = tarfile.TarInfo("a/model.safetensors")
+            info.size = len(model)
+            packed.addfile(info, BytesIO(model))
+        samples.append(file.getvalue())
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        file = BytesIO()
+        with zipfile.ZipFile(file, "w", method) as zipped:
+            zipped.writestr("assets/model.safetensors", model)
+            zipped.writestr("inner.zip", samples[0])
+        samples.append(file.getvalue())
+
+    def read(path: Path) -> object:
+        found = find_weight_sets(path)
+        for source in found.sets:
+            with open_checkpoint(source, suspect=True) as opened:
+                digest_tensors(opened)
+        return found
+
+    bombs = [lambda: gzip.compress(bytes(1 << 30), 1), lambda: lzma.compress(bytes(1 << 28), preset=0)]
+    return samples, mutations.of_bytes, _in_file(folder / "app.apk", read), bombs
 
 
 def _config(folder: Path) -> Any:

@@ -41,7 +41,8 @@ MAX_PICKLE_STEPS = 1_000_000  # a tensor takes 40 steps, a pickled module 600; a
 MAX_NESTED_PARTS = 1_000_000  # nested values visited in a PyTorch file
 MAX_PICKLE_TEXT = 64 * MB  # bytes of strings in a pickle
 MAX_DIRECTORY = 3 * MB  # bytes of a zip's central directory: 40,000 members
-MAX_ZIP_RATIO = 16  # unpacked to packed size of a compressed member of a weight file
+MAX_ZIP_RATIO = 16  # unpacked to packed size of a compressed member of a weight file, and of an archive
+MAX_ARCHIVE_MEMBERS, MAX_ARCHIVE_DEPTH = 40_000, 3  # files in an archive, and archives in archives
 
 # Folders and the files next to weights.
 MAX_FILE = 64 * MB  # bytes of a file copied along with the weights: tokenizers have up to 35 MB

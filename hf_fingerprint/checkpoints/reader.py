@@ -21,9 +21,10 @@ import numpy as np
 from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.formats.contained import Container, describe_container, load_contained
 from hf_fingerprint.checkpoints.formats.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.pickled import load_pickled
-from hf_fingerprint.checkpoints.formats.recognition import detect_format
+from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, detect_format, other_format
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_size, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
@@ -52,7 +53,12 @@ class Checkpoint:
         left_out (`dict[str, str]`): unreadable tensors of a suspect, each with a short reason: an unknown dtype, a
             sparse layout, no elements.
         tied (`dict[str, str]`): for a pickle, names of tensors that share memory, each with the first name.
+        companions (`tuple[Path, ...]`): for a suspect in another format, further files that hold its weights.
+        container ([`Container`]): how its weights are stored.
     """
+
+    container: Container
+    companions: tuple[Path, ...] = ()
 
     def __init__(self, source: Source, suspect: bool = False):
         self.source = source
@@ -63,10 +69,20 @@ class Checkpoint:
         self._memory: dict[str, LazyTensor] = {}
         self.tied: dict[str, str] = {}
         formats = {detect_format(path) for path in source.weights}
-        self._sizes = [path.stat().st_size for path in source.weights]
-        if len(formats) > 1:
-            raise CheckpointError(f"{source.name} mixes safetensors and PyTorch files: download the model again.")
-        if source.pickled:
+        self._sizes = {path: path.stat().st_size for path in source.weights}
+        producer, form = "", formats.pop() if len(formats) == 1 else ""
+        if not form:
+            raise CheckpointError(f"{source.name} mixes files of several formats: download the model again.")
+        if (other := other_format(form)) is not None:
+            if not suspect:
+                raise CheckpointError(
+                    f"{source.weights[0]} holds {form}, which only a suspect may have: give the safetensors or "
+                    f"PyTorch file that it was converted from."
+                )
+            infos, self._memory, producer, self.companions = load_contained(other, source.weights, self.left_out)
+            self._sizes |= {path: path.stat().st_size for path in self.companions}
+            self._add(infos)
+        elif form == PYTORCH:
             infos, self._memory, self.tied = load_pickled(source.weights, self.left_out if suspect else None)
             self._add(infos)
         else:
@@ -84,7 +100,8 @@ class Checkpoint:
             raise CheckpointError(f"{source.name} holds {len(self.tensors)} tensors, and {most}: split the model.")
         if not suspect and is_adapter(self.tensors):
             raise CheckpointError(f"{source.name} {ADAPTER_MESSAGE}.")
-        if not source.pickled:
+        self.container = describe_container(form, producer, self.tensors.values(), self._memory)
+        if form == SAFETENSORS:
             self._open()
 
     def _add(self, infos: list[TensorInfo], taken: dict[str, int] | None = None) -> None:
@@ -166,8 +183,9 @@ class Checkpoint:
         """Bytes `start` to `stop` of a tensor as `uint8`. With `out`, which must be large enough, a view of it."""
         count = (info.nbytes if stop is None else stop) - start
         if self._memory:
-            if self.source.weights[info.file].stat().st_size < self._sizes[info.file]:  # reading on would be fatal
-                raise CheckpointError(f"{self.source.weights[info.file]} ends too soon: it changed while it was read.")
+            for path in (self.source.weights[info.file], *self.companions):
+                if path.stat().st_size < self._sizes[path]:  # reading on would be fatal
+                    raise CheckpointError(f"{path} ends too soon: it changed while it was read.")
             found = self._memory[info.name].read(start, start + count)
             if out is None:  # a pickle's tensors lie anywhere in its file
                 return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
@@ -220,20 +238,28 @@ def open_checkpoint(
         name ([`ModelInput`] or [`Source`]): a model name as for [`resolve`], or its result; or a module or a state
             dict, which is read where it is.
         weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
-        suspect (`bool`, *optional*, defaults to `False`): whether to open the model as a suspect: unreadable tensors
-            are listed in `left_out`, and pickles may nest their tensors freely. A base must be fully readable, since
-            copies need every tensor.
+        suspect (`bool`, *optional*, defaults to `False`): whether to open the model as a suspect: it may have any
+            format, quantized weights are dequantized, unreadable tensors are listed in `left_out`, and pickles may
+            nest their tensors freely. A base must be fully readable, since copies need every tensor.
         file (`str`, *optional*): weight file to use in the folder or repo.
         options ([`HubOptions`], *optional*): where in the folder or repo, and how to reach it.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
     """
+    opened: Checkpoint
     if not isinstance(name, str | Path | Source):
         from hf_fingerprint.checkpoints.memory import MemoryCheckpoint
 
-        return MemoryCheckpoint(name, suspect)
-    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file, options), suspect)
+        opened = MemoryCheckpoint(name, suspect)
+    else:
+        source = name if isinstance(name, Source) else resolve(name, weights_only, file, options)
+        opened = Checkpoint(source, suspect)
+    if suspect:
+        from hf_fingerprint.checkpoints.dequantized import dequantize_schemes
+
+        return dequantize_schemes(opened)
+    return opened
 
 
 class Layout(Protocol):

@@ -27,7 +27,13 @@ from hf_fingerprint.checkpoints.choosing import (
     possible_shards,
 )
 from hf_fingerprint.checkpoints.configs import CONFIG
-from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, detect_format, inspect_file, is_supported
+from hf_fingerprint.checkpoints.formats.recognition import (
+    SAFETENSORS,
+    detect_format,
+    inspect_file,
+    is_format,
+    is_supported,
+)
 from hf_fingerprint.checkpoints.hub_client import fetch_cached_snapshot, fetch_snapshot
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
 from hf_fingerprint.checkpoints.limits import MAX_FILES_PER_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
@@ -48,6 +54,8 @@ class Source:
         revision (`str` or `None`): commit, for a model from the Hub.
         owns_folder (`bool`): whether the whole folder belongs to the model; `False` if it was given as a single file.
         access ([`HubOptions`]): the token and the cache that reach the model on the Hub again.
+        file_names (`tuple[str, ...]`): names of the files to show, if a suspect has several folders or archives.
+        archive (anything): the unpacked archive that holds the files, which are deleted with it.
     """
 
     name: str
@@ -57,11 +65,18 @@ class Source:
     revision: str | None
     owns_folder: bool
     access: HubOptions = field(default=NO_OPTIONS, repr=False, compare=False)
+    file_names: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    archive: object = field(default=None, repr=False, compare=False)
 
     @property
     def location(self) -> str:
         """The name by which [`resolve`] finds this very model again."""
         return self.name if self.revision is None else f"hf-hub:{self.name}@{self.revision}"
+
+    @property
+    def shown_files(self) -> tuple[str, ...]:
+        """Names of the weight files to show; they may be hostile."""
+        return self.file_names or tuple(path.name for path in self.weights)
 
     @property
     def in_memory(self) -> bool:
@@ -70,14 +85,14 @@ class Source:
 
     @cached_property
     def pickled(self) -> bool:
-        """Whether the weights are not in safetensors: in PyTorch's format, by the first file's content, else by its
+        """Whether the weights are not in safetensors: in another format, by the first file's content, else by its
         name, or in memory."""
         if self.in_memory:
             return True
         first = self.weights[0]
         with suppress(CheckpointError):
             if self.folder != Path():  # Path() stands for a model on the Hub that is read by ranges
-                return inspect_file(first) == PYTORCH
+                return is_format(found := inspect_file(first)) and found != SAFETENSORS
         return not first.name.lower().endswith(".safetensors")
 
 

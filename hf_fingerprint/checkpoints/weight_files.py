@@ -7,11 +7,12 @@ a group. Files in unsupported formats are listed with a reason and a remedy.
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints.archives import ARCHIVE, ARCHIVE_NAMES
 from hf_fingerprint.checkpoints.choosing import (
     PREFERRED_FILES,
     TRAINING_STATE_FILES,
@@ -21,7 +22,8 @@ from hf_fingerprint.checkpoints.choosing import (
     matches,
 )
 from hf_fingerprint.checkpoints.contents import SkippedFile
-from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, WEIGHT_SUFFIXES
+from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, WEIGHT_SUFFIXES, other_format
+from hf_fingerprint.checkpoints.formats.registry import FORMATS
 from hf_fingerprint.checkpoints.source import parse_shards
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -30,7 +32,7 @@ from hf_fingerprint.printable import printable
 MISSING = "missing: download the model again, all of its files"
 _PART = re.compile(r"(?P<stem>.*?)[-_.]?\d+[-_]of[-_](?P<total>\d+)(?P<end>.*)", re.DOTALL)
 _RENAMED = re.compile(r"\.(safetensors|bin|pth|pt|ckpt)(\.[\w-]+)?$", re.IGNORECASE)
-_ARCHIVE = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|zip|7z|mar)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(zst|7z)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class WeightFileGroup:
     """Files that together hold one model's weights.
 
     Attributes:
-        files (`tuple[str, ...]`): paths in the model's folder, with `/`; all safetensors or all pickles.
+        files (`tuple[str, ...]`): paths in the model's folder, with `/`; all of one format.
         index (`str` or `None`): the index that names them.
+        companions (`tuple[str, ...]`): further files that may hold weights of theirs, in a format that has some.
     """
 
     files: tuple[str, ...]
     index: str | None = None
+    companions: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,14 +93,43 @@ def may_hold_model(name: str) -> bool:
 def is_index(name: str) -> bool:
     """Whether a file of this name is an index of weight files in a supported format."""
     weights = indexed_weights(name)
-    return weights is not None and format_by_name(weights) is not None
+    return weights is not None and format_by_name(weights) in (SAFETENSORS, PYTORCH)
 
 
 def format_by_name(name: str) -> str | None:
-    """The supported weight format that a file name stands for, or `None`."""
-    if not WEIGHT_SUFFIXES.search(name):
-        return None
-    return SAFETENSORS if name.lower().endswith(".safetensors") else PYTORCH
+    """The supported weight format that a file name stands for, [`ARCHIVE`] for an archive's, or `None`."""
+    if WEIGHT_SUFFIXES.search(name):
+        return SAFETENSORS if name.lower().endswith(".safetensors") else PYTORCH
+    if ARCHIVE_NAMES.search(name):
+        return ARCHIVE
+    return next((form.name for form in FORMATS if name.lower().endswith(form.suffixes)), None)
+
+
+def add_companions(
+    groups: Sequence[WeightFileGroup],
+    unread: Sequence[SkippedFile],
+    names: Iterable[str],
+    get_format: Callable[[str], str | None] = format_by_name,
+) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
+    """Gives each group the further files that may hold its weights, which are no groups of their own then.
+
+    A file that may be a model by its name stays a group as well.
+
+    Args:
+        groups, unread: see [`group_files`].
+        names (iterable of `str`): all files of the folder or repo, with `/`.
+        get_format (callable, *optional*): see [`group_files`].
+    """
+    names, found = set(names), []
+    for group in groups:
+        form = other_format(get_format(group.files[0]) or "")
+        parts = [] if form is None else [names & set(form.companions(file, names)) for file in group.files]
+        found.append(replace(group, companions=tuple(sorted(set().union(*parts) - set(group.files)))))
+    claimed = {name for group in found for name in group.companions if not WEIGHT_SUFFIXES.search(name)}
+    return (
+        [group for group in found if not claimed.issuperset(group.files)],
+        [each for each in unread if each.name not in claimed],
+    )
 
 
 def group_files(
@@ -175,7 +208,7 @@ def _groups_of(
 
 
 def _split_by_format(names: Iterable[str], get_format: Callable[[str], str | None]) -> list[list[str]]:
-    """The files, separated into safetensors and pickles."""
+    """The files, separated by format."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if (there := get_format(name)) is not None:

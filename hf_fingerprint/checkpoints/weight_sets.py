@@ -8,38 +8,28 @@ found.unread                   # files that may hold weights but can't be read, 
 ```
 """
 
+import posixpath
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from hf_fingerprint.checkpoints.choosing import (
-    ADAPTER_MESSAGE,
-    choose_weights,
-    is_weight_file,
-    missing_file_error,
-    no_weights_error,
-)
-from hf_fingerprint.checkpoints.contents import SkippedFile, truncate_skipped, walk_folder
+from hf_fingerprint.checkpoints.archives import ARCHIVE, is_archive, unpack_archive
+from hf_fingerprint.checkpoints.choosing import choose_weights, is_weight_file, missing_file_error, no_weights_error
+from hf_fingerprint.checkpoints.contents import SkippedFile, walk_folder
 from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.formats.recognition import (
-    PYTORCH,
-    SAFETENSORS,
-    inspect_file,
-    is_supported,
-    unsupported_reason,
-)
-from hf_fingerprint.checkpoints.formats.safetensors_files import headers_size
+from hf_fingerprint.checkpoints.formats.recognition import inspect_file, is_format, is_supported, unsupported_reason
 from hf_fingerprint.checkpoints.hub_files import HubFiles, OversizedDownload
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
-from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
+from hf_fingerprint.checkpoints.limits import MAX_ARCHIVE_DEPTH, MAX_INDEX, MAX_SETS, megabytes
 from hf_fingerprint.checkpoints.naming import HubId, LocalFile
+from hf_fingerprint.checkpoints.opening_sets import WeightSets, limit_groups, open_groups
 from hf_fingerprint.checkpoints.reader import open_checkpoint
 from hf_fingerprint.checkpoints.source import Source, path_problem, resolve
-from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.checkpoints.weight_files import (
     MISSING,
     WeightFileGroup,
+    add_companions,
     format_by_name,
     group_files,
     is_index,
@@ -47,28 +37,12 @@ from hf_fingerprint.checkpoints.weight_files import (
     unreadable_reason_by_name,
 )
 from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.printable import printable
 
 
 _CONFIG = "config.json"
 _NOT_SEARCHED = "holds no model"
 _SKIPPED_FOLDERS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
 _OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
-_HEADERS = f"beyond the limit of {megabytes(MAX_HEADERS)} MB for all headers of the folder: choose it with --file"
-
-
-@dataclass(frozen=True)
-class WeightSets:
-    """The sets of weights of a suspect that can be read, and the files that can't.
-
-    Attributes:
-        sets (`tuple[Source, ...]`): one [`Source`] per set, all with the model's name. At most [`MAX_SETS`], the
-            likeliest first.
-        unread (`tuple[SkippedFile, ...]`): files that may hold weights but can't be read, with reason and remedy.
-    """
-
-    sets: tuple[Source, ...]
-    unread: tuple[SkippedFile, ...]
 
 
 def find_weight_sets(
@@ -105,30 +79,36 @@ def find_weight_sets(
 
 def _from_file(path: Path) -> WeightSets:
     folder = path.parent
+    model = Source(str(path), folder, (), None, None, False)
     if is_index(path.name):
         siblings = [entry.name for entry in folder.iterdir() if entry == path or is_weight_file(entry.name)]
         groups, unread = _group_folder(folder, _filter_inside(folder, siblings, []))
         groups = [group for group in groups if group.index == path.name]
         if not groups:
             resolve(path)  # raises with the reason
-        missing = tuple(each for each in unread if each.reason == MISSING)
-        return _open_groups(Source(str(path), folder, (), None, None, False), groups, missing)
-    if path.is_file() and not is_supported(path) and (reason := _unreadable_reason(folder, path.name)) is not None:
-        return WeightSets((), (SkippedFile(path.name, reason),))
-    resolve(path)
-    return _open_groups(Source(str(path), folder, (), None, None, False), [WeightFileGroup((path.name,))], ())
+        return _open(model, groups, [each for each in unread if each.reason == MISSING])
+    if not is_archive(path):
+        if path.is_file() and not is_supported(path) and (reason := _unreadable_reason(folder, path.name)) is not None:
+            return WeightSets((), (SkippedFile(path.name, reason),))
+        resolve(path)
+    return _open(model, [WeightFileGroup((path.name,))], [])
 
 
 def _from_folder(folder: Path) -> WeightSets:
+    return _open(Source(str(folder), folder, (), None, None, True), *_search(folder))
+
+
+def _search(folder: Path) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
+    """The groups of weight files in a folder and its subfolders, and the files that can't be read."""
     names, unread = [], []
     for path, reason in walk_folder(folder, lambda name: _NOT_SEARCHED if _SKIPPED_FOLDERS.fullmatch(name) else None):
         name = path.relative_to(folder).as_posix()
-        if reason is None and (is_weight_file(name) or is_index(name) or is_supported(path)):
+        if reason is None and (is_weight_file(name) or is_index(name) or is_supported(path) or is_archive(path)):
             names.append(name)
         elif reason is not None and reason != _NOT_SEARCHED:
             unread.append(SkippedFile(f"{name}/", f"not searched ({reason}): give its path"))
     groups, more = _group_folder(folder, _filter_inside(folder, names, unread))
-    return _open_groups(Source(str(folder), folder, (), None, None, True), groups, (*unread, *more))
+    return groups, [*unread, *more]
 
 
 def _group_folder(folder: Path, names: list[str]) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
@@ -139,15 +119,57 @@ def _group_folder(folder: Path, names: list[str]) -> tuple[list[WeightFileGroup]
             found = inspect_file(folder / name)
         except CheckpointError:
             found = ""
-        return found if found in (SAFETENSORS, PYTORCH) else format_by_name(name)
+        if is_format(found):
+            return found
+        return ARCHIVE if is_archive(folder / name) else format_by_name(name)
 
-    return group_files(
+    groups, unread = group_files(
         names,
         lambda name: _read(folder / name),
         get_format,
         lambda name: _unreadable_reason(folder, name),
         lambda name: is_training_state(name) and not _is_disguised(folder / name),
     )
+    return add_companions(groups, unread, names, get_format)
+
+
+def _open(
+    model: Source,
+    groups: list[WeightFileGroup],
+    unread: list[SkippedFile],
+    shown: Callable[[str], str] = str,
+    depth: int = 0,
+) -> WeightSets:
+    """The sets of a model's folder and of the archives in it; see [`open_groups`]."""
+    archives = [group for group in groups if len(group.files) == 1 and is_archive(model.folder / group.files[0])]
+    found = open_groups(model, [group for group in groups if group not in archives], unread, shown)
+    sets, left = [*found.sets], [*found.unread]
+    for group in archives:
+        inner = _from_archive(model, group.name, shown(group.name), depth)
+        sets += inner.sets
+        left += inner.unread
+    if not sets and not left and not depth:
+        raise no_weights_error(model.name)
+    reason = f"beyond the limit of {MAX_SETS} sets of weights: give its path, or unpack it"
+    left += [SkippedFile(", ".join(each.shown_files), reason) for each in sets[MAX_SETS:]]
+    return WeightSets(tuple(sets[:MAX_SETS]), tuple(left))
+
+
+def _from_archive(model: Source, file: str, shown: str, depth: int) -> WeightSets:
+    """The sets in an archive."""
+    if depth == MAX_ARCHIVE_DEPTH:
+        return WeightSets((), (SkippedFile(shown, "an archive in too many archives: unpack it"),))
+    try:
+        unpacked = unpack_archive(model.folder / file, PurePosixPath(file).name)
+        groups, unread = _search(unpacked.folder)
+        if unpacked.problem is not None:
+            unread.append(SkippedFile("", unpacked.problem))
+        inner = replace(model, folder=unpacked.folder, owns_folder=False, archive=(model.archive, unpacked))
+        return _open(inner, groups, unread, lambda name: posixpath.join(shown, *name.split("/")[1:]), depth + 1)
+    except CheckpointError as error:
+        return WeightSets((), (SkippedFile(shown, str(error).removesuffix(".")),))
+    except OSError as error:
+        return WeightSets((), (SkippedFile(shown, f"can't be read ({error.strerror or error})"),))
 
 
 def _is_disguised(path: Path) -> bool:
@@ -196,7 +218,8 @@ def _read(index: Path) -> bytes:
 
 def _from_hub(hub_id: HubId, max_bytes: int | None, access: HubOptions) -> WeightSets:
     hub = HubFiles(hub_id, max_bytes, access)
-    names = [name for name in hub.sizes if _is_model_path(name) and (is_weight_file(name) or is_index(name))]
+    there = set(filter(_is_model_path, hub.sizes))
+    names = [name for name in sorted(there) if is_weight_file(name) or is_index(name) or _is_openvino(name, there)]
     small: list[str] = []
     for name in (_CONFIG, *filter(is_index, names)):
         if (hub.sizes.get(name) or MAX_INDEX) < MAX_INDEX and hub.fetch_problem([*small, name]) is None:
@@ -206,14 +229,16 @@ def _from_hub(hub_id: HubId, max_bytes: int | None, access: HubOptions) -> Weigh
     if hub_id.variant is not None:
         top = [name for name in names if "/" not in name]
         hub_id = hub_id._replace(file=choose_weights(top, hub_id.name, hub_id.variant))
+    groups, unread = add_companions(groups, unread, there)
     if hub_id.file is not None:
         groups, unread = _select_chosen(hub_id, groups, unread, names)
     fetched = []
-    for group in _limit_groups(groups, hub_id.name, unread):
-        reason = hub.fetch_problem(group.files)
+    for group in limit_groups(groups, hub_id.name, unread):
+        files = (*group.files, *group.companions)
+        reason = hub.fetch_problem(files)
         if reason is None:
             try:
-                hub.fetch(group.files)
+                hub.fetch(files)
             except OversizedDownload as error:
                 reason = str(error)
         if reason is None:
@@ -222,7 +247,7 @@ def _from_hub(hub_id: HubId, max_bytes: int | None, access: HubOptions) -> Weigh
             unread.append(SkippedFile(group.name, reason))
     name = hub_id._replace(repo=hub.hub_id.repo).name
     model = Source(name, hub.folder, (), None, hub.commit, owns_folder=True, access=access)
-    return _open_groups(model, fetched, unread)
+    return _open(model, fetched, unread)
 
 
 def _select_chosen(
@@ -231,75 +256,17 @@ def _select_chosen(
     """The groups and unreadable files of a repo that belong to the chosen file."""
     if hub_id.file not in names:
         raise missing_file_error(hub_id._replace(file=None).name, str(hub_id.file), names)
-    found = [group for group in groups if group.index == hub_id.file]
+    found = [group for group in groups if hub_id.file == group.index or (hub_id.file,) == group.files]
     alone = [WeightFileGroup((str(hub_id.file),))] if any(hub_id.file in group.files for group in groups) else []
     return found or alone, [each for each in unread if each.name == hub_id.file]
+
+
+def _is_openvino(name: str, there: Collection[str]) -> bool:
+    """Whether a file is a graph of OpenVINO by its name: an XML document next to weights of its name."""
+    return name.lower().endswith(".xml") and f"{name[:-4]}.bin" in there
 
 
 def _is_model_path(name: str) -> bool:
     """Whether a path stays inside the repo and outside folders that hold no model."""
     parts = PurePosixPath(name).parts
     return ".." not in parts and not name.startswith("/") and not any(map(_SKIPPED_FOLDERS.fullmatch, parts[:-1]))
-
-
-def _limit_groups(
-    groups: Sequence[WeightFileGroup], where: str, unread: list[SkippedFile]
-) -> Sequence[WeightFileGroup]:
-    """The groups within [`MAX_SETS`]. Only training checkpoints may be dropped, which appends them to `unread`."""
-    own = sum(not group.is_training_checkpoint for group in groups)
-    if own > MAX_SETS:
-        raise CheckpointError(
-            f"{where} holds {own} sets of weights, and the limit is {MAX_SETS}: choose one with --file, such as "
-            f"--file {printable(groups[0].name)}."
-        )
-    reason = f"beyond the limit of {MAX_SETS} sets of weights: choose it with --file"
-    unread += [SkippedFile(group.name, reason) for group in groups[MAX_SETS:]]
-    return groups[:MAX_SETS]
-
-
-def _open_groups(model: Source, groups: Sequence[WeightFileGroup], unread: Iterable[SkippedFile]) -> WeightSets:
-    """The groups that open, as sources like `model`. The others are listed in `unread`."""
-    sets: list[Source] = []
-    skipped, headers = list(unread), 0
-    for group in _limit_groups(groups, model.name, skipped):
-        paths = tuple(model.folder / file for file in group.files)
-        index, folder = None if group.index is None else model.folder / group.index, paths[0].parent
-        is_own = model.owns_folder and folder == model.folder
-        source = replace(model, folder=folder, weights=paths, index=index, owns_folder=is_own)
-        headers += headers_size(paths)
-        reason = _opening_problem(source) if headers <= MAX_HEADERS or not sets else _HEADERS
-        if reason is None:
-            sets.append(source)
-        elif len(paths) == 1 or reason == _HEADERS:
-            skipped.append(SkippedFile(group.name if reason == _HEADERS else group.files[0], reason))
-        elif rest := _readable_parts(source, model.folder, skipped):
-            sets.append(rest)
-    if not sets and not skipped:
-        raise no_weights_error(model.name)
-    return WeightSets(tuple(sets), tuple(truncate_skipped(sorted(set(skipped)))))
-
-
-def _readable_parts(source: Source, folder: Path, unread: list[SkippedFile]) -> Source | None:
-    """The source without the files that don't open, or `None` if none opens. Appends those files to `unread`."""
-    readable = []
-    for path in source.weights:
-        reason = _opening_problem(replace(source, weights=(path,), index=None))
-        if reason is None:
-            readable.append(path)
-        else:
-            unread.append(SkippedFile(path.relative_to(folder).as_posix(), reason))
-    return replace(source, weights=tuple(readable), index=None) if readable else None
-
-
-def _opening_problem(source: Source) -> str | None:
-    """Why a source doesn't open, or `None`."""
-    try:
-        with open_checkpoint(source, suspect=True) as opened:
-            return ADAPTER_MESSAGE if is_adapter(opened.tensors) else None
-    except OSError as error:
-        return f"can't be read ({error.strerror or error})"
-    except CheckpointError as error:
-        text = str(error).removesuffix(".")
-        for path in source.weights:
-            text = text.replace(str(path), "", 1)
-        return text.lstrip(": ")

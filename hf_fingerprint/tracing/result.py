@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hf_fingerprint.checkpoints.formats.contained import Container
 from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
@@ -124,6 +125,8 @@ class TraceResult(PrintableResult):
         bases_not_read (`tuple[SkippedSource, ...]`): the other bases of the vault, with reasons.
         on_record (`tuple[RecordedCopy, ...]`): copies whose recorded content hash is the suspect's.
         files (`tuple[str, ...]`): the weight files that were read.
+        containers (`tuple[Container, ...]`): how the weights are stored: the format, the producer, the tensors and
+            their types; one for each set of weight files.
         files_not_read (`tuple[SkippedSource, ...]`): the suspect's other weight files, with reasons.
         tensors_left_out (`int`): tensors of the suspect that can't be read.
         claim (`str` or `None`): the recipient that [`verify`] tested alone.
@@ -159,6 +162,7 @@ class TraceResult(PrintableResult):
     bases_not_read: tuple[SkippedSource, ...] = ()
     on_record: tuple[RecordedCopy, ...] = ()
     files: tuple[str, ...] = ()
+    containers: tuple[Container, ...] = ()
     files_not_read: tuple[SkippedSource, ...] = ()
     tensors_left_out: int = 0
     rows_not_used: tuple[Fault, ...] = ()

@@ -108,7 +108,7 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
     """Traces a model in memory, or by ranges if that is enough, else every set of weight files."""
     if not isinstance(suspect, str | Path):
         with open_checkpoint(suspect, suspect=True) as live:
-            return trace_files(request, live)
+            return replace(trace_files(request, live), containers=(live.container,))
     looks, options = 0, request.options
     try:
         ranged = None if full else open_ranged_checkpoint(suspect, max_bytes, options=options)
@@ -126,7 +126,7 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
     for source in found.sets:
         with open_checkpoint(source, suspect=True) as opened:
             traced = trace_files(request, opened, looks, len(found.sets))
-            results.append(replace(traced, files=tuple(path.name for path in source.weights)))
+            results.append(replace(traced, files=source.shown_files, containers=(opened.container,)))
     if not results:
         results = [_unread_result(suspect, request, "No weight file of it can be read.")]
     return _apply_unread_files(_merge_results(results, found.unread))
@@ -155,6 +155,7 @@ def _merge_results(results: Sequence[TraceResult], unread: Sequence[SkippedFile]
     same_outcome = [result for result in results if result.outcome is outcome]
     main = min(same_outcome, key=lambda result: result.accused[0].log10_false_accusation if result.accused else 0.0)
     files = tuple(dict.fromkeys(name for result in results for name in result.files))
+    containers = tuple(container for result in results for container in result.containers)
     if len(results) > 1 and main.reason is not None:
         main = replace(main, reason=f"{', '.join(main.files)}: {main.reason}")
 
@@ -168,7 +169,7 @@ def _merge_results(results: Sequence[TraceResult], unread: Sequence[SkippedFile]
         accused, scores = best_scores([r.accused for r in results]), best_scores([r.scores for r in results])
         main = replace(main, accused=accused, scores=scores)
     left = tuple(SkippedSource(each.name, main.suspect, each.reason) for each in unread)
-    return replace(main, files=files, files_not_read=left)
+    return replace(main, files=files, containers=containers, files_not_read=left)
 
 
 def _apply_unread_files(result: TraceResult) -> TraceResult:

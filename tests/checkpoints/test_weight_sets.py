@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import WeightSets, find_weight_sets, open_checkpoint
+from hf_fingerprint.checkpoints import WeightSets, find_weight_sets, open_checkpoint, opening_sets
 from hf_fingerprint.checkpoints.limits import MAX_SETS
 from tests.helpers.checkpoint_files import refused, save_model, save_shards
 from tests.helpers.loopback_hub import LoopbackHub
@@ -179,10 +179,10 @@ UNREAD = {
     "model.gguf": "convert it to safetensors",
     "weights.npz": "convert it to safetensors",
     "model.tflite": "convert it to safetensors",
-    "saved_model/variables/variables.data-00000-of-00001": "convert it to safetensors",
-    "model.mlpackage/Data/weights": "convert it to safetensors",
-    "stolen.zip": "unpack it",
-    "model.tar.gz": "unpack it",
+    "saved_model/variables/variables.data-00000-of-00001": "save it as .keras",
+    "stolen.zip": "give a .safetensors file",
+    "model.tar.gz": "give a .safetensors file",
+    "model.tar.zst": "unpack it",
     "model.safetensors.bak": "rename it to .safetensors",
     "OLD.SAFETENSORS": "download it again",
     "adapter_model.safetensors": "download it again",
@@ -479,7 +479,7 @@ def test_a_renamed_repo_has_its_current_name(hub):
 
 
 def test_sets_whose_headers_would_take_too_long_together_are_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(find_weight_sets.__globals__, "MAX_HEADERS", 150)
+    monkeypatch.setattr(opening_sets, "MAX_HEADERS", 150)
     for number in range(4):
         save_model(tmp_path / f"{number}.safetensors", a=A)
 

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.formats.containers import Format
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
+from hf_fingerprint.checkpoints.formats.registry import FORMATS
 from hf_fingerprint.checkpoints.formats.torch_files import list_members
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -16,6 +18,7 @@ _OLD_PICKLE = re.compile(rb"\((dp|lp|i?d)\d|c[\w.]+\n[\w.]+\n")
 _CONVERT = "convert it to safetensors"
 _UNPACK = "unpack it"
 _NOT_READ = f"which is not supported: {_CONVERT}"
+_BUILT = "which is not supported: give the file that it was built from, such as ONNX, TFLite or PyTorch"
 _INCOMPLETE = "is neither safetensors nor a PyTorch file, or is incomplete: download it again"
 _NO_WEIGHTS = "is not a weight file: give a .safetensors file, a PyTorch file, a model folder or a Hub id"
 
@@ -32,48 +35,70 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes,
     (0, rb"\x28\xb5\x2f\xfd", f"is packed (zstd): {_UNPACK}"),
     (0, rb"7z\xbc\xaf\x27\x1c", f"is packed (7z): {_UNPACK}"),
     (257, rb"ustar", f"is packed (tar): {_UNPACK}"),
-    (0, rb"\x89HDF\r\n\x1a\n", f"holds HDF5, as Keras and TensorFlow write it, {_NOT_READ}"),
-    (0, rb"gguf|ggml|ggjt|tjgg|lmgg", f"holds GGUF, {_NOT_READ}"),
-    (0, rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
-    (4, rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}"),
-    (0, rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
     (0, rb"SQLite format 3\x00", "is a database, not weights: check that it is the right file"),
-    (0, rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
+    (4, rb"ET\d\d", f"is an ExecuTorch program, {_BUILT}"),
+    (0, rb"ftrt|ptrt", f"is a TensorRT engine, {_BUILT}"),
+    (0, rb"RKNN", f"is a Rockchip model (RKNN), {_BUILT}"),
+    (0, rb"IMOD", f"is an Ascend model (.om), {_BUILT}"),
+    (0, rb"7767517\s", f"is an NCNN graph, {_BUILT}"),
+    (0, rb"Salted__|age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
     (0, rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
-_BY_NAME = {
-    ".h5": "HDF5", ".keras": "Keras", ".msgpack": "Flax", ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
-    ".pb": "TensorFlow", ".gguf": "GGUF", ".ot": "tch (Rust)", ".pdparams": "PaddlePaddle", ".params": "MXNet",
-    ".mlmodel": "Core ML", ".engine": "TensorRT", ".plan": "TensorRT", ".trt": "TensorRT",
-    ".distcp": "a part of a distributed checkpoint",
-}  # fmt: skip
+_BY_NAME: tuple[tuple[str, str], ...] = (  # pattern of a lower-case name, message to follow the name
+    (r"^saved_model\.pb$|\.data-\d+-of-\d+$",
+     "is a part of a TensorFlow SavedModel, which is not supported: save it as .keras, or convert it to TFLite"),
+    (r"\.pb$", f"holds TensorFlow, {_NOT_READ}"),
+    (r"^group\d+-shard\d+of\d+(\.bin)?$",
+     "is a part of a TensorFlow.js model, which is not supported: convert it back to Keras or TFLite"),
+    (r"\.ot$", f"holds tch (Rust), {_NOT_READ}"),
+    (r"\.pdparams$", f"holds PaddlePaddle, {_NOT_READ}"),
+    (r"\.params$", f"holds MXNet, {_NOT_READ}"),
+    (r"\.(engine|plan|trt)$", f"holds TensorRT, {_BUILT}"),
+    (r"\.mnn$", f"holds MNN, {_BUILT}"),
+    (r"\.(om|dlc|rknn)$", f"is compiled for one kind of chip, {_BUILT}"),
+    (r"\.distcp$", f"holds a part of a distributed checkpoint, {_NOT_READ}"),
+)  # fmt: skip
 _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
-    (r"\.npy\Z", f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
     (
         r"(\A|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$",
         "holds an exported program (torch.export), which is not supported: save the model's state dict",
     ),
-    (r"\A(model\.weights\.h5|metadata\.json)\Z", f"holds Keras, {_NOT_READ}"),
+    (r"\A(dlc\.metadata|model\.params\.bin)\Z", f"is a Qualcomm model (.dlc), {_BUILT}"),
     (r"MAR-INF/MANIFEST\.json\Z", f"is a TorchServe archive: {_UNPACK}"),
 )
 
 
 def detect_format(path: Path) -> str:
-    """[`SAFETENSORS`] or [`PYTORCH`] for a regular file.
+    """The name of a file's format: [`SAFETENSORS`], [`PYTORCH`], or that of a [`Format`] that suspects may have.
 
     Raises:
-        [`CheckpointError`]: if it is neither, with what it is and what to do.
+        [`CheckpointError`]: if it is not supported, with what it is and what to do.
     """
     found = inspect_file(path)
-    if found in (SAFETENSORS, PYTORCH):
+    if is_format(found):
         return found
     raise CheckpointError(f"{path.parent / printable(path.name)} {found}.")
+
+
+def is_format(found: str) -> bool:
+    """Whether what [`inspect_file`] found is the name of a supported format rather than a message."""
+    return found in (SAFETENSORS, PYTORCH) or other_format(found) is not None
+
+
+def is_packed(found: str) -> bool:
+    """Whether what [`inspect_file`] found is the message about an archive or a packed file."""
+    return found.endswith(_UNPACK)
+
+
+def other_format(name: str) -> Format | None:
+    """The format of this name that only suspects may have, or `None`."""
+    return next((form for form in FORMATS if form.name == name), None)
 
 
 def is_supported(path: Path) -> bool:
     """Whether a file can be opened and has a supported format, whatever its name."""
     try:
-        return path.is_file() and inspect_file(path) in (SAFETENSORS, PYTORCH)
+        return path.is_file() and is_format(inspect_file(path))
     except CheckpointError:
         return False
 
@@ -81,11 +106,11 @@ def is_supported(path: Path) -> bool:
 def unsupported_reason(path: Path) -> str | None:
     """The message for a file in a known but unsupported format, to follow its name, or `None`."""
     found = inspect_file(path)
-    return None if found in (SAFETENSORS, PYTORCH, _INCOMPLETE, _NO_WEIGHTS) else found
+    return None if is_format(found) or found in (_INCOMPLETE, _NO_WEIGHTS) else found
 
 
 def inspect_file(path: Path) -> str:
-    """[`SAFETENSORS`] or [`PYTORCH`], or a message about the file, to follow its name.
+    """The name of a file's format as [`detect_format`] gives it, or a message about the file, to follow its name.
 
     Raises:
         [`CheckpointError`]: if it can't be opened.
@@ -102,6 +127,9 @@ def inspect_file(path: Path) -> str:
     # before the other formats, whose magic bytes are short
     if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size:
         return SAFETENSORS
+    for form in FORMATS:
+        if form.matches(head, path):
+            return form.name
     if head[:4] == b"PK\x03\x04":
         first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
         return PYTORCH if first.endswith(b"/data.pkl") and first.count(b"/") == 1 else _describe_zip(path)
@@ -125,8 +153,12 @@ def _describe_by_name(path: Path, head: bytes) -> str:
     suffix = path.suffix.lower()
     if suffix == ".bin" and (path.with_suffix(".xml").is_file() or path.name.lower().startswith("openvino")):
         return "holds OpenVINO weights, which are not supported: give the model that it was converted from"
-    if suffix in _BY_NAME:
-        return f"holds {_BY_NAME[suffix]}, {_NOT_READ}"
+    for pattern, message in _BY_NAME:
+        if re.search(pattern, path.name.lower()):
+            return message
+    for form in FORMATS:
+        if path.name.lower().endswith(form.suffixes):
+            return f"is not a complete {form.name} file: download it again"
     if suffix == ".safetensors":
         return SAFETENSORS  # its reader reports the damage
     if not any(head):

@@ -4,9 +4,6 @@ Storages are views of the memory-mapped file, so a tensor is not read before it 
 compressed afterwards are unpacked, up to a multiple of their size.
 """
 
-import io
-import zipfile
-import zlib
 from collections.abc import Callable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -18,14 +15,13 @@ from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRe
 from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
 from hf_fingerprint.checkpoints.formats.torch_calls import build_call, parse_storage
 from hf_fingerprint.checkpoints.formats.torch_tensors import Storage
-from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY, MAX_EXPANSION, MAX_ZIP_RATIO
+from hf_fingerprint.checkpoints.formats.zip_members import TRUNCATED, ZipMembers
+from hf_fingerprint.checkpoints.formats.zip_members import list_members as list_members
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
-_LOCAL_HEADER = 30
 _LARGEST_PICKLE = 1 << 29
 _DATA, _CONSTANTS = "data.pkl", "constants.pkl"
-_TRUNCATED = "a file that is cut off or damaged"
 
 
 class LoadedFile(NamedTuple):
@@ -54,94 +50,11 @@ def load_torch_file(path: Path) -> LoadedFile:
             raise InvalidPickleError("an empty file") from None
     if data[:4] == b"PK\x03\x04":
         with path.open("rb", buffering=0) as opened:
-            return _from_zip(_ZipMembers(opened, data))
+            return _from_zip(ZipMembers(opened, data))
     return LoadedFile(_from_pickles(data))
 
 
-def list_members(path: Path) -> list[str]:
-    """The names of a zip's members.
-
-    Raises:
-        [`InvalidPickleError`]: if it is not a zip or has too many members.
-    """
-    with path.open("rb", buffering=0) as stream:
-        return [member.filename for member in _zip_directory(stream)]
-
-
-class _BoundedFile(io.RawIOBase):
-    """A file for `zipfile` that refuses to read a central directory beyond [`MAX_DIRECTORY`]."""
-
-    def __init__(self, stream: io.FileIO):
-        self._stream = stream
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        found = self._stream.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1)) or b""
-        if len(found) > MAX_DIRECTORY:
-            raise InvalidPickleError(f"a zip with a directory of more than {MAX_DIRECTORY >> 20} MB")
-        return found
-
-
-def _zip_directory(stream: Any) -> list[zipfile.ZipInfo]:
-    try:
-        return zipfile.ZipFile(_BoundedFile(stream)).infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, UnicodeDecodeError, OverflowError):
-        raise InvalidPickleError(_TRUNCATED) from None
-
-
-class _ZipMembers:
-    """The members of a zip by name."""
-
-    def __init__(self, stream: Any, data: mmap):
-        self._data, self._bytes = data, np.frombuffer(data, np.uint8)
-        self._unpack_budget = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION
-        self._found: dict[str, zipfile.ZipInfo] = {}
-        for info in _zip_directory(stream):
-            if info.filename in self._found:
-                raise InvalidPickleError("a zip with two members of one name")
-            self._found[info.filename] = info
-
-    def __iter__(self) -> Any:
-        return iter(self._found)
-
-    def read(self, name: str) -> np.ndarray | None:
-        """The bytes of a member as `uint8`, a view of the file unless compressed; `None` if it doesn't exist."""
-        info = self._found.get(name)
-        if info is None:
-            return None
-        head = self._data[info.header_offset : info.header_offset + _LOCAL_HEADER]
-        if len(head) < _LOCAL_HEADER or head[:4] != b"PK\x03\x04" or info.flag_bits & 1:
-            raise InvalidPickleError(_TRUNCATED)
-        lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        begin = info.header_offset + _LOCAL_HEADER + lengths
-        raw = self._bytes[begin : begin + info.compress_size]
-        if len(raw) != info.compress_size:
-            raise InvalidPickleError(_TRUNCATED)
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size:
-            return raw
-        if info.compress_type != zipfile.ZIP_DEFLATED:
-            raise InvalidPickleError("a zip with an unsupported compression method")
-        if info.file_size > min(self._unpack_budget, info.compress_size * MAX_ZIP_RATIO + (MAX_EXPANSION >> 4)):
-            raise InvalidPickleError("a zip that unpacks to many times its size")
-        self._unpack_budget -= info.file_size
-        try:
-            unpacked = zlib.decompressobj(-15).decompress(raw, info.file_size)
-        except zlib.error:
-            raise InvalidPickleError(_TRUNCATED) from None
-        if len(unpacked) != info.file_size:
-            raise InvalidPickleError(_TRUNCATED)
-        return np.frombuffer(unpacked, np.uint8)
-
-
-def _from_zip(members: _ZipMembers) -> LoadedFile:
+def _from_zip(members: ZipMembers) -> LoadedFile:
     tops = [name.removesuffix(_DATA) for name in members if name.endswith(f"/{_DATA}") and name.count("/") == 1]
     if len(tops) != 1:
         raise InvalidPickleError("a zip without a PyTorch model")
@@ -154,7 +67,7 @@ def _from_zip(members: _ZipMembers) -> LoadedFile:
     return LoadedFile(content, constants)
 
 
-def _from_member(members: _ZipMembers, name: str, folder: str) -> Any:
+def _from_member(members: ZipMembers, name: str, folder: str) -> Any:
     raw = members.read(name)
     if raw is None:
         return None
@@ -168,7 +81,7 @@ def _from_member(members: _ZipMembers, name: str, folder: str) -> Any:
             known[storage.key] = members.read(f"{folder}{storage.key}") if storage.key else None
         storage.data = known[storage.key]
         if storage.key and storage.data is None:
-            raise InvalidPickleError(_TRUNCATED)
+            raise InvalidPickleError(TRUNCATED)
         return storage
 
     return read_pickle(raw.tobytes(), 0, _make_builder(1), persistent_load)[0]
@@ -197,17 +110,17 @@ def _from_pickles(data: bytes | mmap, nested: bool = False) -> Any:
     raw, found = np.frombuffer(data, np.uint8), {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in sizes or key in found:
-            raise InvalidPickleError(_TRUNCATED)
+            raise InvalidPickleError(TRUNCATED)
         count = int.from_bytes(raw[at : at + 8].tobytes(), "little") * sizes[key]
         at += 8
         if count > len(raw) - at:
-            raise InvalidPickleError(_TRUNCATED)
+            raise InvalidPickleError(TRUNCATED)
         found[key] = raw[at : at + count]
         at += count
     for storage in storages:
         storage.data = found.get(storage.key)
         if storage.key and storage.data is None:
-            raise InvalidPickleError(_TRUNCATED)
+            raise InvalidPickleError(TRUNCATED)
     return content
 
 

@@ -1,0 +1,172 @@
+"""The members of a zip: PyTorch's files, NumPy's `.npz` and Keras's `.keras` are zips.
+
+A member that is stored is a view of the memory-mapped file. One that is compressed is unpacked, at once or piece by
+piece, up to a multiple of its size.
+"""
+
+import io
+import zipfile
+import zlib
+from mmap import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
+from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY, MAX_EXPANSION, MAX_ZIP_RATIO
+
+
+ZIP_MAGIC = b"PK\x03\x04"
+TRUNCATED = "a file that is cut off or damaged"
+_LOCAL_HEADER = 30
+_PIECE = 1 << 20
+
+
+def list_members(path: Path) -> list[str]:
+    """The names of a zip's members.
+
+    Raises:
+        [`InvalidPickleError`]: if it is not a zip or has too many members.
+    """
+    with path.open("rb", buffering=0) as stream:
+        return [member.filename for member in _zip_directory(stream)]
+
+
+class _BoundedFile(io.RawIOBase):
+    """A file for `zipfile` that refuses to read a central directory beyond [`MAX_DIRECTORY`]."""
+
+    def __init__(self, stream: io.FileIO):
+        self._stream = stream
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._stream.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1)) or b""
+        if len(found) > MAX_DIRECTORY:
+            raise InvalidPickleError(f"a zip with a directory of more than {MAX_DIRECTORY >> 20} MB")
+        return found
+
+
+def bounded_zip(stream: io.FileIO) -> zipfile.ZipFile:
+    """A zip that is open for reading, with a directory of at most [`MAX_DIRECTORY`].
+
+    Raises:
+        [`InvalidPickleError`]: if it is no zip or has too many members.
+    """
+    try:
+        return zipfile.ZipFile(_BoundedFile(stream))
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, UnicodeDecodeError, OverflowError):
+        raise InvalidPickleError(TRUNCATED) from None
+
+
+def _zip_directory(stream: Any) -> list[zipfile.ZipInfo]:
+    return bounded_zip(stream).infolist()
+
+
+class ZipMembers:
+    """The members of a zip by name.
+
+    Args:
+        stream (binary file): the zip, unbuffered.
+        data (`mmap`): its bytes.
+
+    Raises:
+        [`InvalidPickleError`]: if it is no zip, has too many members, or two of one name.
+    """
+
+    def __init__(self, stream: Any, data: mmap | np.ndarray):
+        self._bytes = np.frombuffer(data, np.uint8)
+        self._unpack_budget = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION
+        self._found: dict[str, zipfile.ZipInfo] = {}
+        for info in _zip_directory(stream):
+            if info.filename in self._found:
+                raise InvalidPickleError("a zip with two members of one name")
+            self._found[info.filename] = info
+
+    def __iter__(self) -> Any:
+        return iter(self._found)
+
+    def read(self, name: str) -> np.ndarray | None:
+        """The bytes of a member as `uint8`, a view of the file unless compressed; `None` if it doesn't exist.
+
+        Raises:
+            [`InvalidPickleError`]: if it is damaged, encrypted, or compressed too much or by another method.
+        """
+        found = self.open(name)
+        return found.read(0, found.size) if isinstance(found, PackedMember) else found
+
+    def open(self, name: str) -> "np.ndarray | PackedMember | None":
+        """As [`read`], but a member that is compressed is unpacked as it is read."""
+        info = self._found.get(name)
+        if info is None:
+            return None
+        head = self._bytes[info.header_offset : info.header_offset + _LOCAL_HEADER].tobytes()
+        if len(head) < _LOCAL_HEADER or head[:4] != ZIP_MAGIC or info.flag_bits & 1:
+            raise InvalidPickleError(TRUNCATED)
+        lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        begin = info.header_offset + _LOCAL_HEADER + lengths
+        raw = self._bytes[begin : begin + info.compress_size]
+        if len(raw) != info.compress_size:
+            raise InvalidPickleError(TRUNCATED)
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size:
+            return raw
+        if info.compress_type != zipfile.ZIP_DEFLATED:
+            raise InvalidPickleError("a zip with an unsupported compression method")
+        if info.file_size > min(self._unpack_budget, info.compress_size * MAX_ZIP_RATIO + (MAX_EXPANSION >> 4)):
+            raise InvalidPickleError("a zip that unpacks to many times its size")
+        self._unpack_budget -= info.file_size
+        return PackedMember(raw, info.file_size)
+
+
+class PackedMember:
+    """A compressed member. Reading on from where the last read ended unpacks nothing twice.
+
+    Args:
+        raw (`np.ndarray`): its compressed bytes, `uint8`.
+        size (`int`): its size, unpacked.
+    """
+
+    def __init__(self, raw: np.ndarray, size: int):
+        self._raw, self.size = raw, size
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._stream, self._at, self._left = zlib.decompressobj(-15), 0, memoryview(self._raw)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Bytes `start` to `stop` of it, unpacked, as `uint8`.
+
+        Raises:
+            [`InvalidPickleError`]: if it is damaged or too short.
+        """
+        if start < self._at:
+            self._rewind()
+        while self._at < start:
+            self._at += len(self._unpack(min(start - self._at, _PIECE)))
+        found = np.frombuffer(self._unpack(stop - start), np.uint8)
+        self._at = stop
+        return found
+
+    def _unpack(self, count: int) -> bytearray:
+        """The next bytes."""
+        found = bytearray()
+        while len(found) < count:
+            pending: bytes | memoryview = self._stream.unconsumed_tail
+            if not pending:
+                pending, self._left = self._left[:_PIECE], self._left[_PIECE:]
+            try:
+                piece = b"" if self._stream.eof else self._stream.decompress(pending, count - len(found))
+            except zlib.error:
+                raise InvalidPickleError(TRUNCATED) from None
+            if not piece and (self._stream.eof or not pending):  # without input, it may still return output
+                raise InvalidPickleError(TRUNCATED)
+            found += piece
+        return found
