@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 import numpy as np
 
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
+from hf_fingerprint.checkpoints.formats.contained import describe_container
 from hf_fingerprint.checkpoints.formats.pickled import find_tied, is_valid_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo, largest_tensors
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, NO_DATA, LazyTensor, Storage
@@ -81,6 +82,7 @@ class MemoryCheckpoint(Checkpoint):
         self._descriptors, self._memory = [], {}
         self._add_values(state, suspect)
         self._check(suspect)
+        self.container = describe_container("memory", "", self.tensors.values(), {})
 
     def _add_values(self, state: Mapping[Any, Any], suspect: bool) -> None:
         storages: dict[tuple[str, int], Storage] = {}

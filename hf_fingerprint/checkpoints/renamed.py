@@ -19,6 +19,7 @@ class RenamedCheckpoint(Checkpoint):
 
     def __init__(self, stored: Checkpoint, names: Mapping[str, str]):
         self.source, self.left_out, self.data_starts = stored.source, stored.left_out, stored.data_starts
+        self.container, self.companions = stored.container, stored.companions
         self.tensors = {new: replace(stored.tensors[old], name=new) for new, old in names.items()}
         first = {old: new for new, old in reversed(dict(names).items())}
         roots = {new: first.get(stored.tied.get(old, old), new) for new, old in names.items()}

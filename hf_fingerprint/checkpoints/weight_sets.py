@@ -10,11 +10,11 @@ found.unread                   # files that may hold weights but can't be read, 
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from hf_fingerprint.checkpoints.archives import ARCHIVE, is_archive, unpack
+from hf_fingerprint.checkpoints.archives import ARCHIVE, is_archive, unpack_archive
 from hf_fingerprint.checkpoints.choosing import choose_weights, is_weight_file, missing_file_error, no_weights_error
 from hf_fingerprint.checkpoints.contents import SkippedFile, walk_folder
 from hf_fingerprint.checkpoints.dtypes import READABLE
@@ -160,7 +160,7 @@ def _from_archive(model: Source, file: str, shown: str, depth: int) -> WeightSet
     if depth == MAX_ARCHIVE_DEPTH:
         return WeightSets((), (SkippedFile(shown, "an archive in too many archives: unpack it"),))
     try:
-        unpacked = unpack(model.folder / file, PurePosixPath(file).name)
+        unpacked = unpack_archive(model.folder / file, PurePosixPath(file).name)
         groups, unread = _search(unpacked.folder)
         if unpacked.problem is not None:
             unread.append(SkippedFile("", unpacked.problem))
@@ -218,8 +218,8 @@ def _read(index: Path) -> bytes:
 
 def _from_hub(hub_id: HubId, max_bytes: int | None, access: HubOptions) -> WeightSets:
     hub = HubFiles(hub_id, max_bytes, access)
-    there = list(filter(_is_model_path, hub.sizes))
-    names = [name for name in there if is_weight_file(name) or is_index(name)]
+    there = set(filter(_is_model_path, hub.sizes))
+    names = [name for name in sorted(there) if is_weight_file(name) or is_index(name) or _is_openvino(name, there)]
     small: list[str] = []
     for name in (_CONFIG, *filter(is_index, names)):
         if (hub.sizes.get(name) or MAX_INDEX) < MAX_INDEX and hub.fetch_problem([*small, name]) is None:
@@ -259,6 +259,11 @@ def _select_chosen(
     found = [group for group in groups if hub_id.file == group.index or (hub_id.file,) == group.files]
     alone = [WeightFileGroup((str(hub_id.file),))] if any(hub_id.file in group.files for group in groups) else []
     return found or alone, [each for each in unread if each.name == hub_id.file]
+
+
+def _is_openvino(name: str, there: Collection[str]) -> bool:
+    """Whether a file is a graph of OpenVINO by its name: an XML document next to weights of its name."""
+    return name.lower().endswith(".xml") and f"{name[:-4]}.bin" in there
 
 
 def _is_model_path(name: str) -> bool:

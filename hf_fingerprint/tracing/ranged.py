@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
+from hf_fingerprint.checkpoints.formats.contained import describe_container
+from hf_fingerprint.checkpoints.formats.recognition import SAFETENSORS
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.extraction import Looks
 from hf_fingerprint.extraction.match import has_unambiguous_names
@@ -110,5 +112,6 @@ def _with_transfer_counts(result: TraceResult, suspect: RangedCheckpoint, comple
         requests=suspect.requests,
         complete=complete,
         files=tuple(path.name for path in suspect.source.weights),
+        containers=(describe_container(SAFETENSORS, "", suspect.tensors.values(), {}),),
         files_not_read=tuple(files_not_read),
     )

@@ -108,7 +108,7 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
     """Traces a model in memory, or by ranges if that is enough, else every set of weight files."""
     if not isinstance(suspect, str | Path):
         with open_checkpoint(suspect, suspect=True) as live:
-            return trace_files(request, live)
+            return replace(trace_files(request, live), containers=(live.container,))
     looks, options = 0, request.options
     try:
         ranged = None if full else open_ranged_checkpoint(suspect, max_bytes, options=options)

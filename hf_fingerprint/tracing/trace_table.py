@@ -52,7 +52,7 @@ def _suspect_lines(result: "TraceResult") -> Iterator[str]:
     if len(result.files) > 1 or result.files_not_read:
         yield f"weight files read: {', '.join(result.files) or 'none'}"
     for each in result.containers:
-        if each.format != "safetensors":
+        if each.format not in ("safetensors", "memory"):
             by = f", written by {each.producer}" if each.producer else ""
             yield f"read as {each.format}{by}: {each.tensors} tensors in {', '.join(each.dtypes) or 'no type'}"
     for file in result.files_not_read[:_MAX_NOT_READ]:

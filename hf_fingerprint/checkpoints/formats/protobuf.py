@@ -11,6 +11,8 @@ for node in model.messages(7):  # each a Message
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 
 import numpy as np
 
@@ -52,7 +54,9 @@ class Message:
     def __init__(self, data: np.ndarray, budget: _Budget | None = None):
         self._data, self._budget = data, budget or _Budget()
         self._budget.spend(_MESSAGE)
-        self._fields = self._walk()  # wire type, start and end, or a value
+        self._fields: dict[int, list[tuple[int, int, int]]] = {}  # wire type, start and end, or a value
+        for number, wire, start, end in _walk(data, self._budget):
+            self._fields.setdefault(number, []).append((wire, start, end))
 
     def __contains__(self, number: int) -> bool:
         return number in self._fields
@@ -153,33 +157,45 @@ class Message:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
 
-    def _walk(self) -> dict[int, list[tuple[int, int, int]]]:
-        found: dict[int, list[tuple[int, int, int]]] = {}
-        at, end, left = 0, len(self._data), self._budget.left
-        view = self._data.tobytes() if end < _SMALL else memoryview(self._data)
-        while at < end:
-            left -= 1
-            if left < 0:
-                break
-            key, at = (view[at], at + 1) if view[at] < 128 else _read_varint(view, at, end)
-            number, wire = key >> 3, key & 7
-            if wire in (_VARINT, _BYTES):
-                if at == end:
-                    raise InvalidFileError(TRUNCATED)
-                count, at = (view[at], at + 1) if view[at] < 128 else _read_varint(view, at, end)
-                if wire == _VARINT:
-                    found.setdefault(number, []).append((wire, count, at))
-                    continue
-            elif wire in (_FIXED64, _FIXED32):
-                count = 8 if wire == _FIXED64 else 4
-            else:
+
+def first_numbers(data: np.ndarray, count: int) -> list[int]:
+    """The numbers of the first fields of a message, which is not read any further; fewer if it is none or is cut off.
+
+    Args:
+        data (`np.ndarray`): its bytes, `uint8`.
+        count (`int`): how many.
+    """
+    found: list[int] = []
+    with suppress(InvalidFileError):
+        found.extend(number for number, *_ in islice(_walk(data, _Budget()), count))
+    return found
+
+
+def _walk(data: np.ndarray, budget: _Budget) -> Iterator[tuple[int, int, int, int]]:
+    """The number, wire type, start and end of each field; a number's value instead of its start."""
+    at, end = 0, len(data)
+    view = data.tobytes() if end < _SMALL else memoryview(data)
+    while at < end:
+        budget.left -= 1
+        if budget.left < 0:
+            budget.spend(0)
+        key, at = (view[at], at + 1) if view[at] < 128 else _read_varint(view, at, end)
+        number, wire = key >> 3, key & 7
+        if wire in (_VARINT, _BYTES):
+            if at == end:
                 raise InvalidFileError(TRUNCATED)
-            if count > end - at or not number:
-                raise InvalidFileError(TRUNCATED)
-            found.setdefault(number, []).append((wire, at, at + count))
-            at += count
-        self._budget.spend(self._budget.left - left)
-        return found
+            count, at = (view[at], at + 1) if view[at] < 128 else _read_varint(view, at, end)
+            if wire == _VARINT:
+                yield number, wire, count, at
+                continue
+        elif wire in (_FIXED64, _FIXED32):
+            count = 8 if wire == _FIXED64 else 4
+        else:
+            raise InvalidFileError(TRUNCATED)
+        if count > end - at or not number:
+            raise InvalidFileError(TRUNCATED)
+        yield number, wire, at, at + count
+        at += count
 
 
 def _read_varint(view: memoryview | bytes, at: int, end: int) -> tuple[int, int]:
