@@ -40,6 +40,6 @@ def find_graph_weights(graph: Graph, left_out: dict[str, str]) -> list[tuple[str
             continue
         if reason := tensor.unreadable_reason():
             left_out[name] = reason
-        else:
+        elif tensor.numel() > 1:
             found.append((called, tensor))
     return found
