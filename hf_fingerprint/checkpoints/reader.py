@@ -238,20 +238,28 @@ def open_checkpoint(
         name ([`ModelInput`] or [`Source`]): a model name as for [`resolve`], or its result; or a module or a state
             dict, which is read where it is.
         weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
-        suspect (`bool`, *optional*, defaults to `False`): whether to open the model as a suspect: unreadable tensors
-            are listed in `left_out`, and pickles may nest their tensors freely. A base must be fully readable, since
-            copies need every tensor.
+        suspect (`bool`, *optional*, defaults to `False`): whether to open the model as a suspect: it may have any
+            format, quantized weights are dequantized, unreadable tensors are listed in `left_out`, and pickles may
+            nest their tensors freely. A base must be fully readable, since copies need every tensor.
         file (`str`, *optional*): weight file to use in the folder or repo.
         options ([`HubOptions`], *optional*): where in the folder or repo, and how to reach it.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
     """
+    opened: Checkpoint
     if not isinstance(name, str | Path | Source):
         from hf_fingerprint.checkpoints.memory import MemoryCheckpoint
 
-        return MemoryCheckpoint(name, suspect)
-    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file, options), suspect)
+        opened = MemoryCheckpoint(name, suspect)
+    else:
+        source = name if isinstance(name, Source) else resolve(name, weights_only, file, options)
+        opened = Checkpoint(source, suspect)
+    if suspect:
+        from hf_fingerprint.checkpoints.dequantized import dequantize_schemes
+
+        return dequantize_schemes(opened)
+    return opened
 
 
 class Layout(Protocol):

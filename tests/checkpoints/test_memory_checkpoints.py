@@ -29,7 +29,7 @@ UNREADABLE = {
     "of a subclass": (torch.nn.parameter.UninitializedParameter(), "subclass"),
     "a number": (3, "not a tensor"),
     "freed": (freed(), "no data"),
-    "of an unknown dtype": (torch.zeros(3, dtype=torch.uint16), "uint16"),
+    "of an unknown dtype": (torch.zeros(3, dtype=torch.complex128), "complex128"),
 }
 
 

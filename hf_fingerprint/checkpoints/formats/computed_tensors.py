@@ -17,6 +17,7 @@ from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, LazyTensor,
 
 
 MAX_ROW = 1 << 25  # elements of a row: 134 MB as float32, of which a few copies are made
+Factors = float | np.ndarray | LazyTensor  # what blocks of a tensor share
 Rows = Callable[[int, int], np.ndarray]  # from the first row and the end to an array `(rows, *shape[1:])`
 _INTEGERS = {
     "I8": "i1",
@@ -29,6 +30,7 @@ _INTEGERS = {
     "U64": "<u8",
 }
 _NOTHING = np.empty(0, np.uint8)
+_ROWS, _LARGEST_ROWS = 8, 1 << 25  # rows of a block that is computed at once, and their elements: 128 MB
 
 
 class ComputedTensor(LazyTensor):
@@ -38,11 +40,16 @@ class ComputedTensor(LazyTensor):
         rows ([`Rows`]): computes some rows, the slices of the first dimension, as `float32`.
         shape (`tuple[int, ...]`): its shape.
         stored (`str`): how its values are stored, such as `"int4"`.
+
+    Raises:
+        [`InvalidFileError`]: if its rows are too large to compute.
     """
 
     __slots__ = ("_rows", "stored")
 
     def __init__(self, rows: Rows, shape: tuple[int, ...], stored: str):
+        if shape and min(shape[0], _ROWS) * prod(shape[1:]) > _LARGEST_ROWS:
+            raise InvalidFileError("rows that are too large")
         super().__init__("float32", shape, storage=Storage("", "float32", prod(shape), data=_NOTHING))
         self._rows, self.stored = rows, stored
 
@@ -139,18 +146,20 @@ def packed_rows(
 def dequantize(
     rows: Rows,
     shape: tuple[int, ...],
-    scales: np.ndarray,
-    zeros: np.ndarray | None = None,
+    scales: Factors,
+    zeros: Factors | None = None,
     stored: str = "int8",
     blocks: tuple[int, ...] | None = None,
+    offsets: Factors | None = None,
 ) -> ComputedTensor:
-    """The tensor `(codes - zeros) * scales`.
+    """The tensor `(codes - zeros) * scales + offsets`.
 
     Args:
         rows ([`Rows`]): the codes.
         shape (`tuple[int, ...]`): their shape.
-        scales, zeros (`np.ndarray`): of as many dimensions as the codes, or of none. Along each dimension there is one
-            value for all codes, for each code, or for each block of adjacent codes.
+        scales, zeros, offsets (`float`, `np.ndarray` or [`LazyTensor`]): of as many dimensions as the codes, or of
+            none. Along each dimension there is one value for all codes, for each code, or for each block of adjacent
+            codes. A lazy tensor's rows are read along with the codes.
         stored (`str`, *optional*, defaults to `"int8"`): how the codes are stored.
         blocks (`tuple[int, ...]`, *optional*): the size of the blocks along each dimension; by default the codes are
             divided into equal blocks.
@@ -158,13 +167,16 @@ def dequantize(
     Raises:
         [`InvalidFileError`]: if the shapes don't fit.
     """
-    factors = [_Blocks(np.asarray(each, np.float32), shape, blocks) for each in (scales, zeros) if each is not None]
+    factor = _Blocks(scales, shape, blocks)
+    zero, offset = (None if each is None else _Blocks(each, shape, blocks) for each in (zeros, offsets))
 
     def compute(start: int, stop: int) -> np.ndarray:
         values = rows(start, stop).astype(np.float32)
-        if len(factors) > 1:
-            values -= factors[1].rows(start, stop)
-        values *= factors[0].rows(start, stop)
+        if zero is not None:
+            values -= zero.rows(start, stop)
+        values *= factor.rows(start, stop)
+        if offset is not None:
+            values += offset.rows(start, stop)
         return values
 
     return ComputedTensor(compute, shape, stored)
@@ -180,14 +192,13 @@ def look_up(rows: Rows, shape: tuple[int, ...], table: np.ndarray, stored: str) 
 class _Blocks:
     """Values that blocks of a tensor share, as an array that broadcasts to some of its rows."""
 
-    def __init__(self, values: np.ndarray, shape: tuple[int, ...], blocks: tuple[int, ...] | None):
-        if values.ndim == 0:
-            values = values.reshape((1,) * len(shape))
-        if values.ndim != len(shape):
+    def __init__(self, values: Factors, shape: tuple[int, ...], blocks: tuple[int, ...] | None):
+        self._rows = stored_rows(values) if isinstance(values, LazyTensor) else _array_rows(values)
+        self._shape = (values.shape if isinstance(values, LazyTensor) else np.shape(values)) or (1,) * len(shape)
+        if len(self._shape) != len(shape):
             raise InvalidFileError("scales of another shape")
-        self._values = values
         self._indices: list[np.ndarray | None] = []
-        for axis, (size, count) in enumerate(zip(shape, values.shape, strict=True)):
+        for axis, (size, count) in enumerate(zip(shape, self._shape, strict=True)):
             if count == 1:
                 self._indices.append(None)
                 continue
@@ -197,13 +208,26 @@ class _Blocks:
             if block < 1 or -(-size // block) > count:
                 raise InvalidFileError("scales of another shape")
             self._indices.append(None if block == 1 else np.arange(size) // block)
-        self._by_row = bool(values.shape) and values.shape[0] > 1
+        self._by_row = bool(self._shape) and self._shape[0] > 1
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        found = self._values
+        index = self._indices[0] if self._indices else None
+        if not self._by_row:
+            found = self._read(0, 1)
+        elif index is None:
+            found = self._read(start, stop)
+        else:
+            first = int(index[start])
+            found = self._read(first, int(index[stop - 1]) + 1)[index[start:stop] - first]
         for axis, index in enumerate(self._indices):
-            if axis == 0 and self._by_row:
-                found = found[start:stop] if index is None else found[index[start:stop]]
-            elif index is not None:
+            if axis and index is not None:
                 found = np.take(found, index, axis)
         return found
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self._rows(start, stop), np.float32).reshape(-1, *self._shape[1:])
+
+
+def _array_rows(values: float | np.ndarray) -> Rows:
+    array = np.asarray(values, np.float32).reshape(np.shape(values) or (1,))
+    return lambda start, stop: array[start:stop]

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError, OpaqueKey
-from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
+from hf_fingerprint.checkpoints.formats.torch_calls import SubclassTensor
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
 from hf_fingerprint.checkpoints.limits import MAX_NESTED_PARTS, MAX_TENSORS
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -103,7 +106,9 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, La
         seen.add(id(nest))
         for key, value in walk.items(nest) if _is_nest(nest) else [("tensor", nest)]:
             name = prefix + _key_text(key)
-            if _is_tensor(value):
+            if isinstance(value, SubclassTensor) and depth + 1 < MAX_DEPTH:
+                waiting.append((f"{name}.", _inner_values(value), depth + 1))
+            elif _is_tensor(value):
                 count += 1
                 if count <= MAX_NESTED_TENSORS:
                     yield unique_name(name, taken), value
@@ -219,6 +224,18 @@ def _module_entries(module: CallRecord) -> Iterator[tuple[Any, Any]]:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, LazyTensor)
+
+
+def _inner_values(value: SubclassTensor) -> dict[Any, Any]:
+    """What a subclass's tensor holds, and its shape as a tensor, from which its codes can be understood."""
+    for each in value.inner.values():
+        if isinstance(each, SubclassTensor):
+            each.outer_shape = None  # it is the layout of the codes
+    if value.outer_shape is not None and "shape" not in value.inner:
+        sizes = np.array(value.outer_shape, "<i8")
+        storage = Storage("shape", "int64", len(sizes), data=sizes.view(np.uint8))
+        value.inner["shape"] = LazyTensor("int64", (len(sizes),), (1,), 0, storage)
+    return value.inner
 
 
 def _is_torch_tensor(value: Any) -> bool:

@@ -13,7 +13,7 @@ _TINY = 16  # elements of integers that can't be weights
 _OF_QUANTIZERS = re.compile(r"(_quantized|(_DQ)?_Q\d|_Bnb4|_quant)$")
 
 
-def find_weights(graph: Graph, left_out: dict[str, str]) -> list[tuple[str, LazyTensor]]:
+def find_graph_weights(graph: Graph, left_out: dict[str, str]) -> list[tuple[str, LazyTensor]]:
     """The weights of a graph, in its order. One that is dequantized loses the end that quantizers add to its name.
 
     Scales, zero points, single numbers and a few integers are no weights. Integers whose scales aren't told are given

@@ -11,7 +11,7 @@ from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, 
 from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
 from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.onnx_graph import DATA_TYPES, Graph, Node, StoredTensor
-from hf_fingerprint.checkpoints.formats.onnx_weights import find_weights
+from hf_fingerprint.checkpoints.formats.onnx_weights import find_graph_weights
 from hf_fingerprint.checkpoints.formats.torch_tensors import as_sizes
 from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS, MAX_TENSORS
 
@@ -50,7 +50,7 @@ def load_ort(path: Path, left_out: dict[str, str]) -> FoundTensors:
         if depth > _MAX_DEPTH:
             raise InvalidFileError(f"subgraphs nested {_MAX_DEPTH} deep")
         waiting += [(inner, depth + 1) for inner in _read_graph(each, graph, left_out)]
-    found = find_weights(graph, left_out)
+    found = find_graph_weights(graph, left_out)
     if len(found) > MAX_TENSORS:
         raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
     return FoundTensors(found, f"{model.text(_PRODUCER)} {model.text(_PRODUCER_VERSION)}".strip())

@@ -12,6 +12,8 @@ for node in model.messages(7):  # each a Message
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 
 import numpy as np
 
@@ -50,7 +52,7 @@ class Message:
     def __init__(self, data: np.ndarray, budget: _Budget | None = None):
         self._data, self._budget = data, budget or _Budget()
         self._fields: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # wire type, start and end, or a value
-        for number, wire, start, end in self._walk():
+        for number, wire, start, end in _walk(data, self._budget):
             self._fields[number].append((wire, start, end))
 
     def __contains__(self, number: int) -> bool:
@@ -139,26 +141,41 @@ class Message:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
 
-    def _walk(self) -> Iterator[tuple[int, int, int, int]]:
-        view, at, end = memoryview(self._data), 0, len(self._data)
-        while at < end:
-            self._budget.spend(1)
-            key, at = _read_varint(view, at, end)
-            number, wire = key >> 3, key & 7
-            if wire == _VARINT:
-                value, at = _read_varint(view, at, end)
-                yield number, wire, value, at
-                continue
-            if wire == _BYTES:
-                count, at = _read_varint(view, at, end)
-            elif wire in (_FIXED64, _FIXED32):
-                count = 8 if wire == _FIXED64 else 4
-            else:
-                raise InvalidFileError(TRUNCATED)
-            if count > end - at or not number:
-                raise InvalidFileError(TRUNCATED)
-            yield number, wire, at, at + count
-            at += count
+
+def first_numbers(data: np.ndarray, count: int) -> list[int]:
+    """The numbers of the first fields of a message, which is not read any further; fewer if it is none or is cut off.
+
+    Args:
+        data (`np.ndarray`): its bytes, `uint8`.
+        count (`int`): how many.
+    """
+    found: list[int] = []
+    with suppress(InvalidFileError):
+        found.extend(number for number, *_ in islice(_walk(data, _Budget()), count))
+    return found
+
+
+def _walk(data: np.ndarray, budget: _Budget) -> Iterator[tuple[int, int, int, int]]:
+    """The number, wire type, start and end of each field; a number's value instead of its start."""
+    view, at, end = memoryview(data), 0, len(data)
+    while at < end:
+        budget.spend(1)
+        key, at = _read_varint(view, at, end)
+        number, wire = key >> 3, key & 7
+        if wire == _VARINT:
+            value, at = _read_varint(view, at, end)
+            yield number, wire, value, at
+            continue
+        if wire == _BYTES:
+            count, at = _read_varint(view, at, end)
+        elif wire in (_FIXED64, _FIXED32):
+            count = 8 if wire == _FIXED64 else 4
+        else:
+            raise InvalidFileError(TRUNCATED)
+        if count > end - at or not number:
+            raise InvalidFileError(TRUNCATED)
+        yield number, wire, at, at + count
+        at += count
 
 
 def _read_varint(view: memoryview, at: int, end: int) -> tuple[int, int]:

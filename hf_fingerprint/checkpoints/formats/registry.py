@@ -1,7 +1,27 @@
 """The weight formats that a suspect may have, besides safetensors and PyTorch files."""
 
-from hf_fingerprint.checkpoints.formats import onnx_files, ort_files, tflite_files
+from hf_fingerprint.checkpoints.formats import (
+    coreml_files,
+    flax_files,
+    gguf_files,
+    keras_files,
+    numpy_files,
+    onnx_files,
+    openvino_files,
+    ort_files,
+    tflite_files,
+)
 from hf_fingerprint.checkpoints.formats.containers import Format
 
 
-FORMATS: tuple[Format, ...] = (onnx_files.FORMAT, ort_files.FORMAT, tflite_files.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    coreml_files.FORMAT,
+    flax_files.FORMAT,
+    gguf_files.FORMAT,
+    keras_files.FORMAT,
+    numpy_files.FORMAT,
+    onnx_files.FORMAT,
+    openvino_files.FORMAT,
+    ort_files.FORMAT,
+    tflite_files.FORMAT,
+)

@@ -26,6 +26,7 @@ _STORAGES = {
     "QInt8Storage": "qint8", "QInt32Storage": "qint32", "QUInt4x2Storage": "quint4x2",
     "QUInt2x4Storage": "quint2x4",
 }  # fmt: skip
+_WRAPPER = "a wrapper subclass"
 
 
 def parse_storage(found: Any) -> Storage:
@@ -82,8 +83,26 @@ def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any)
     return _rebuild(storage, offset, shape, strides, dtype=named, signs=more[0] if more else None)
 
 
+class SubclassTensor(LazyTensor):
+    """A tensor of a subclass that holds others instead of elements of its own, such as codes and scales.
+
+    Attributes:
+        inner (`dict`): the attributes of the subclass.
+        outer_shape (`tuple[int, ...]` or `None`): the shape that it shows.
+    """
+
+    __slots__ = ("inner", "outer_shape")
+
+    def __init__(self, inner: dict[Any, Any], outer_shape: tuple[int, ...] | None):
+        super().__init__("", reason=_WRAPPER)
+        self.inner, self.outer_shape = inner, outer_shape
+
+
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     """The tensor of a subclass."""
+    wrapper = isinstance(function, GlobalRef) and function.name == "_rebuild_wrapper_subclass"
+    if wrapper and isinstance(args, tuple) and isinstance(state, dict):
+        return SubclassTensor(state, as_sizes(args[2]) if len(args) > 2 else None)
     if isinstance(function, GlobalRef) and (function.module, function.name) in _REBUILD and isinstance(args, tuple):
         return build_call(function, args)
     return None
@@ -151,7 +170,7 @@ _REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_nested_tensor"): _unreadable("layout nested"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable(NO_DATA),
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): _unreadable("on another device"),
-    ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("a wrapper subclass"),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable(_WRAPPER),
 }
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     **_REBUILD,

@@ -1,7 +1,7 @@
 """The members of a zip: PyTorch's files, NumPy's `.npz` and Keras's `.keras` are zips.
 
-A member that is stored is a view of the memory-mapped file. One that is compressed is unpacked, at once or as it is
-read, up to a multiple of its size.
+A member that is stored is a view of the memory-mapped file. One that is compressed is unpacked, at once or piece by
+piece, up to a multiple of its size.
 """
 
 import io
@@ -162,10 +162,11 @@ class PackedMember:
             pending: bytes | memoryview = self._stream.unconsumed_tail
             if not pending:
                 pending, self._left = self._left[:_PIECE], self._left[_PIECE:]
-            if self._stream.eof or not pending:
-                raise InvalidPickleError(TRUNCATED)
             try:
-                found += self._stream.decompress(pending, count - len(found))
+                piece = b"" if self._stream.eof else self._stream.decompress(pending, count - len(found))
             except zlib.error:
                 raise InvalidPickleError(TRUNCATED) from None
+            if not piece and (self._stream.eof or not pending):  # without input, it may still return output
+                raise InvalidPickleError(TRUNCATED)
+            found += piece
         return found

@@ -5,7 +5,7 @@ import pytest
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import stored_values
 from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, StoredTensor
-from hf_fingerprint.checkpoints.formats.onnx_weights import find_weights
+from hf_fingerprint.checkpoints.formats.onnx_weights import find_graph_weights
 
 
 CODES = np.random.default_rng(0).integers(-8, 8, (6, 32)).astype(np.int8)
@@ -30,7 +30,7 @@ def make(nodes: list[Node], **tensors: np.ndarray | tuple[str, tuple[int, ...], 
 
 def read(graph: Graph) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     left_out: dict[str, str] = {}
-    return {name: stored_values(each) for name, each in find_weights(graph, left_out)}, left_out
+    return {name: stored_values(each) for name, each in find_graph_weights(graph, left_out)}, left_out
 
 
 def use(op: str, *inputs: str, **numbers: int) -> Node:
