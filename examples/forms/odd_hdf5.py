@@ -1,6 +1,6 @@
 """An HDF5 file with one data set of each kind that h5py writes, and the values of those that can be read.
 
-    python examples/forms/odd_hdf5.py OUT_FOLDER
+python examples/forms/odd_hdf5.py OUT_FOLDER
 """
 
 import sys

@@ -1,6 +1,7 @@
 """A graph as ONNX and onnxruntime describe it: tensors that are stored, and nodes that use them.
 
-The readers of both containers make a [`Graph`]; [`find_graph_weights`](hf_fingerprint.checkpoints.formats.onnx_weights)
+The readers of both containers make a [`Graph`];
+[`find_graph_weights`](hf_fingerprint.checkpoints.formats.onnx_weights)
 finds its weights.
 """
 
