@@ -16,7 +16,6 @@ from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, LazyTensor, Storage
 
 
-MAX_ROW = 1 << 25  # elements of a row: 134 MB as float32, of which a few copies are made
 Factors = float | np.ndarray | LazyTensor  # what blocks of a tensor share
 Rows = Callable[[int, int], np.ndarray]  # from the first row and the end to an array `(rows, *shape[1:])`
 _INTEGERS = {
@@ -52,12 +51,6 @@ class ComputedTensor(LazyTensor):
             raise InvalidFileError("rows that are too large")
         super().__init__("float32", shape, storage=Storage("", "float32", prod(shape), data=_NOTHING))
         self._rows, self.stored = rows, stored
-
-    def unreadable_reason(self) -> str | None:
-        """Why it can't be read, or `None`: one row is the least that is computed."""
-        if prod(self.shape[1:]) > MAX_ROW:
-            return f"rows of more than {MAX_ROW:,} elements"
-        return super().unreadable_reason()
 
     @property
     def span(self) -> tuple[int, int]:
