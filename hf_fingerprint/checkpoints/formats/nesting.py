@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError, OpaqueKey
 from hf_fingerprint.checkpoints.formats.torch_calls import SubclassTensor
-from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, NumpyArray, Storage
 from hf_fingerprint.checkpoints.limits import MAX_NESTED_PARTS, MAX_TENSORS
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -240,7 +240,7 @@ def _inner_values(value: SubclassTensor) -> dict[Any, Any]:
 
 def _is_torch_tensor(value: Any) -> bool:
     """Whether a value is a tensor rather than a NumPy array."""
-    return type(value) is LazyTensor
+    return isinstance(value, LazyTensor) and not isinstance(value, NumpyArray)
 
 
 def _is_nest(value: Any) -> bool:

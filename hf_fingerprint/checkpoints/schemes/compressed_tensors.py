@@ -42,15 +42,15 @@ def _plain(found: Companions) -> Dequantized | None:
 
 
 def blocks_of(shape: tuple[int, ...], counts: tuple[int, ...]) -> tuple[int, ...]:
-    """The size of blocks along each dimension, of which the last may be smaller."""
-    return tuple(
-        size // count
-        if count and not size % count
-        else _BLOCK
-        if -(-size // _BLOCK) == count
-        else -(-size // max(count, 1))
-        for size, count in zip(shape, counts, strict=True)
-    )
+    """The size of blocks along each dimension: a power of two, of which the last may be smaller if it is 128."""
+    return tuple(_block(size, max(count, 1)) for size, count in zip(shape, counts, strict=True))
+
+
+def _block(size: int, count: int) -> int:
+    block = -(-size // count)
+    if size % count or (block & (block - 1) and count not in (1, size)):
+        return _BLOCK if -(-size // _BLOCK) == count else block
+    return block
 
 
 def _packed(found: Companions) -> Dequantized | None:
