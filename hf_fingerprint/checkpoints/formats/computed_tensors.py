@@ -42,11 +42,11 @@ class ComputedTensor(LazyTensor):
         stored (`str`): how its values are stored, such as `"int4"`.
     """
 
-    __slots__ = ("_rows", "stored")
+    __slots__ = ("rows", "stored")
 
     def __init__(self, rows: Rows, shape: tuple[int, ...], stored: str):
         super().__init__("float32", shape, storage=Storage("", "float32", prod(shape), data=_NOTHING))
-        self._rows, self.stored = rows, stored
+        self.rows, self.stored = rows, stored
 
     def unreadable_reason(self) -> str | None:
         """Why it can't be read, or `None`: a few whole rows are computed at once."""
@@ -68,7 +68,7 @@ class ComputedTensor(LazyTensor):
         row = self.nbytes // self.shape[0] if self.shape else self.nbytes
         first = start // row
         with np.errstate(all="ignore"):
-            found = np.ascontiguousarray(self._rows(first, -(-stop // row)), np.float32)
+            found = np.ascontiguousarray(self.rows(first, -(-stop // row)), np.float32)
         return found.reshape(-1).view(np.uint8)[start - first * row : stop - first * row]
 
 
