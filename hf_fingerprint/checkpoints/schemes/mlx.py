@@ -29,7 +29,9 @@ def _groups(found: Companions) -> Dequantized | None:
     bits = possible[0]
     if len(possible) > 1:
         sample = {each: bit_rows(codes, each, stored_bits // each) for each in possible}
-        count = min(rows, max(_SAMPLE // (stored_bits // 8), 1))
+        count = min(rows, _SAMPLE // (stored_bits // 8))
+        if count < 1:
+            raise InvalidFileError("rows that are too long")
         bits = max(possible, key=lambda each: _full_groups(sample[each], count, groups, each))
     shape = (rows, stored_bits // bits)
     tensor = dequantize(bit_rows(codes, bits, shape[1]), shape, scales, stored=f"uint{bits}", offsets=biases)

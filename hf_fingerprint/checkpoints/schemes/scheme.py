@@ -20,6 +20,7 @@ from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS
 SHAPE = "shape"  # what follows the name of a tensor subclass in a pickle
 MAX_VALUES = 1 << 16  # elements of a companion that is read when a file is opened, such as a code book or a shape
 _MAX_GROUP = 1 << 20  # elements of a row that is computed for a part of it
+_FEW_COLUMNS = 2048  # which are faster to read than to select
 _MAX_SETTING = 16  # elements of a setting of a layer, such as the name of a type
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
@@ -185,8 +186,10 @@ def reshaped(tensor: LazyTensor, shape: tuple[int, ...], dtype: str | None = Non
 
 
 def columns_of(values: LazyTensor, start: int, stop: int) -> np.ndarray:
-    """Columns `start` to `stop` of a tensor of shape `(groups, columns, ...)`, which alone are read."""
+    """Columns `start` to `stop` of a tensor of shape `(groups, columns, ...)`, of which few more are read."""
     groups, columns = values.shape[:2]
+    if columns <= _FEW_COLUMNS:
+        return stored_rows(values)(0, groups)[:, start:stop]
     read = stored_rows(reshaped(values, (groups * columns, *values.shape[2:])))
     return np.stack([read(group * columns + start, group * columns + stop) for group in range(groups)])
 
