@@ -21,6 +21,7 @@ from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 _DOMAIN = "com.microsoft.nchwc"
 _SIZES = (16, 8)
 _SAMPLE = 1 << 22  # weights looked at to tell the size of a block
+_COUNTED = 1 << 26  # weights looked at to tell the number of channels
 _SAME_CHANNELS = {  # operators whose results have the channels of their inputs
     "Add", "AveragePool", "BatchNormalization", "Clip", "Erf", "Gelu", "GlobalAveragePool", "GlobalMaxPool",
     "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "QuickGelu", "Relu", "ReorderInput", "ReorderOutput",
@@ -129,17 +130,17 @@ def _block_size(filters: list[_Filter], graph: Graph) -> int:
     if len(fitting) < 2:
         return fitting[0] if fitting else max(_SIZES, key=lambda size: sum(each.fits(size) for each in filters))
     for each in filters:
-        for node in graph.consumers.get(each.result, ()):
+        for node in graph.consumers.get(each.result, ())[:4]:
             true = node.numbers.get("channels", 0) if node.op == "ReorderOutput" else 0
             if 0 < true <= each.shape[0] - min(_SIZES):
                 return max(_SIZES)  # blocks of 8 would have been fewer
     evenness, left = dict.fromkeys(fitting, 0.0), _SAMPLE
     for each in sorted(filters, key=lambda one: one.data.size):
-        left -= each.data.size
-        if left < 0 and evenness[fitting[0]]:
-            break
         for size in fitting:
             evenness[size] += _evenness(each, size)
+        left -= each.data.size
+        if left < 0:
+            break
     return min(fitting, key=lambda size: evenness[size])
 
 
@@ -160,6 +161,7 @@ class _Channels:
         self._parents: dict[str, str] = {}
         self._known: dict[str, int] = {}
         self._ends: dict[str, int] = {}
+        self._left = _COUNTED
         for node in graph.nodes:
             if node.op in _SAME_CHANNELS:
                 self._join([name for name in node.inputs if name not in graph.tensors] + node.outputs[:1])
@@ -202,6 +204,9 @@ class _Channels:
         """Output channels up to the last one that isn't zero, in the last block."""
         total = each.shape[0]
         start = total - self._block
+        self._left -= prod(each.shape[1:]) * self._block
+        if self._left < 0:
+            return total
         used = np.abs(each.rows(self._block, start, total)).reshape(self._block, -1).max(1) > 0
         bias = self._graph.tensors.get(each.bias)
         if bias is not None and bias.shape == (total,) and bias.dtype == "float32" and bias.raw.nbytes >= 4 * total:

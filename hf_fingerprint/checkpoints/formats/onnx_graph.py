@@ -168,5 +168,5 @@ def check_rows(shape: tuple[int, ...], together: int = 1) -> None:
     Raises:
         [`InvalidFileError`]: if not.
     """
-    if prod(shape[1:]) * together > MAX_ROW:
-        raise InvalidFileError(f"rows of more than {MAX_ROW // together:,} elements")
+    if prod(shape[1:]) * together > MAX_ROW or max(shape, default=0) > MAX_ROW:
+        raise InvalidFileError("rows that are too large")

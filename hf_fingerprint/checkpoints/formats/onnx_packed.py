@@ -68,6 +68,7 @@ def _matmul_n_bits(graph: Graph, scales: Scales, node: Node, tensor: StoredTenso
         zeros = _read(graph, scales, name, (rows, blocks))
     elif node.input(3):
         raise InvalidFileError("zero points that are computed")
+    scales.spend(columns)
     return dequantize(codes, (rows, columns), scale, zeros, f"int{bits}", (1, block))
 
 
@@ -112,6 +113,7 @@ def _gather_blocks(graph: Graph, scales: Scales, node: Node, tensor: StoredTenso
         zeros = packed_rows(bytes_, bits, (*counts[:-1], last))(0, counts[0])[..., : counts[-1]]
     elif name:
         zeros = _read(graph, scales, name, tuple(counts))
+    scales.spend(shape[axis])
     return dequantize(codes, shape, scale, zeros, f"int{bits}", tuple(sizes))
 
 

@@ -34,6 +34,12 @@ def list_members(path: Path) -> list[str]:
         return [member.filename for member in _zip_directory(stream)]
 
 
+def list_starts(path: Path) -> list[int]:
+    """Where a zip's members begin in the file; see [`list_members`]."""
+    with path.open("rb", buffering=0) as stream:
+        return [member.header_offset for member in _zip_directory(stream)]
+
+
 class _BoundedFile(io.RawIOBase):
     """A file for `zipfile` that refuses to read a central directory beyond [`MAX_DIRECTORY`]."""
 
@@ -77,15 +83,17 @@ class ZipMembers:
 
     Args:
         stream (binary file): the zip, unbuffered.
-        data (`mmap`): its bytes.
+        data (`mmap` or `np.ndarray`): its bytes.
+        unpack (`int`, *optional*): bytes that its compressed members may have together once they are unpacked; by
+            default a multiple of its size.
 
     Raises:
         [`InvalidPickleError`]: if it is no zip, has too many members, or two of one name.
     """
 
-    def __init__(self, stream: Any, data: mmap | np.ndarray):
+    def __init__(self, stream: Any, data: mmap | np.ndarray, unpack: int | None = None):
         self._bytes = np.frombuffer(data, np.uint8)
-        self._unpack_budget = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION
+        self._unpack_budget = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION if unpack is None else unpack
         self._found: dict[str, zipfile.ZipInfo] = {}
         self._open: list[PackedMember] = []
         for info in _zip_directory(stream):
