@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.formats.computed_tensors import (
 )
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows, column_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_rows
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme, fit_scale
 
 
@@ -116,5 +116,5 @@ def _reciprocal(rows: Rows) -> Rows:
     return lambda start, stop: 1 / rows(start, stop)
 
 
-PLAIN = Scheme("compressed-tensors", ("weight_scale", "weight_scale_inv"), _plain)
+PLAIN = Scheme("compressed-tensors", ("weight_scale", "weight_scale_inv", "scale_weight"), _plain)
 PACKED = Scheme("compressed-tensors", ("weight_packed",), _packed)

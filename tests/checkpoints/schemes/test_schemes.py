@@ -30,18 +30,15 @@ def exactly(found, expected, name="a.weight"):
 
 def test_torchao_int4_has_groups_by_columns_and_a_zero_that_is_a_weight():
     lower = RANDOM.random((16, 4)).astype(np.float32)
-    signed = CODES.astype(np.int8) - 8
 
     found = dequantized(
         torchao.PLAIN,
         "a.weight.qdata",
-        a__weight=0,
         **{"a__weight.qdata": pairs(CODES), "a__weight.scale": SCALES.T, "a__weight.zero_point": lower.T},
     )
     from_codes = (CODES ^ 8).astype(np.int8) - 8  # two's complement
 
     exactly(found, from_codes * EACH[0] + np.repeat(lower, 16, 1))
-    assert not np.array_equal(signed, from_codes)
 
 
 def test_torchao_int4_in_integers_of_32_bits():
@@ -52,8 +49,39 @@ def test_torchao_int4_in_integers_of_32_bits():
     exactly(found, (CODES - EACH[1].astype(np.float32)) * EACH[0])
 
 
+def test_torchao_scales_of_the_inputs_belong_to_the_weight():
+    codes, before = CODES.astype(np.int8), RANDOM.random(64).astype(np.float32)
+    parts = {"qdata": codes, "scale": SCALES[:, :1], "act_pre_scale": before}
+
+    found = dequantized(torchao.PLAIN, "a.weight.qdata", **{f"a__weight.{key}": each for key, each in parts.items()})
+
+    exactly(found, codes * SCALES[:, :1] * before)
+    with pytest.raises(InvalidFileError):
+        parts["act_pre_scale"] = before[:9]
+        dequantized(torchao.PLAIN, "a.weight.qdata", **{f"a__weight.{key}": each for key, each in parts.items()})
+
+
+@pytest.mark.parametrize("nest", ["tensor_impl", "layout_tensor", "original_weight_tensor.tensor_impl"])
+def test_torchao_before_0_12_has_zeros_that_are_codes_or_weights(nest):
+    lower = RANDOM.random((16, 4)).astype(np.float32)
+    parts = {f"a__weight.{nest}.int_data": CODES, f"a__weight.{nest}.scale": SCALES}
+    name, zero = f"a.weight.{nest}.int_data", f"a__weight.{nest}.zero_point"
+
+    codes = dequantized(torchao.PLAIN, name, **parts, **{zero: ZEROS})
+    weights = dequantized(torchao.PLAIN, name, **parts, **{zero: lower})
+
+    exactly(codes, (CODES - EACH[1].astype(np.float32)) * EACH[0])
+    exactly(weights, (CODES - 8.0) * EACH[0] + np.repeat(lower, 16, 1))
+
+
+def test_torchao_floats_of_four_bits_stay_codes():
+    scales = stored(np.full((16, 4), 0x38, np.uint8), "float8_e4m3fn")
+
+    assert dequantized(torchao.PLAIN, "a._weight_qdata", a___weight_qdata=CODES, a___weight_scale=scales) is None
+
+
 def tiles(codes):
-    """Codes in the layout of `test_layouts.py`, with inner tiles of 8."""
+    """Codes in the layout of `test_packed_codes.py`, with inner tiles of 8."""
     blocks, outer = codes.shape[0] // 8, codes.shape[1] // 128
     packed = np.zeros((blocks, outer, 32, 4), np.uint32)
     for block, part, lane, pair in np.ndindex(packed.shape):
