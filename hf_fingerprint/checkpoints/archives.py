@@ -64,7 +64,7 @@ class UnpackedArchive:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive or packed in a way that [`unpack`] undoes, and no weight file, as some zips are."""
+    """Whether a file is an archive or packed in a way that [`unpack_archive`] undoes, and no weight file."""
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
@@ -75,7 +75,7 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def unpack(path: Path, name: str) -> UnpackedArchive:
+def unpack_archive(path: Path, name: str) -> UnpackedArchive:
     """Unpacks what may hold weights in an archive.
 
     Args:

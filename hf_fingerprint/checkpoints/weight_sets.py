@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from hf_fingerprint.checkpoints.archives import ARCHIVE, is_archive, unpack
+from hf_fingerprint.checkpoints.archives import ARCHIVE, is_archive, unpack_archive
 from hf_fingerprint.checkpoints.choosing import choose_weights, is_weight_file, missing_file_error, no_weights_error
 from hf_fingerprint.checkpoints.contents import SkippedFile, walk_folder
 from hf_fingerprint.checkpoints.dtypes import READABLE
@@ -160,7 +160,7 @@ def _from_archive(model: Source, file: str, shown: str, depth: int) -> WeightSet
     if depth == MAX_ARCHIVE_DEPTH:
         return WeightSets((), (SkippedFile(shown, "an archive in too many archives: unpack it"),))
     try:
-        unpacked = unpack(model.folder / file, PurePosixPath(file).name)
+        unpacked = unpack_archive(model.folder / file, PurePosixPath(file).name)
         groups, unread = _search(unpacked.folder)
         if unpacked.problem is not None:
             unread.append(SkippedFile("", unpacked.problem))

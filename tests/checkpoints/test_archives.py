@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import archives, find_weight_sets, open_checkpoint, weight_sets
-from hf_fingerprint.checkpoints.archives import is_archive, unpack
+from hf_fingerprint.checkpoints.archives import is_archive, unpack_archive
 
 
 A = np.arange(60, dtype=np.float32).reshape(6, 10)
@@ -117,7 +117,7 @@ def test_the_unpacked_files_are_deleted_with_the_sets(tmp_path):
 def test_no_member_is_written_outside(tmp_path, name):
     path = zipped(tmp_path / "x.zip", {name: MODEL})
 
-    unpacked = unpack(path, "x.zip")
+    unpacked = unpack_archive(path, "x.zip")
 
     assert [p for p in unpacked.folder.rglob("*") if p.is_file()] != []
     assert all(p.resolve().is_relative_to(unpacked.folder.resolve()) for p in unpacked.folder.rglob("*"))

@@ -11,6 +11,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from hf_fingerprint import TraceResult, Vault, trace
+from hf_fingerprint.checkpoints.formats.computed_tensors import stored_rows
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 
 
 FORMS = Path(__file__).parent.parent / "forms"
@@ -67,3 +69,10 @@ def best_matches(tensors: dict[str, np.ndarray], kind: str) -> dict[str, float]:
         for name, values in copy_weights(kind).items()
         if values.ndim > 1 and "embed" not in name and "token" not in name
     }
+
+
+def read_tensor(tensor: LazyTensor) -> np.ndarray:
+    """All values of a tensor, read in parts of some rows; floats as `float32`."""
+    rows, count = stored_rows(tensor), tensor.shape[0] if tensor.shape else 1
+    parts = [rows(start, min(start + 3, count)) for start in range(0, count, 3)]
+    return np.concatenate(parts).reshape(tensor.shape) if parts else np.empty(tensor.shape, np.float32)

@@ -100,7 +100,7 @@ def load_contained(form: Format, paths: tuple[Path, ...], left_out: dict[str, st
         producers.append(printable(loaded.producer)[:_MAX_PRODUCER])
         companions += loaded.companions
     if not found.infos and not left_out:
-        raise CheckpointError(f"{paths[0]} holds no weights: is it the right file?")
+        raise CheckpointError(f"{paths[0]} is a {form.name} file without weights: is it the right file?")
     return found._replace(producer=producers[0], companions=tuple(dict.fromkeys(companions)))
 
 

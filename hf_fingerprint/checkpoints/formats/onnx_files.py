@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.onnx_graph import Graph
 from hf_fingerprint.checkpoints.formats.onnx_protobuf import GraphReader
 from hf_fingerprint.checkpoints.formats.onnx_tensors import OnnxTensors
-from hf_fingerprint.checkpoints.formats.onnx_weights import find_weights
+from hf_fingerprint.checkpoints.formats.onnx_weights import find_graph_weights
 from hf_fingerprint.checkpoints.formats.protobuf import Message
 from hf_fingerprint.checkpoints.limits import MAX_TENSORS
 
@@ -42,7 +42,7 @@ def load_onnx(path: Path, left_out: dict[str, str]) -> FoundTensors:
     for each in model.messages(_FUNCTIONS):
         graphs.append(reader.read_function(each))
     left_out.update(reader.left_out)
-    found = [one for graph in graphs for one in find_weights(graph, left_out)]
+    found = [one for graph in graphs for one in find_graph_weights(graph, left_out)]
     if len(found) > MAX_TENSORS:
         raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
     producer = f"{model.text(_PRODUCER)} {model.text(_PRODUCER_VERSION)}".strip()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, InvalidFileError
-from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable, within_file
+from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
 from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.onnx_graph import DATA_TYPES, Graph, Node, StoredTensor
-from hf_fingerprint.checkpoints.formats.onnx_weights import find_weights
+from hf_fingerprint.checkpoints.formats.onnx_weights import find_graph_weights
 from hf_fingerprint.checkpoints.formats.torch_tensors import as_sizes
 from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS, MAX_TENSORS
 
@@ -39,8 +39,7 @@ _NOTHING = np.empty(0, np.uint8)
 
 def load_ort(path: Path, left_out: dict[str, str]) -> FoundTensors:
     """The weights of an `.ort` file; see [`Format`]."""
-    data = map_file(path)
-    model = FlatTable.root(data).table(_MODEL)
+    model = FlatTable.root(map_file(path)).table(_MODEL)
     top = None if model is None else model.table(_GRAPH)
     if model is None or top is None:
         raise InvalidFileError("no graph")
@@ -51,7 +50,7 @@ def load_ort(path: Path, left_out: dict[str, str]) -> FoundTensors:
         if depth > _MAX_DEPTH:
             raise InvalidFileError(f"subgraphs nested {_MAX_DEPTH} deep")
         waiting += [(inner, depth + 1) for inner in _read_graph(each, graph, left_out)]
-    found = within_file(find_weights(graph, left_out), len(data), left_out)
+    found = find_graph_weights(graph, left_out)
     if len(found) > MAX_TENSORS:
         raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
     return FoundTensors(found, f"{model.text(_PRODUCER)} {model.text(_PRODUCER_VERSION)}".strip())

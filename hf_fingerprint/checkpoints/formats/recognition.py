@@ -35,11 +35,6 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes,
     (0, rb"\x28\xb5\x2f\xfd", f"is packed (zstd): {_UNPACK}"),
     (0, rb"7z\xbc\xaf\x27\x1c", f"is packed (7z): {_UNPACK}"),
     (257, rb"ustar", f"is packed (tar): {_UNPACK}"),
-    (0, rb"\x89HDF\r\n\x1a\n", f"holds HDF5, as Keras and TensorFlow write it, {_NOT_READ}"),
-    (0, rb"gguf|ggml|ggjt|tjgg|lmgg", f"holds GGUF, {_NOT_READ}"),
-    (0, rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
-    (4, rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}"),
-    (0, rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
     (0, rb"SQLite format 3\x00", "is a database, not weights: check that it is the right file"),
     (4, rb"ET\d\d", f"is an ExecuTorch program, {_BUILT}"),
     (0, rb"ftrt|ptrt", f"is a TensorRT engine, {_BUILT}"),
@@ -50,33 +45,24 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes,
     (0, rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
 _BY_NAME: tuple[tuple[str, str], ...] = (  # pattern of a lower-case name, message to follow the name
-    (r"\.(h5|hdf5)$", f"holds HDF5, {_NOT_READ}"),
-    (r"\.keras$", f"holds Keras, {_NOT_READ}"),
-    (r"\.msgpack$", f"holds Flax, {_NOT_READ}"),
-    (r"\.onnx$", f"holds ONNX, {_NOT_READ}"),
-    (r"\.tflite$", f"holds TensorFlow Lite, {_NOT_READ}"),
     (r"^saved_model\.pb$|\.data-\d+-of-\d+$",
      "is a part of a TensorFlow SavedModel, which is not supported: save it as .keras, or convert it to TFLite"),
     (r"\.pb$", f"holds TensorFlow, {_NOT_READ}"),
-    (r"\.gguf$", f"holds GGUF, {_NOT_READ}"),
     (r"^group\d+-shard\d+of\d+(\.bin)?$",
      "is a part of a TensorFlow.js model, which is not supported: convert it back to Keras or TFLite"),
     (r"\.ot$", f"holds tch (Rust), {_NOT_READ}"),
     (r"\.pdparams$", f"holds PaddlePaddle, {_NOT_READ}"),
     (r"\.params$", f"holds MXNet, {_NOT_READ}"),
-    (r"\.mlmodel$", f"holds Core ML, {_NOT_READ}"),
     (r"\.(engine|plan|trt)$", f"holds TensorRT, {_BUILT}"),
     (r"\.mnn$", f"holds MNN, {_BUILT}"),
     (r"\.(om|dlc|rknn)$", f"is compiled for one kind of chip, {_BUILT}"),
     (r"\.distcp$", f"holds a part of a distributed checkpoint, {_NOT_READ}"),
 )  # fmt: skip
 _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
-    (r"\.npy\Z", f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
     (
         r"(\A|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$",
         "holds an exported program (torch.export), which is not supported: save the model's state dict",
     ),
-    (r"\A(model\.weights\.h5|metadata\.json)\Z", f"holds Keras, {_NOT_READ}"),
     (r"\A(dlc\.metadata|model\.params\.bin)\Z", f"is a Qualcomm model (.dlc), {_BUILT}"),
     (r"MAR-INF/MANIFEST\.json\Z", f"is a TorchServe archive: {_UNPACK}"),
 )
@@ -170,6 +156,9 @@ def _describe_by_name(path: Path, head: bytes) -> str:
     for pattern, message in _BY_NAME:
         if re.search(pattern, path.name.lower()):
             return message
+    for form in FORMATS:
+        if path.name.lower().endswith(form.suffixes):
+            return f"is not a complete {form.name} file: download it again"
     if suffix == ".safetensors":
         return SAFETENSORS  # its reader reports the damage
     if not any(head):

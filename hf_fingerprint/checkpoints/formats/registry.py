@@ -2,7 +2,12 @@
 
 from hf_fingerprint.checkpoints.formats import (
     coreml_files,
+    distributed_checkpoints,
+    exported_programs,
+    flax_files,
     gguf_files,
+    keras_files,
+    numpy_files,
     onnx_files,
     openvino_files,
     ort_files,
@@ -13,7 +18,12 @@ from hf_fingerprint.checkpoints.formats.containers import Format
 
 FORMATS: tuple[Format, ...] = (
     coreml_files.FORMAT,
+    distributed_checkpoints.FORMAT,
+    exported_programs.FORMAT,
+    flax_files.FORMAT,
     gguf_files.FORMAT,
+    keras_files.FORMAT,
+    numpy_files.FORMAT,
     onnx_files.FORMAT,
     openvino_files.FORMAT,
     ort_files.FORMAT,

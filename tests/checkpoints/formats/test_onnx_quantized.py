@@ -5,7 +5,7 @@ import pytest
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import stored_values
 from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, StoredTensor
-from hf_fingerprint.checkpoints.formats.onnx_weights import find_weights
+from hf_fingerprint.checkpoints.formats.onnx_weights import find_graph_weights
 
 
 CODES = np.random.default_rng(0).integers(-8, 8, (6, 32)).astype(np.int8)
@@ -30,7 +30,7 @@ def make(nodes: list[Node], **tensors: np.ndarray | tuple[str, tuple[int, ...], 
 
 def read(graph: Graph) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     left_out: dict[str, str] = {}
-    return {name: stored_values(each) for name, each in find_weights(graph, left_out)}, left_out
+    return {name: stored_values(each) for name, each in find_graph_weights(graph, left_out)}, left_out
 
 
 def use(op: str, *inputs: str, **numbers: int) -> Node:
@@ -141,6 +141,17 @@ def test_a_table_of_few_bits_is_unpacked():
     found, _ = read(make([node], w=pack(NIBBLES).reshape(6, 16), s=scales))
 
     np.testing.assert_allclose(found["w"], (NIBBLES - 8.0) * np.repeat(scales, 16, 1), rtol=1e-6)
+
+
+def test_floats_of_eight_and_four_bits_have_scales_as_well():
+    small = np.uint8([0x38, 0xB8, 0x40, 0x30] * 8)  # 1, -1, 2 and 0.5 as float8 e4m3
+    node = use("DequantizeLinear", "w", "s")
+    found, _ = read(make([node], w=("float8_e4m3fn", (4, 8), small), s=SCALE))
+    np.testing.assert_array_equal(found["w"][0, :4], [0.5, -0.5, 1, 0.25])
+
+    tiny = pack(np.uint8([2, 10, 4, 1] * 8))
+    found, _ = read(make([node], w=("float4_e2m1", (4, 8), tiny), s=SCALE))
+    np.testing.assert_array_equal(found["w"][0, :4], [0.5, -0.5, 1, 0.25])
 
 
 def test_integers_without_scales_are_given_as_they_are():
