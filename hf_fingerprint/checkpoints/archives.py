@@ -64,7 +64,7 @@ class UnpackedArchive:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive or packed in a way that [`unpack_archive`] undoes, and no weight file, as some zips are."""
+    """Whether a file is an archive or packed in a way that [`unpack_archive`] undoes, and no weight file."""
     try:
         with path.open("rb") as stream:
             head = stream.read(512)

@@ -14,8 +14,7 @@ from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment import align_suspect
-from hf_fingerprint.extraction.base_names import to_base_names
-from hf_fingerprint.extraction.match import match_tensors
+from hf_fingerprint.extraction.placing import PlacedSuspect, place_tensors
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier
@@ -61,6 +60,9 @@ class Extraction:
         missing (`tuple[str, ...]`): carriers without a counterpart.
         dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
         aligned (`int`): carriers whose rows or columns were aligned with the base's.
+        placed (`tuple[str, ...]`): the suspect's tensors that hold carriers in another layout or under other names.
+        all_compared (`bool`): whether all of the suspect's tensors of floats were compared with the carriers that
+            were not found by name.
     """
 
     values: np.ndarray
@@ -73,6 +75,8 @@ class Extraction:
     missing: tuple[str, ...] = ()
     dissimilar: tuple[str, ...] = ()
     aligned: int = 0
+    placed: tuple[str, ...] = ()
+    all_compared: bool = False
 
 
 def extract(
@@ -99,13 +103,15 @@ def extract(
         [`CheckpointError`]: if the base's files differ from those that were registered.
     """
     check_base_layout(base, original)
-    suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, progress, device)
+    placed = place_tensors(base, original, suspect)
+    suspect, matches, aligned_tensors = _align(base, original, placed, aligned, progress, device)
     sums = ExtractionSums(base, original, suspect)
     sums.add(
         [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
         counting(progress, "extracting", base.carrier_weights),
     )
-    return replace(sums.extraction(matches), aligned=aligned_tensors)
+    found = sums.extraction(matches)
+    return replace(found, aligned=aligned_tensors, placed=placed.used, all_compared=placed.complete)
 
 
 def match_and_align(
@@ -124,8 +130,18 @@ def match_and_align(
     Returns:
         `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, how many were aligned.
     """
-    suspect = to_base_names(base, suspect)
-    matches = match_tensors(base, original, suspect)
+    return _align(base, original, place_tensors(base, original, suspect), aligned, progress, device)
+
+
+def _align(
+    base: Base,
+    original: Checkpoint,
+    placed: PlacedSuspect,
+    aligned: bool | Literal["always"],
+    progress: Progress | None,
+    device: "str | torch.device | None",
+) -> tuple[TensorReader, dict[str, TensorInfo], int]:
+    suspect, matches = placed.suspect, placed.matches
     alignment = None
     if aligned:
         alignment = align_suspect(base, original, suspect, matches, progress, aligned == "always", device)

@@ -1,23 +1,23 @@
-"""Matches the suspect's tensors to the base's carriers: by name, else by shape and similarity.
+"""Matches the suspect's tensors to the base's carriers of the same shapes: by name, else by similarity.
 
 Nothing here sees a codeword, so a wrong match can lose evidence but can't create any.
 """
 
-from collections import Counter, defaultdict
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.extraction.counterparts import Target, find_counterparts, whole_part
+from hf_fingerprint.extraction.placed import full_bounds
 from hf_fingerprint.vault import Base
 
 
 SAMPLE_ROWS = 8
 MIN_SIMILAR_COSINE = 0.2
-_CHUNK_WEIGHTS = 1 << 22  # the suspect's weights that are compared at a time
 
 
 def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
@@ -36,23 +36,11 @@ def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
     return len(matches) >= len(base.carriers) / 2 and len(namesakes) == len(set(namesakes))
 
 
-def carriers_with_matching_shape(base: Base, suspect: TensorReader) -> list[str]:
-    """The carriers that can be paired with distinct tensors of the suspect by shape alone."""
-    left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
-    found = []
-    for carrier in base.carriers:
-        shape = base.tensors[carrier.name].shape
-        if left[shape]:
-            left[shape] -= 1
-            found.append(carrier.name)
-    return found
-
-
 def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> dict[str, TensorInfo]:
-    """Finds the counterparts of the carriers in the suspect.
+    """Finds the counterparts of the carriers that have their shapes.
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are matched one to one
-    within each shape, to the tensors most similar in a sample of rows. Those left get their namesakes, if free.
+    within each shape, to the tensors most similar in a sample. Those left get their namesakes, if free.
 
     Args:
         base, original, suspect: see [`extract`].
@@ -61,31 +49,22 @@ def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> di
         `dict[str, TensorInfo]`: by the carriers' names.
     """
     by_name = match_names(base, suspect)
-    samples = {carrier.name: _sample_weights(original, original.tensors[carrier.name]) for carrier in base.carriers}
-    cosines = {name: _cosine(samples[name], _sample_weights(suspect, info)) for name, info in by_name.items()}
-    matches = {name: info for name, info in by_name.items() if cosines[name] >= MIN_SIMILAR_COSINE}
+    matches = similar_namesakes(original, suspect, by_name)
     taken = {info.name for info in matches.values()}
-    unmatched: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for carrier in base.carriers:
-        if carrier.name not in matches:
-            unmatched[base.tensors[carrier.name].shape].append(carrier.name)
-    by_shape: dict[tuple[int, ...], list[TensorInfo]] = defaultdict(list)
-    for info in suspect.tensors.values():
-        if info.shape in unmatched and info.dtype in READABLE:
-            by_shape[info.shape].append(info)
-    for shape, names in unmatched.items():
-        free = [info for info in by_shape[shape] if info.name not in taken]
-        if free:
-            similarity = _similarity_matrix([samples[name] for name in names], suspect, free)
-            columns = _best_columns(similarity)
-            for row, column in zip(*linear_sum_assignment(-similarity[:, columns]), strict=True):
-                if similarity[row, columns[column]] >= MIN_SIMILAR_COSINE:
-                    matches[names[row]] = free[columns[column]]
-                    taken.add(free[columns[column]].name)
-    for name, info in by_name.items():
-        if name not in matches and info.name not in taken:
-            matches[name] = info
-    return matches
+    free = [i for i in suspect.tensors.values() if i.dtype in READABLE and i.name not in taken]
+    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    targets = [Target(name, shape, full_bounds(shape)) for name, shape in shapes.items() if name not in matches]
+    found, _ = find_counterparts(original, targets, suspect, map(whole_part, free), plain=True)
+    matches |= {each.target.name: each.part.info for each in found}
+    taken |= {each.part.info.name for each in found}
+    return matches | {n: info for n, info in by_name.items() if n not in matches and info.name not in taken}
+
+
+def similar_namesakes(
+    original: Checkpoint, suspect: TensorReader, by_name: Mapping[str, TensorInfo]
+) -> dict[str, TensorInfo]:
+    """Those namesakes of carriers that are similar to the base's tensors in a sample of rows."""
+    return {name: info for name, info in by_name.items() if _is_similar(original, suspect, name, info)}
 
 
 def sample_row_indices(rows: int, count: int) -> list[int]:
@@ -93,34 +72,9 @@ def sample_row_indices(rows: int, count: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})
 
 
-def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: list[TensorInfo]) -> np.ndarray:
-    """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`.
-
-    Cosines below `MIN_SIMILAR_COSINE` become 0. Reads in chunks: a suspect may have 100,000 tensors of one shape.
-    """
-    units = np.stack([_unit_vector(sample) for sample in ours])
-    found = np.empty((len(ours), len(infos)), np.float32)
-    chunk = max(1, _CHUNK_WEIGHTS // max(1, units.shape[1]))
-    for start in range(0, len(infos), chunk):
-        theirs = np.stack([_unit_vector(_sample_weights(suspect, info)) for info in infos[start : start + chunk]])
-        found[:, start : start + len(theirs)] = units @ theirs.T
-    found[found < MIN_SIMILAR_COSINE] = 0
-    return found
-
-
-def _best_columns(similarity: np.ndarray) -> np.ndarray:
-    """The columns that an optimal assignment can need: for R rows, the R best of each, since the others take R - 1."""
-    rows, columns = similarity.shape
-    if columns <= rows:
-        return np.arange(columns)
-    return np.unique(np.argpartition(-similarity, rows - 1)[:, :rows])
-
-
-def _unit_vector(sample: np.ndarray) -> np.ndarray:
-    """A sample scaled to norm 1, `float64`; zeros stay 0."""
-    wide = sample.astype(np.float64)  # squares of float32 may overflow
-    length = np.linalg.norm(wide)
-    return wide / length if length > 0 else wide
+def _is_similar(original: Checkpoint, suspect: TensorReader, name: str, info: TensorInfo) -> bool:
+    ours, theirs = _sample_weights(original, original.tensors[name]), _sample_weights(suspect, info)
+    return _cosine(ours, theirs) >= MIN_SIMILAR_COSINE
 
 
 def _sample_weights(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:

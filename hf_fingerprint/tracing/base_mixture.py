@@ -13,7 +13,8 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.extraction import to_base_names
 from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE, match_and_align
 from hf_fingerprint.extraction.looks import plan_looks
-from hf_fingerprint.extraction.match import has_unambiguous_names, match_names, match_tensors
+from hf_fingerprint.extraction.match import has_unambiguous_names, match_names
+from hf_fingerprint.extraction.placing import place_tensors
 from hf_fingerprint.extraction.similarity import SampledWeights, estimate_shares, mean_cosine, sample_weights
 from hf_fingerprint.keys import derive
 from hf_fingerprint.tracing.groups import BaseGroup, BaseSelection, open_base_files
@@ -179,10 +180,10 @@ class BaseSelector:
     def _match_carriers(self, group: BaseGroup, suspect: TensorReader) -> tuple[TensorReader, dict[str, TensorInfo]]:
         """The suspect under the base's names, and the carriers' counterparts by unambiguous names or similarity."""
         base = group.records[0]
-        suspect = to_base_names(base, suspect)
-        if isinstance(suspect, RangedCheckpoint) or has_unambiguous_names(base, suspect):
-            return suspect, match_names(base, suspect)
-        return suspect, match_tensors(base, group.original, suspect)
+        named = to_base_names(base, suspect)
+        if isinstance(suspect, RangedCheckpoint) or has_unambiguous_names(base, named):
+            return named, match_names(base, named)
+        return place_tensors(base, group.original, suspect)[:2]
 
     def _rows_to_sample(self, group: BaseGroup, matches: dict[str, TensorInfo]) -> dict[str, Sequence[int]]:
         """The rows of each carrier to compare, the same in all bases. An attacker must not know them."""

@@ -13,7 +13,6 @@ from hf_fingerprint.tracing.readability import (
     HiddenTensor,
     carrier_mass,
     find_hidden,
-    find_transposed,
     format_hidden,
     unreadable_tensors,
     would_detect_copy,
@@ -137,14 +136,14 @@ def _conclude_base(
 def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: TensorReader) -> list[HiddenTensor]:
     base = target.candidates.base
     named = to_base_names(base, suspect)
-    hidden = find_hidden(base, named, extraction.missing, unreadable_tensors(suspect))
-    matches = match_names(base, named)
-    dissimilar = {name: matches[name] for name in extraction.dissimilar if name in matches}
-    if isinstance(suspect, RangedCheckpoint):
-        if extraction.lineage.descends:  # alignment needs the whole suspect, so parts of a descendant may be permuted
-            hidden += [HiddenTensor(info.name, "not similar in its order", name) for name, info in dissimilar.items()]
-        return hidden
-    return hidden + list(find_transposed(base, target.original, named, dissimilar))
+    left_out, compared = unreadable_tensors(suspect), extraction.all_compared
+    hidden = find_hidden(base, named, extraction.missing, left_out, extraction.placed, compared)
+    if isinstance(suspect, RangedCheckpoint) and extraction.lineage.descends:
+        # alignment needs the whole suspect, so parts of a descendant may be permuted
+        matches = match_names(base, named)
+        dissimilar = {name: matches[name] for name in extraction.dissimilar if name in matches}
+        hidden += [HiddenTensor(info.name, "not similar in its order", name) for name, info in dissimilar.items()]
+    return hidden
 
 
 def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:

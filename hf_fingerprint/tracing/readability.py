@@ -6,26 +6,25 @@ that were not read face the same test: if they could hide a copy, the outcome ca
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from hf_fingerprint.carriers import keyed_offset, position_counts
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
+from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.extraction import to_base_names
-from hf_fingerprint.extraction.match import carriers_with_matching_shape, match_names, sample_row_indices
-from hf_fingerprint.extraction.similarity import mean_cosine
+from hf_fingerprint.extraction.fitting import carriers_with_fitting_shape
+from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.vault import Base
 
 
 NOISE = 1.0  # amplitudes in each weight, more than rounding to half precision adds
 TRIALS = 3
 MAX_LISTED = 5
-TRANSPOSED_COSINE = 0.5
 
 
 class HiddenTensor(NamedTuple):
@@ -80,7 +79,7 @@ def fitting_carriers(base: Base, suspect: TensorReader) -> list[str]:
     """The carriers that may have a counterpart in a suspect, readable or not, according to its headers."""
     named = to_base_names(base, suspect)
     found = list(match_names(base, named))
-    by_shape = carriers_with_matching_shape(base, suspect)
+    by_shape = carriers_with_fitting_shape(base, suspect)
     found = found if len(found) >= len(by_shape) else by_shape
     missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
     return found + [each.carrier for each in find_hidden(base, named, missing, unreadable_tensors(suspect))]
@@ -92,7 +91,12 @@ def unreadable_tensors(suspect: TensorReader) -> Mapping[str, str]:
 
 
 def find_hidden(
-    base: Base, suspect: TensorReader, missing: Collection[str], left_out: Mapping[str, str] | None = None
+    base: Base,
+    suspect: TensorReader,
+    missing: Collection[str],
+    left_out: Mapping[str, str] | None = None,
+    placed: Collection[str] = (),
+    compared: bool = False,
 ) -> list[HiddenTensor]:
     """Finds tensors of a suspect that may hold the carriers without a counterpart.
 
@@ -102,6 +106,9 @@ def find_hidden(
         base, suspect: see [`extract`].
         missing (collection of `str`): the carriers without a counterpart.
         left_out (mapping of `str` to `str`, *optional*): tensors of the suspect that can't be opened, with reasons.
+        placed (collection of `str`, *optional*): tensors of the suspect that hold other carriers.
+        compared (`bool`, *optional*, defaults to `False`): whether all tensors of floats were compared with the
+            carriers in any layout, so that only tensors of other types and unopened ones may hold one.
     """
     left = {name: base.tensors[name].shape for name in missing}
     by_module: dict[str, list[TensorInfo]] = defaultdict(list)
@@ -113,7 +120,7 @@ def find_hidden(
     unopened: dict[str, list[str]] = defaultdict(list)
     for name in left_out:
         unopened[_module_name(name)].append(name)
-    taken: set[str] = set()
+    taken = set(placed)
     found: list[HiddenTensor] = []
 
     def take(carrier: str, name: str, reason: str) -> None:
@@ -125,7 +132,7 @@ def find_hidden(
         for carrier, shape in list(left.items()):
             module = _module_name(carrier)
             for info in by_module[module] if by_name else by_size[int(np.prod(shape))]:
-                if info.name not in taken and (reason := _hidden_reason(shape, info, by_name)):
+                if info.name not in taken and (reason := _hidden_reason(shape, info, by_name, compared)):
                     take(carrier, info.name, reason)
                     break
             else:
@@ -139,29 +146,6 @@ def find_hidden(
     return found
 
 
-def find_transposed(
-    base: Base, original: TensorReader, suspect: TensorReader, matches: Mapping[str, TensorInfo]
-) -> Iterator[HiddenTensor]:
-    """Yields square matrices of the suspect that are transposed with respect to the base's.
-
-    Args:
-        base, original, suspect: see [`extract`].
-        matches (mapping of `str` to [`TensorInfo`]): carriers, with namesakes in the suspect that aren't similar.
-    """
-    for name, info in matches.items():
-        shape = base.tensors[name].shape
-        if len(shape) != 2 or shape[0] != shape[1] or info.shape != shape:
-            continue
-        base_info, ours, transposed = original.tensors[name], {}, {}
-        theirs = to_float32(suspect.read(info), info.dtype).reshape(shape)
-        for row in sample_row_indices(shape[0], 8):
-            raw = original.read(base_info, row * base_info.row_bytes, (row + 1) * base_info.row_bytes)
-            ours[str(row)] = to_float32(raw, base_info.dtype)
-            transposed[str(row)] = np.nan_to_num(theirs[:, row], posinf=0, neginf=0)
-        if mean_cosine(ours, transposed) >= TRANSPOSED_COSINE:
-            yield HiddenTensor(info.name, "its axes in another order", name)
-
-
 def format_hidden(hidden: Iterable[HiddenTensor]) -> str:
     """The tensors that were not read, as a part of a sentence: `a (I8), b (I8) and 3 more`."""
     found = [f"{_printable(each.name)} ({each.reason})" for each in hidden]
@@ -169,12 +153,17 @@ def format_hidden(hidden: Iterable[HiddenTensor]) -> str:
     return ", ".join(found[:MAX_LISTED]) + more
 
 
-def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool) -> str | None:
+def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool, compared: bool) -> str | None:
     """Why a tensor that may hold a carrier of this shape was not read, or `None` if it can't hold it."""
     if info.dtype not in READABLE:  # packed types have another size
         fits = _count_weights(info) == int(np.prod(shape)) or (same_module and len(info.shape) > 1)
         return info.dtype if fits else None
-    if info.shape != shape and _count_weights(info) == int(np.prod(shape)) and _is_reshaped(info.shape, shape):
+    if (
+        not compared
+        and info.shape != shape
+        and _count_weights(info) == int(np.prod(shape))
+        and _is_reshaped(info.shape, shape)
+    ):
         return f"{info.dtype}, shape {'x'.join(map(str, info.shape))} where {'x'.join(map(str, shape))} is expected"
     return None
 

@@ -54,6 +54,8 @@ def integers(weights: np.ndarray) -> np.ndarray:
 HIDING = {
     "integers": integers,
     "unsigned": lambda w: (integers(w).astype(int) + 128).astype(np.uint16),
+}
+LAYOUTS = {
     "axes turned": lambda w: w.T if w.ndim == 2 else w.transpose(2, 3, 1, 0),
     "one long row": lambda w: w.reshape(1, -1),
     "flat": lambda w: w.reshape(-1),
@@ -85,6 +87,33 @@ def test_what_is_hidden_in_part_clears_nobody(case, tmp_path, hiding, share, who
 
     assert result.outcome is (Outcome.ACCUSED if whose == "a copy's" else Outcome.NOT_READABLE)
     assert {score.recipient for score in result.accused} <= {"a"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_copy_in_another_layout_is_read_as_if_in_the_bases(case, tmp_path, layout, named):
+    plain = traced(case, case.copies["a"], tmp_path)
+    arrays = changed(case, LAYOUTS[layout])
+    if not named:
+        arrays = {f"onnx::MatMul_{i}": array for i, array in enumerate(arrays.values())}
+
+    result = traced(case, arrays, tmp_path)
+
+    assert [score.recipient for score in result.accused] == ["a"]
+    assert result.tensors_matched == result.tensors_marked
+    assert result.accused[0].score == pytest.approx(plain.accused[0].score, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_base_and_another_model_in_another_layout_are_read_too(case, tmp_path, layout):
+    own = load_file(case.model / "model.safetensors")
+    suspects = {Outcome.NOBODY: own, Outcome.NOT_COMPARABLE: plain_arrays(5)}
+    for outcome, arrays in suspects.items():
+        turned = {n: LAYOUTS[layout](w) if n in carriers(case) else w for n, w in arrays.items()}
+
+        result = traced(case, turned, tmp_path)
+
+        assert (result.outcome, result.accused) == (outcome, ())
 
 
 def test_the_base_with_a_few_integers_clears_everybody(case, tmp_path):

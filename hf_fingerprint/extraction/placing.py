@@ -1,0 +1,304 @@
+"""Places a suspect's tensors onto the base's carriers: by names where they tell, else by shapes and values.
+
+Nothing here sees a codeword, so a wrong placement can lose evidence but can't create any.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.extraction.base_names import to_base_names
+from hf_fingerprint.extraction.counterparts import (
+    SHORT_RUN_WEIGHTS,
+    Counterpart,
+    Part,
+    Target,
+    find_counterparts,
+    whole_part,
+)
+from hf_fingerprint.extraction.layouts import Shape, find_layouts
+from hf_fingerprint.extraction.match import match_names, similar_namesakes
+from hf_fingerprint.extraction.placed import Bounds, Piece, PlacedWeights, Placement, TensorView, full_bounds, overlap
+from hf_fingerprint.extraction.slices import find_padded, find_slices, find_stacked_slices
+from hf_fingerprint.vault import Base
+
+
+MAX_PARTS = 1 << 18  # slices of a suspect's tensors that are compared
+MAX_SLICED = 1 << 10  # shapes of a suspect's tensors that are sliced
+MAX_JOINED = 16  # tensors that hold a carrier together
+CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
+MIN_SLICE_COSINE = 0.3  # since more of them are compared
+
+
+class PlacedSuspect(NamedTuple):
+    """A suspect whose tensors were placed onto the carriers.
+
+    Attributes:
+        suspect ([`TensorReader`]): the suspect under the base's names and in its shapes.
+        matches (`dict[str, TensorInfo]`): its tensors there by the carriers' names.
+        used (`tuple[str, ...]`): the tensors of its files that were moved to other names or shapes.
+        complete (`bool`): whether all of its tensors of floats were compared with the carriers that were not found by
+            name.
+    """
+
+    suspect: TensorReader
+    matches: dict[str, TensorInfo]
+    used: tuple[str, ...] = ()
+    complete: bool = True
+
+
+def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> PlacedSuspect:
+    """Presents a suspect under the base's names and in its shapes, as far as its tensors are found.
+
+    A carrier is matched to its namesake if that has its shape and is similar to it. The others are searched by values:
+    among whole tensors in any layout, then among slices of tensors, and in several tensors that each hold a slice.
+    Those left get their namesakes, if these are free.
+
+    Args:
+        base, original, suspect: see [`extract`].
+    """
+    suspect = to_base_names(base, suspect)
+    by_name = match_names(base, suspect)
+    matches = similar_namesakes(original, suspect, by_name)
+    missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
+    if not missing:
+        return PlacedSuspect(suspect, matches, _used(suspect))
+    search = _Search(base, original, suspect, missing, {info.name for info in matches.values()})
+    placements = search.run()
+    free = {name: info for name, info in by_name.items() if name not in matches | placements}
+    matches |= {name: info for name, info in free.items() if info.name not in search.taken}
+    placements |= search.place_namesakes([name for name in missing if name not in matches | placements])
+    if not placements:
+        return PlacedSuspect(suspect, matches, _used(suspect), search.complete)
+    placed = PlacedWeights(suspect, placements | _moved(matches, placements))
+    matches |= {name: placed.tensors[name] for name in placed.placements}
+    return PlacedSuspect(placed, matches, placed.used, search.complete)
+
+
+def _used(suspect: TensorReader) -> tuple[str, ...]:
+    return suspect.used if isinstance(suspect, PlacedWeights) else ()
+
+
+class _Candidate(NamedTuple):
+    """A possible placement of a carrier.
+
+    Attributes:
+        name (`str`): the carrier.
+        placement ([`Placement`]): where it may be.
+        cosine (`float`): the cosine of a sample of it with the base's.
+    """
+
+    name: str
+    placement: Placement
+    cosine: float
+
+
+class _Search:
+    """Searches a suspect's tensors for carriers.
+
+    Attributes:
+        taken (`set[str]`): the suspect's tensors that are matched or placed.
+        complete (`bool`): whether everything was compared.
+    """
+
+    def __init__(
+        self, base: Base, original: Checkpoint, suspect: TensorReader, missing: Sequence[str], taken: set[str]
+    ):
+        self.taken, self.complete = taken, True
+        self._base, self._original, self._suspect = base, original, suspect
+        self._missing = list(missing)
+
+    def run(self) -> dict[str, Placement]:
+        """The placements of those carriers that are found: the most similar first, none on what another has."""
+        whole = self._whole_tensors()
+        clear = {each.name: each.placement for each in whole if each.cosine >= CLEAR_COSINE}
+        self._take(clear.values())
+        self._missing = [name for name in self._missing if name not in clear]
+        free = self._free_tensors()
+        candidates = [each for each in whole if each.name not in clear]
+        if self._missing and free:
+            candidates += [*self._slices(free), *self._joined(free), *self._stacked(free)]
+        found: dict[str, Placement] = {}
+        held: dict[str, list[Bounds]] = defaultdict(list)
+        for each in sorted(candidates, key=lambda one: -one.cosine):
+            views = [piece.view for piece in each.placement.pieces]
+            if each.name in found or any(overlap(v.bounds, o) for v in views for o in held[v.info.name]):
+                continue
+            found[each.name] = each.placement
+            for view in views:
+                held[view.info.name].append(view.bounds)
+        self._take(found.values())
+        return clear | found
+
+    def place_namesakes(self, names: Iterable[str]) -> dict[str, Placement]:
+        """Placements by name of tensors that aren't similar to the base's, such as those of permuted channels."""
+        by_name = {normalize_name(info.name): info for info in self._free_tensors()}
+        found = {}
+        for name in names:
+            info, shape = by_name.get(normalize_name(name)), self._shape(name)
+            if info is None:
+                continue
+            layouts = find_layouts(info.shape, shape)
+            views = [TensorView(info, full_bounds(info.shape), layout, shape) for layout in layouts]
+            if views:
+                found[name] = _whole(shape, views[0] if len(views) == 1 else self._likeliest(name, views))
+        return found
+
+    def _likeliest(self, name: str, views: Sequence[TensorView]) -> TensorView:
+        """The view whose channels have norms like the base's in any order, as permuted channels do."""
+        info = self._original.tensors[name]
+        ours = _sorted_norms(to_float32(self._original.read(info), info.dtype).reshape(info.shape))
+        off = [float(np.abs(_sorted_norms(view.load(self._suspect)) - ours).sum()) for view in views]
+        return views[int(np.argmin(off))]
+
+    def _take(self, placements: Iterable[Placement]) -> None:
+        self.taken |= {piece.view.info.name for each in placements for piece in each.pieces}
+
+    def _free_tensors(self) -> list[TensorInfo]:
+        tensors = self._suspect.tensors.values()
+        return [info for info in tensors if info.dtype in READABLE and info.name not in self.taken]
+
+    def _shape(self, name: str) -> Shape:
+        return self._base.tensors[name].shape
+
+    def _whole_tensors(self) -> list[_Candidate]:
+        return self._find(self._targets(), map(whole_part, self._free_tensors()))
+
+    def _targets(self) -> list[Target]:
+        return [Target(name, self._shape(name), full_bounds(self._shape(name))) for name in self._missing]
+
+    def _find(self, targets: Sequence[Target], parts: Iterable[Part]) -> list[_Candidate]:
+        found, complete = find_counterparts(self._original, targets, self._suspect, parts)
+        self.complete &= complete
+        return [_Candidate(each.target.name, _whole(each.target.shape, _view(each)), each.cosine) for each in found]
+
+    def _find_slices(self, targets: Sequence[Target], parts: Iterable[Part]) -> list[Counterpart]:
+        if not targets:
+            return []
+        found, complete = find_counterparts(self._original, targets, self._suspect, parts, run=SHORT_RUN_WEIGHTS)
+        self.complete &= complete
+        return [each for each in found if each.cosine >= MIN_SLICE_COSINE]
+
+    def _slices(self, free: Sequence[TensorInfo]) -> list[_Candidate]:
+        """Carriers that are slices of the suspect's tensors, or of layers that are stacked in one."""
+        found: list[_Candidate] = []
+        for parts in (self._sliced(free, find_slices), self._sliced(free, find_stacked_slices), self._padded(free)):
+            found += [
+                _Candidate(each.target.name, _whole(each.target.shape, _view(each)), each.cosine)
+                for each in self._find_slices(self._targets(), _bounded(parts))
+            ]
+        return found
+
+    def _joined(self, free: Sequence[TensorInfo]) -> list[_Candidate]:
+        """Carriers that several of the suspect's tensors hold together."""
+        sizes = {prod(info.shape) for info in free}
+        return self._join(self._find_slices(self._target_slices(sizes), map(whole_part, free)))
+
+    def _stacked(self, free: Sequence[TensorInfo]) -> list[_Candidate]:
+        """Carriers that layers of several of the suspect's tensors hold together."""
+        targets = self._target_slices({prod(self._shape(name)) // n for name in self._missing for n in (2, 3)})
+        sizes = {prod(target.shape) for target in targets}
+        known: dict[Shape, list[Bounds]] = {}
+        for info in free:
+            if info.shape not in known and len(known) < MAX_SLICED:
+                slices = [each for size in sizes if size < prod(info.shape) for each in find_slices(info.shape, size)]
+                known[info.shape] = [each for each in slices if any(end - begin == 1 for begin, end in each)]
+        parts = (Part(info, bounds) for info in free for bounds in known.get(info.shape, ()))
+        return self._join(self._find_slices(targets, _bounded(parts)))
+
+    def _target_slices(self, sizes: Collection[int]) -> list[Target]:
+        """Slices of the missing carriers that have one of these numbers of weights."""
+        found = []
+        for name in self._missing:
+            shape, size = self._shape(name), prod(self._shape(name))
+            for each in sorted(sizes):
+                if size // MAX_JOINED <= each < size:
+                    for bounds in find_slices(shape, each):
+                        found.append(Target(name, tuple(end - begin for begin, end in bounds), bounds))
+        return found[:MAX_SLICED]
+
+    def _join(self, found: Sequence[Counterpart]) -> list[_Candidate]:
+        """Carriers in pieces that don't overlap."""
+        by_axis: dict[tuple[str, int], list[Counterpart]] = defaultdict(list)
+        for each in found:
+            shape = self._shape(each.target.name)
+            axis = next(i for i, (size, part) in enumerate(zip(shape, each.target.shape, strict=True)) if size != part)
+            by_axis[each.target.name, axis].append(each)
+        candidates = []
+        for (name, axis), pieces in by_axis.items():
+            chosen: list[Counterpart] = []
+            for each in sorted(pieces, key=lambda one: -one.cosine):
+                if not any(overlap(each.target.bounds, other.target.bounds) for other in chosen):
+                    chosen.append(each)
+            chosen.sort(key=lambda one: one.target.bounds[axis])
+            shape = self._shape(name)
+            placement = Placement(
+                shape, tuple(Piece(_view(each), axis, each.target.bounds[axis][0]) for each in chosen)
+            )
+            cosine = sum(each.cosine * prod(each.target.shape) for each in chosen) / prod(shape)
+            candidates.append(_Candidate(name, placement, cosine))
+        return candidates
+
+    def _sliced(self, free: Sequence[TensorInfo], slices: Callable[[Shape, int], Iterator[Bounds]]) -> Iterator[Part]:
+        """The slices of the suspect's tensors that a carrier may lie in."""
+        by_size: dict[int, set[Shape]] = defaultdict(set)
+        for name in self._missing:
+            by_size[prod(self._shape(name))].add(self._shape(name))
+        known: dict[Shape, list[Bounds]] = {}
+        for info in free:
+            if info.shape not in known and len(known) < MAX_SLICED:
+                known[info.shape] = [
+                    bounds
+                    for size, shapes in by_size.items()
+                    if size < prod(info.shape)
+                    for bounds in slices(info.shape, size)
+                    if any(find_layouts(tuple(end - begin for begin, end in bounds), shape) for shape in shapes)
+                ]
+            for bounds in known.get(info.shape, ()):
+                yield Part(info, bounds)
+
+    def _padded(self, free: Sequence[TensorInfo]) -> Iterator[Part]:
+        """The suspect's tensors without the padding that they may have."""
+        shapes = {self._shape(name) for name in self._missing}
+        known: dict[Shape, list[Bounds]] = {}
+        for info in free:
+            if info.shape not in known and len(known) < MAX_SLICED:
+                slices = [bounds for shape in shapes for bounds in find_padded(info.shape, prod(shape), shape)]
+                known[info.shape] = list(dict.fromkeys(slices))
+            for bounds in known.get(info.shape, ()):
+                yield Part(info, bounds)
+
+
+def _sorted_norms(weights: np.ndarray) -> np.ndarray:
+    """The norms of output channels and of input channels, each sorted and relative to their sum."""
+    squares = np.square(np.nan_to_num(weights, posinf=0, neginf=0), dtype=np.float64)
+    axes = [tuple(i for i in range(weights.ndim) if i != axis) for axis in range(min(2, weights.ndim))]
+    norms = [np.sort(np.sqrt(squares.sum(each))) for each in axes]
+    return np.concatenate([each / max(float(each.sum()), 1e-30) for each in norms])
+
+
+def _whole(shape: Shape, view: TensorView) -> Placement:
+    return Placement(shape, (Piece(view, 0, 0),))
+
+
+def _view(found: Counterpart) -> TensorView:
+    return TensorView(found.part.info, found.part.bounds, found.layout, found.target.shape)
+
+
+def _bounded(parts: Iterator[Part]) -> list[Part]:
+    return [part for _, part in zip(range(MAX_PARTS), parts, strict=False)]
+
+
+def _moved(matches: Mapping[str, TensorInfo], placements: Mapping[str, Placement]) -> dict[str, Placement]:
+    """Placements of matched tensors whose own names other tensors get."""
+    return {
+        name: _whole(info.shape, TensorView.whole(info))
+        for name, info in matches.items()
+        if info.name in placements and info.name != name
+    }
