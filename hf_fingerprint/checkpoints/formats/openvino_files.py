@@ -69,7 +69,7 @@ def load_openvino(path: Path, left_out: dict[str, str]) -> FoundTensors:
     weights = find_companion(path, PurePosixPath(path.with_suffix(".bin").name))
     constants = _Constants(map_file(weights))
     tensors = [found for graph in graphs for found in constants.weights_of(graph, left_out)]
-    return FoundTensors(tensors, f"OpenVINO {version}" if version else "", (weights,))
+    return FoundTensors(tensors, f"OpenVINO {version.partition('-')[0]}" if version else "", (weights,))
 
 
 class _Constants:
