@@ -5,7 +5,7 @@ import numpy as np
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows, dequantize, stored_rows
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.schemes.packings import bit_rows, column_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_rows
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme
 
 

@@ -13,7 +13,7 @@ from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, as_sizes
 from hf_fingerprint.checkpoints.limits import MAX_JSON_VALUES, check_json_values
 from hf_fingerprint.checkpoints.schemes.compressed_tensors import blocks_of
-from hf_fingerprint.checkpoints.schemes.packings import bit_rows, tiled_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, tiled_rows
 from hf_fingerprint.checkpoints.schemes.scheme import (
     FLOATS,
     Companions,

@@ -81,7 +81,7 @@ def test_torchao_floats_of_four_bits_stay_codes():
 
 
 def tiles(codes):
-    """Codes in the layout of `test_layouts.py`, with inner tiles of 8."""
+    """Codes in the layout of `test_packed_codes.py`, with inner tiles of 8."""
     blocks, outer = codes.shape[0] // 8, codes.shape[1] // 128
     packed = np.zeros((blocks, outer, 32, 4), np.uint32)
     for block, part, lane, pair in np.ndindex(packed.shape):
