@@ -5,6 +5,7 @@ Nothing here sees a codeword, so a wrong placement can lose evidence but can't c
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from hf_fingerprint.extraction.slices import find_padded, find_slices, find_stac
 from hf_fingerprint.vault import Base
 
 
-MAX_PARTS = 1 << 18  # slices of a suspect's tensors that are compared
+MAX_PARTS = 1 << 15  # slices of a suspect's tensors that are compared
 MAX_SLICED = 1 << 10  # shapes of a suspect's tensors that are sliced
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
@@ -181,8 +182,11 @@ class _Search:
     def _find_slices(self, targets: Sequence[Target], parts: Iterable[Part]) -> list[Counterpart]:
         if not targets:
             return []
-        found, complete = find_counterparts(self._original, targets, self._suspect, parts, run=SHORT_RUN_WEIGHTS)
-        self.complete &= complete
+        some = list(islice(parts, MAX_PARTS + 1))
+        found, complete = find_counterparts(
+            self._original, targets, self._suspect, some[:MAX_PARTS], run=SHORT_RUN_WEIGHTS
+        )
+        self.complete &= complete and len(some) <= MAX_PARTS
         return [each for each in found if each.cosine >= MIN_SLICE_COSINE]
 
     def _slices(self, free: Sequence[TensorInfo]) -> list[_Candidate]:
@@ -191,7 +195,7 @@ class _Search:
         for parts in (self._sliced(free, find_slices), self._sliced(free, find_stacked_slices), self._padded(free)):
             found += [
                 _Candidate(each.target.name, _whole(each.target.shape, _view(each)), each.cosine)
-                for each in self._find_slices(self._targets(), _bounded(parts))
+                for each in self._find_slices(self._targets(), parts)
             ]
         return found
 
@@ -210,7 +214,7 @@ class _Search:
                 slices = [each for size in sizes if size < prod(info.shape) for each in find_slices(info.shape, size)]
                 known[info.shape] = [each for each in slices if any(end - begin == 1 for begin, end in each)]
         parts = (Part(info, bounds) for info in free for bounds in known.get(info.shape, ()))
-        return self._join(self._find_slices(targets, _bounded(parts)))
+        return self._join(self._find_slices(targets, parts))
 
     def _target_slices(self, sizes: Collection[int]) -> list[Target]:
         """Slices of the missing carriers that have one of these numbers of weights."""
@@ -289,10 +293,6 @@ def _whole(shape: Shape, view: View) -> Placement:
 
 def _view(found: Counterpart) -> View:
     return View(found.part.info, found.part.bounds, found.layout, found.target.shape)
-
-
-def _bounded(parts: Iterator[Part]) -> list[Part]:
-    return [part for _, part in zip(range(MAX_PARTS), parts, strict=False)]
 
 
 def _moved(matches: Mapping[str, TensorInfo], placements: Mapping[str, Placement]) -> dict[str, Placement]:
