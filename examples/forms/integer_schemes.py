@@ -112,7 +112,7 @@ def torchao_nf4(model: nn.Module, out: Path) -> State:
     from torchao.quantization import to_nf4
 
     state = dict(model.state_dict())
-    for name, part in linears(model, 64).items():
+    for name, part in linears(model, 64, rows=8).items():
         state[f"{name}.weight"] = to_nf4(part.weight.detach(), 64, 4)
     torch.save(state, out.with_suffix(".pth"))
     return {

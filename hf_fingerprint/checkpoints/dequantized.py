@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from math import prod
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,7 +25,6 @@ from hf_fingerprint.checkpoints.schemes.scheme import Companions
 from hf_fingerprint.errors import CheckpointError
 
 
-MAX_ROW = 1 << 22  # elements of a row of a dequantized tensor: 16 MB, of which a block has 8
 _TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
@@ -59,7 +57,7 @@ def dequantize_schemes(checkpoint: Checkpoint) -> Checkpoint:
                 made = SCHEMES[number].dequantize(companions)
                 if made is None or not companions.taken.isdisjoint(taken):
                     continue
-                if not made.tensor.numel() or prod(made.tensor.shape[1:]) > MAX_ROW:
+                if not made.tensor.numel() or made.tensor.unreadable_reason() is not None:
                     continue
                 taken |= companions.taken | {name}
                 found[min(companions.taken, key=tensors.place)] = made.name, made.tensor
@@ -95,6 +93,11 @@ class DequantizedCheckpoint(Checkpoint):
         self.container = replace(
             stored.container, tensors=len(self.tensors), dtypes=tuple(sorted(filter(None, kept | kinds)))
         )
+
+    @property
+    def stored(self) -> Checkpoint:
+        """The dequantized model, which can be built from its weights; one in memory runs as it is."""
+        return self._stored.stored if self.source.in_memory else self
 
     def reopen(self) -> Checkpoint:
         """The same model, opened as a base is: all of its tensors must be readable."""

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
@@ -22,7 +23,16 @@ from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.formats.contained import describe_container
 from hf_fingerprint.checkpoints.formats.pickled import find_tied, is_valid_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo, largest_tensors
-from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, NO_DATA, LazyTensor, Storage
+from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, Storage
+from hf_fingerprint.checkpoints.live_tensors import (
+    ComputedLiveTensor,
+    LiveTensor,
+    dequantized_bytes,
+    is_quantized,
+    obstacle,
+    storage_of,
+    without_subclass,
+)
 from hf_fingerprint.checkpoints.naming import IN_MEMORY
 from hf_fingerprint.checkpoints.reader import Checkpoint
 from hf_fingerprint.checkpoints.source import Source
@@ -86,10 +96,16 @@ class MemoryCheckpoint(Checkpoint):
 
     def _add_values(self, state: Mapping[Any, Any], suspect: bool) -> None:
         storages: dict[tuple[str, int], Storage] = {}
+        dequantize = lru_cache(1)(dequantized_bytes)  # blocks are read one after another
         for name, values in state.items():
             if isinstance(name, str) and name.endswith(_EXTRA_STATE) and not hasattr(values, "untyped_storage"):
                 continue  # what a module saves besides its tensors
-            found = LiveTensor(values, storages)
+            values = without_subclass(values) if suspect else values
+            found = (
+                ComputedLiveTensor(values, dequantize)
+                if suspect and is_quantized(values)
+                else LiveTensor(values, storages)
+            )
             reason = "an invalid name" if not is_valid_name(name) else found.unreadable_reason()
             if reason is None and suspect and not found.numel():
                 reason = EMPTY
@@ -101,7 +117,9 @@ class MemoryCheckpoint(Checkpoint):
             if reason is not None:
                 self.left_out[printable(str(name))] = reason
                 continue
-            self._memory[name], self.values[name] = found, values.detach()
+            self._memory[name] = found
+            if isinstance(found, LiveTensor):
+                self.values[name] = values.detach()
             self.tensors[name] = TensorInfo(name, DTYPES[found.dtype], found.shape, 0, 0, found.nbytes)
 
     def _check(self, suspect: bool) -> None:
@@ -137,45 +155,6 @@ class MemoryCheckpoint(Checkpoint):
             return found
         out[: len(found)] = found
         return out[: len(found)]
-
-
-class LiveTensor(LazyTensor):
-    """A tensor of PyTorch whose rows are read where they are; `storages` has the known storages by address."""
-
-    __slots__ = ("_raw", "_values")
-
-    def __init__(self, values: "torch.Tensor", storages: dict[tuple[str, int], Storage]):
-        reason = _obstacle(values)
-        if reason is not None:
-            super().__init__("", reason=reason)
-            return
-        dtype, memory = str(values.dtype).removeprefix("torch."), values.untyped_storage()
-        storage = storages.setdefault(
-            storage_of(values), Storage("", "uint8", memory.nbytes(), data=np.empty(0, np.uint8))
-        )
-        super().__init__(dtype, tuple(values.shape), tuple(values.stride()), int(values.storage_offset()), storage)
-        if dtype in DTYPES and self.span[1] > memory.nbytes():  # freed, such as by a library that offloads weights
-            self.reason = NO_DATA
-        self._values = values.detach()
-        self._raw = _raw_bytes(self._values) if values.is_contiguous() and values.device.type == "cpu" else None
-
-    def unreadable_reason(self) -> str | None:
-        """Why it can't be read, or `None`."""
-        if self.reason is None and self.dtype not in DTYPES:
-            return f"dtype {self.dtype}"
-        return self.reason
-
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Bytes `start` to `stop` in row-major order, as read-only `uint8`."""
-        stop = self.nbytes if stop is None else stop
-        if self._raw is not None:
-            return self._raw[start:stop]
-        if start >= stop:
-            return np.empty(0, np.uint8)
-        row = self.nbytes // self.shape[0] if self.shape else self.nbytes
-        first = start // row
-        rows = self._values[first : -(-stop // row)] if self.shape else self._values
-        return _raw_bytes(rows.contiguous().cpu())[start - first * row : stop - first * row]
 
 
 def unwrap(module: "torch.nn.Module") -> "torch.nn.Module":
@@ -216,53 +195,13 @@ def copy_module(module: ModuleT) -> ModuleT:
 def own_storages(module: "torch.nn.Module") -> set[tuple[str, int]]:
     """Device and address of the memory that a module's parameters and buffers lie in."""
     tensors = (*module.parameters(), *module.buffers())
-    return {storage_of(values) for values in tensors if _obstacle(values) is None and values.numel()}
-
-
-def storage_of(values: "torch.Tensor") -> tuple[str, int]:
-    """Device and address of the memory that a tensor lies in, which tied tensors and views share."""
-    return str(values.device), values.untyped_storage().data_ptr()
-
-
-def overlaps(values: "torch.Tensor") -> bool:
-    """Whether elements of a tensor may share memory, as those of an expanded one do, so that it can't be marked in
-    place."""
-    reach = 1
-    for stride, size in sorted((s, n) for s, n in zip(values.stride(), values.shape, strict=True) if n > 1):
-        if stride < reach:
-            return True
-        reach += stride * (size - 1)
-    return False
+    return {storage_of(values) for values in tensors if obstacle(values) is None and values.numel()}
 
 
 def _source_name(name: str) -> str:
     found = f"{re.sub(r'[^A-Za-z0-9_ ]', '_', name)[:80]} (in memory)"
     assert IN_MEMORY.fullmatch(found)
     return found
-
-
-def _obstacle(values: Any) -> str | None:
-    """Why a value of a state dict can't be read as a tensor, or `None`."""
-    import torch
-
-    if type(values) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        return "a tensor subclass" if isinstance(values, torch.Tensor) else "not a tensor"
-    if values.is_meta:
-        return NO_DATA
-    if values.layout is not torch.strided or values.is_quantized:
-        return f"layout {values.layout}".replace("torch.", "") if not values.is_quantized else "quantized"
-    if values.is_conj() or values.is_neg():
-        return "a lazy view"
-    return None
-
-
-def _raw_bytes(values: "torch.Tensor") -> np.ndarray:
-    """The bytes of a contiguous tensor on the CPU, read-only `uint8`, which share its memory."""
-    import torch
-
-    raw: np.ndarray = values.reshape(-1).view(torch.uint8).numpy()
-    raw.flags.writeable = False
-    return raw
 
 
 def _version(values: "torch.Tensor") -> int:

@@ -1,7 +1,7 @@
 """Presents a suspect under the base's tensor names and in its shapes, whatever the layouts of its files.
 
 ```python
-piece = Piece(View.whole(info).laid_out(layout, shape), 0, 0)
+piece = Piece(TensorView.whole(info).laid_out(layout, shape), 0, 0)
 placed = PlacedWeights(suspect, {"blocks.0.attn.proj.weight": Placement(shape, (piece,))})
 ```
 
@@ -29,7 +29,7 @@ Bounds = tuple[tuple[int, int], ...]  # begin and end along each axis
 
 
 @dataclass(frozen=True)
-class View:
+class TensorView:
     """A part of a suspect's tensor in another layout.
 
     Attributes:
@@ -45,7 +45,7 @@ class View:
     shape: Shape
 
     @classmethod
-    def whole(cls, info: TensorInfo) -> "View":
+    def whole(cls, info: TensorInfo) -> "TensorView":
         """A tensor as it is."""
         return cls(info, full_bounds(info.shape), PLAIN, info.shape)
 
@@ -79,7 +79,7 @@ class View:
 class Piece(NamedTuple):
     """A slice of a carrier along one axis, and where the suspect has it."""
 
-    view: View
+    view: TensorView
     axis: int
     start: int
 

@@ -26,7 +26,7 @@ from hf_fingerprint.extraction.counterparts import (
 )
 from hf_fingerprint.extraction.layouts import Shape, find_layouts
 from hf_fingerprint.extraction.match import match_names, similar_namesakes
-from hf_fingerprint.extraction.placed import Bounds, Piece, PlacedWeights, Placement, View, full_bounds, overlap
+from hf_fingerprint.extraction.placed import Bounds, Piece, PlacedWeights, Placement, TensorView, full_bounds, overlap
 from hf_fingerprint.extraction.scales import ScaleFit, fit_scales
 from hf_fingerprint.extraction.slices import find_padded, find_slices, find_stacked_slices
 from hf_fingerprint.vault import Base
@@ -168,12 +168,12 @@ class _Search:
             if info is None:
                 continue
             layouts = find_layouts(info.shape, shape)
-            views = [View(info, full_bounds(info.shape), layout, shape) for layout in layouts]
+            views = [TensorView(info, full_bounds(info.shape), layout, shape) for layout in layouts]
             if views:
                 found[name] = _whole(shape, views[0] if len(views) == 1 else self._likeliest(name, views))
         return found
 
-    def _likeliest(self, name: str, views: Sequence[View]) -> View:
+    def _likeliest(self, name: str, views: Sequence[TensorView]) -> TensorView:
         """The view whose channels have norms like the base's in any order, as permuted channels do."""
         info = self._original.tensors[name]
         ours = _sorted_norms(to_float32(self._original.read(info), info.dtype).reshape(info.shape))
@@ -322,18 +322,18 @@ def _sorted_norms(weights: np.ndarray) -> np.ndarray:
     return np.concatenate([each / max(float(each.sum()), 1e-30) for each in norms])
 
 
-def _whole(shape: Shape, view: View) -> Placement:
+def _whole(shape: Shape, view: TensorView) -> Placement:
     return Placement(shape, (Piece(view, 0, 0),))
 
 
-def _view(found: Counterpart) -> View:
-    return View(found.part.info, found.part.bounds, found.layout, found.target.shape)
+def _view(found: Counterpart) -> TensorView:
+    return TensorView(found.part.info, found.part.bounds, found.layout, found.target.shape)
 
 
 def _moved(matches: Mapping[str, TensorInfo], placements: Mapping[str, Placement]) -> dict[str, Placement]:
     """Placements of matched tensors whose own names other tensors get."""
     return {
-        name: _whole(info.shape, View.whole(info))
+        name: _whole(info.shape, TensorView.whole(info))
         for name, info in matches.items()
         if info.name in placements and info.name != name
     }

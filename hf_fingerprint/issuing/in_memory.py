@@ -16,7 +16,8 @@ from hf_fingerprint.checkpoints import (
     list_contents,
     open_checkpoint,
 )
-from hf_fingerprint.checkpoints.memory import MemoryCheckpoint, copy_module, overlaps, own_storages, storage_of
+from hf_fingerprint.checkpoints.live_tensors import overlaps, storage_of
+from hf_fingerprint.checkpoints.memory import MemoryCheckpoint, copy_module, own_storages
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.models.live_modules import save_module
 from hf_fingerprint.printable import printable

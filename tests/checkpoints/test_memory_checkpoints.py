@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.memory import MemoryCheckpoint, copy_module, unwrap
 from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import CheckpointError, FingerprintError
 from tests.helpers.checkpoint_files import refused
 
 
@@ -221,3 +221,57 @@ def test_a_renamed_checkpoint_has_the_same_bytes_and_ties():
             assert np.array_equal(renamed.read(renamed.tensors[name]), live.read(live.tensors[theirs]))
         with renamed.reopen() as again:
             assert again.tensors == renamed.tensors
+
+
+class Halves(torch.Tensor):
+    """A tensor of a library's own class, which holds codes and a scale."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes, scale):
+        self.codes, self.scale, self.calls = codes, scale, 0
+
+    def dequantize(self):
+        if self.scale is None:
+            raise RuntimeError("no scale")
+        return self.codes.half() * self.scale
+
+    def detach(self):
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError
+
+
+class Marked(torch.nn.Parameter):
+    """A parameter of a library's own class, with elements of its own."""
+
+
+def test_quantized_tensors_of_a_suspect_are_dequantized_by_their_class():
+    codes = torch.arange(12, dtype=torch.int8).reshape(3, 4)
+    state = {"a": Halves(codes, torch.tensor(0.5)), "b": Marked(torch.ones(2, 3)), "c": torch.ones(2)}
+
+    with open_checkpoint(state, suspect=True) as live:
+        assert {name: (info.dtype, info.shape) for name, info in live.tensors.items()} == {
+            "a": ("F32", (3, 4)), "b": ("F32", (2, 3)), "c": ("F32", (2,))
+        }  # fmt: skip
+        np.testing.assert_array_equal(live.read(live.tensors["a"]).view(np.float32), np.arange(12) / 2)
+        np.testing.assert_array_equal(live.read(live.tensors["a"], 16, 24).view(np.float32), [2, 2.5])
+        assert live.read(live.tensors["b"]).view(np.float32).tolist() == [1] * 6
+        assert live.state() == live.state()
+
+
+def test_a_quantized_tensor_that_its_class_cannot_dequantize_is_an_error():
+    live = open_checkpoint({"a": Halves(torch.ones(2, 2), None)}, suspect=True)
+
+    with pytest.raises(CheckpointError, match="Halves can't be dequantized"):
+        live.read(live.tensors["a"])
+
+
+def test_a_base_has_no_tensors_of_other_classes():
+    for values in (Halves(torch.ones(2, 2), torch.tensor(1.0)), Marked(torch.ones(2, 2))):
+        with pytest.raises(CheckpointError, match="a tensor subclass"):
+            open_checkpoint({"a": values})

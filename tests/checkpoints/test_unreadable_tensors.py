@@ -164,7 +164,6 @@ ODD_TENSORS = {
     "layout sparse_csr": torch.eye(3).to_sparse_csr(),
     "dtype complex128": torch.ones(3, dtype=torch.complex128),
     "dtype float8_e8m0fnu": torch.ones(3).to(torch.float8_e8m0fnu),
-    "dtype qint8": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
     "no data": torch.empty(3, device="meta"),
     "no elements": torch.zeros(0, 4),
     "larger than its file": torch.zeros(1).expand(1 << 46),

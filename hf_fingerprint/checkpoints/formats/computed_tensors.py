@@ -16,7 +16,7 @@ from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, LazyTensor, Storage
 
 
-MAX_ROW = 1 << 25  # elements of a row: 134 MB as float32, of which a few copies are made
+MAX_BLOCK = 1 << 25  # elements of the rows computed at once: 134 MB as float32, of which a few copies are made
 Factors = float | np.ndarray | LazyTensor  # what blocks of a tensor share
 Rows = Callable[[int, int], np.ndarray]  # from the first row and the end to an array `(rows, *shape[1:])`
 _INTEGERS = {
@@ -30,7 +30,7 @@ _INTEGERS = {
     "U64": "<u8",
 }
 _NOTHING = np.empty(0, np.uint8)
-_ROWS, _LARGEST_ROWS = 8, 1 << 25  # rows of a block that is computed at once, and their elements: 128 MB
+_BLOCK_ROWS = 8  # the fewest rows that a reader asks for
 
 
 class ComputedTensor(LazyTensor):
@@ -40,23 +40,19 @@ class ComputedTensor(LazyTensor):
         rows ([`Rows`]): computes some rows, the slices of the first dimension, as `float32`.
         shape (`tuple[int, ...]`): its shape.
         stored (`str`): how its values are stored, such as `"int4"`.
-
-    Raises:
-        [`InvalidFileError`]: if its rows are too large to compute.
     """
 
-    __slots__ = ("_rows", "stored")
+    __slots__ = ("rows", "stored")
 
     def __init__(self, rows: Rows, shape: tuple[int, ...], stored: str):
-        if shape and min(shape[0], _ROWS) * prod(shape[1:]) > _LARGEST_ROWS:
-            raise InvalidFileError("rows that are too large")
         super().__init__("float32", shape, storage=Storage("", "float32", prod(shape), data=_NOTHING))
-        self._rows, self.stored = rows, stored
+        self.rows, self.stored = rows, stored
 
     def unreadable_reason(self) -> str | None:
-        """Why it can't be read, or `None`: one row is the least that is computed."""
-        if prod(self.shape[1:]) > MAX_ROW:
-            return f"rows of more than {MAX_ROW:,} elements"
+        """Why it can't be read, or `None`: a few whole rows are computed at once."""
+        rows = min(_BLOCK_ROWS, *self.shape[:1]) if self.shape else 1
+        if rows * prod(self.shape[1:]) > MAX_BLOCK:
+            return f"rows of more than {MAX_BLOCK // rows:,} elements"
         return super().unreadable_reason()
 
     @property
@@ -72,7 +68,7 @@ class ComputedTensor(LazyTensor):
         row = self.nbytes // self.shape[0] if self.shape else self.nbytes
         first = start // row
         with np.errstate(all="ignore"):
-            found = np.ascontiguousarray(self._rows(first, -(-stop // row)), np.float32)
+            found = np.ascontiguousarray(self.rows(first, -(-stop // row)), np.float32)
         return found.reshape(-1).view(np.uint8)[start - first * row : stop - first * row]
 
 
@@ -184,9 +180,14 @@ def dequantize(
 
 def look_up(rows: Rows, shape: tuple[int, ...], table: np.ndarray, stored: str) -> ComputedTensor:
     """The tensor `table[codes]`, for a table of one dimension. Codes beyond the table give NaN."""
-    padded = np.full(1 << 16, np.nan, np.float32)
-    padded[: len(table)] = np.asarray(table, np.float32)[: len(padded)]
-    return ComputedTensor(lambda start, stop: padded[rows(start, stop).astype(np.uint16)], shape, stored)
+    values = np.asarray(table, np.float32)[: 1 << 16]
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        padded = np.full(1 << 16, np.nan, np.float32)  # not kept, since a file may have many tensors
+        padded[: len(values)] = values
+        return padded[rows(start, stop).astype(np.uint16)]
+
+    return ComputedTensor(compute, shape, stored)
 
 
 class _Blocks:
@@ -197,31 +198,26 @@ class _Blocks:
         self._shape = (values.shape if isinstance(values, LazyTensor) else np.shape(values)) or (1,) * len(shape)
         if len(self._shape) != len(shape):
             raise InvalidFileError("scales of another shape")
-        self._indices: list[np.ndarray | None] = []
+        self._repeats: list[tuple[int, int]] = []  # axes with blocks of several values, and the size of these
         for axis, (size, count) in enumerate(zip(shape, self._shape, strict=True)):
             if count == 1:
-                self._indices.append(None)
                 continue
             if not count or count > size:
                 raise InvalidFileError("scales of another shape")
             block = -(-size // count) if blocks is None else blocks[axis]
             if block < 1 or -(-size // block) > count:
                 raise InvalidFileError("scales of another shape")
-            self._indices.append(None if block == 1 else np.arange(size) // block)
-        self._by_row = bool(self._shape) and self._shape[0] > 1
+            if block > 1:
+                self._repeats.append((axis, block))
+        self._sizes = shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        index = self._indices[0] if self._indices else None
-        if not self._by_row:
-            found = self._read(0, 1)
-        elif index is None:
-            found = self._read(start, stop)
-        else:
-            first = int(index[start])
-            found = self._read(first, int(index[stop - 1]) + 1)[index[start:stop] - first]
-        for axis, index in enumerate(self._indices):
-            if axis and index is not None:
-                found = np.take(found, index, axis)
+        block = dict(self._repeats).get(0, 1)
+        first, last = (start // block, -(-stop // block)) if self._shape and self._shape[0] > 1 else (0, 1)
+        found = self._read(first, last)
+        for axis, block in self._repeats:
+            index = np.arange(self._sizes[axis]) if axis else np.arange(start, stop) - first * block
+            found = np.take(found, index // block, axis)
         return found
 
     def _read(self, start: int, stop: int) -> np.ndarray:

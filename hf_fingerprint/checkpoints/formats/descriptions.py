@@ -56,16 +56,21 @@ class CallRecord(InertObject):
 
 
 class OpaqueKey(InertObject):
-    """A dictionary key other than a string or a small number."""
+    """A dictionary key other than a string or a small number.
 
-    __slots__ = ("kind",)
+    Attributes:
+        kind (`str`): its type.
+        value (anything): the key, which is not hashed.
+    """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    __slots__ = ("kind", "value")
+
+    def __init__(self, kind: str, value: Any = None):
+        self.kind, self.value = kind, value
 
 
 def as_key(key: Any) -> Any:
     """The key itself if it is a string, a small number or `None`, else an [`OpaqueKey`]."""
     if type(key) is str or key is None or (isinstance(key, int) and -MAX_SMALL_INT < key < MAX_SMALL_INT):
         return key
-    return OpaqueKey(type(key).__name__)
+    return OpaqueKey(type(key).__name__, key)

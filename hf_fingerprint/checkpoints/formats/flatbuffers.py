@@ -22,8 +22,8 @@ from hf_fingerprint.checkpoints.formats.protobuf import MAX_FIELDS, MAX_TEXT
 
 _SHORT, _OFFSET, _JUMP = Struct("<H"), Struct("<I"), Struct("<i")
 _SCALARS = {code: Struct(code) for code in ("<b", "<B", "<h", "<H", "<i", "<I", "<q", "<Q", "<f")}
-_FIELDS_A_TABLE = 4  # a table takes as long as the walk over as many fields of protobuf
-_BYTES_A_FIELD, _NUMBERS_A_FIELD = 64, 16  # of a text or vector, that cost as much as a field
+_TABLE, _VECTOR = 8, 2  # what they cost: as much time as so many fields of protobuf
+_BYTES, _NUMBERS = 64, 16  # of a text or vector, that cost as much as one field
 
 
 class FlatTable:
@@ -41,7 +41,7 @@ class FlatTable:
 
     def __init__(self, data: np.ndarray, at: int, budget: "_Budget | None" = None):
         self._data, self._view, self._at, self._budget = data, memoryview(data), at, budget or _Budget()
-        self._budget.spend(_FIELDS_A_TABLE)
+        self._budget.spend(_TABLE)
         self._vtable = at - self._read(_JUMP, at)
         self._end = self._read(_SHORT, self._vtable)
         if self._end < 4 or self._vtable + self._end > len(data):
@@ -99,7 +99,7 @@ class FlatTable:
         if not at:
             return np.empty(0, dtype)
         found = self._vector(at, np.dtype(dtype).itemsize).view(dtype)
-        self._budget.spend(len(found) // _NUMBERS_A_FIELD)
+        self._budget.spend(_VECTOR + len(found) // _NUMBERS)
         return found
 
     def _field(self, slot: int) -> int:
@@ -123,7 +123,7 @@ class FlatTable:
 
     def _text(self, at: int) -> str:
         found = self._vector(at, 1)[:MAX_TEXT]
-        self._budget.spend(1 + len(found) // _BYTES_A_FIELD)
+        self._budget.spend(_VECTOR + len(found) // _BYTES)
         return bytes(found).decode("utf-8", "replace")
 
     def _vector(self, at: int, size: int) -> np.ndarray:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError, OpaqueKey
+from hf_fingerprint.checkpoints.formats.quantized_tensors import packed_parameters
 from hf_fingerprint.checkpoints.formats.torch_calls import SubclassTensor
-from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, NumpyArray, Storage
 from hf_fingerprint.checkpoints.limits import MAX_NESTED_PARTS, MAX_TENSORS
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -24,11 +25,12 @@ MAX_DEPTH, MAX_NESTED_TENSORS = 8, MAX_TENSORS
 _MODULE_DEPTH = 64
 _NESTS = (dict, list, tuple, CallRecord)
 _COST_OF_OBJECT = 4
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
 _STATE = re.compile(
     r"(\w+_)?(optim(izers?)?|sched(uler)?s?|scalers?|amp|rng|random|callbacks|loops)(_(states?|dict))*", re.IGNORECASE
 )
 _SHOWN = 3
+_MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def model_tensors(loaded: Any, path: Path) -> dict[Any, LazyTensor]:
@@ -61,7 +63,7 @@ def model_tensors(loaded: Any, path: Path) -> dict[Any, LazyTensor]:
     if wrapper is not None:
         nested = [f"{wrapper}.{_key_text(name)}" for name in nested]
         for name, value in loaded.items():
-            if name in _WRAPPERS or _is_state(name):
+            if name in WRAPPERS or _is_state(name):
                 continue
             if value.numel() > 1 if is_kind(value) else walk.contains(value, is_kind, seen):
                 nested.append(name)
@@ -88,32 +90,43 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, La
         left_out (`dict[str, str]`): receives the values nested deeper than [`MAX_DEPTH`], and the number of tensors
             beyond [`MAX_NESTED_TENSORS`].
     """
-    walk, own = _BoundedWalk(), loaded
+    walk, own = _BoundedWalk(everything=True), loaded
     for _ in range(MAX_DEPTH):
         wrapper = _wrapper_of(own)
         if wrapper is None:
             break
         own = own[wrapper]
-    waiting: deque[tuple[str, Any, int]] = deque([("", own, 0), ("", loaded, 0)])
+    waiting: deque[tuple[str, Any, int, bool]] = deque([("", own, 0, False), ("", loaded, 0, False)])
     seen: set[int] = set()
     beyond: set[int] = set()
+    yielded: set[int] = set()
+    packed_parts: list[Any] = []  # keeps them alive, since `seen` has their ids
     taken: dict[str, int] = {}
     count = 0
     while waiting:
-        prefix, nest, depth = waiting.popleft()
+        prefix, nest, depth, is_attribute = waiting.popleft()
         if id(nest) in seen:
             continue
         seen.add(id(nest))
+        is_attribute = is_attribute or _is_module(nest)
         for key, value in walk.items(nest) if _is_nest(nest) else [("tensor", nest)]:
             name = prefix + _key_text(key)
             if isinstance(value, SubclassTensor) and depth + 1 < MAX_DEPTH:
-                waiting.append((f"{name}.", _inner_values(value), depth + 1))
+                waiting.append((f"{name}.", _inner_values(value), depth + 1, is_attribute))
             elif _is_tensor(value):
+                if nest is not value and is_attribute and id(value) in yielded:
+                    continue
+                yielded.add(id(value))
                 count += 1
                 if count <= MAX_NESTED_TENSORS:
                     yield unique_name(name, taken), value
+            elif (packed := packed_parameters(name, value)) is not None:
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    packed_parts.append(packed[1])
+                    waiting.append((f"{packed[0]}.", packed[1], depth, is_attribute))
             elif _is_nest(value) and depth + 1 < MAX_DEPTH:
-                waiting.append((f"{name}.", value, depth + 1))
+                waiting.append((f"{name}.", value, depth + 1, is_attribute))
             elif walk.contains(value, _is_tensor, beyond):
                 left_out[printable(name)] = f"nested deeper than {MAX_DEPTH}"
     if count > MAX_NESTED_TENSORS:
@@ -131,10 +144,13 @@ def unique_name(name: str, taken: dict[str, int]) -> str:
 
 
 class _BoundedWalk:
-    """A walk through nested values that visits at most [`MAX_NESTED_PARTS`], since values may contain each other."""
+    """A walk through nested values that visits at most [`MAX_NESTED_PARTS`], since values may contain each other.
 
-    def __init__(self) -> None:
-        self._left = MAX_NESTED_PARTS
+    With `everything`, it also visits what a module has besides its state dict.
+    """
+
+    def __init__(self, everything: bool = False) -> None:
+        self._left, self._everything = MAX_NESTED_PARTS, everything
 
     def items(self, nest: Any) -> Iterator[tuple[Any, Any]]:
         """Yields the key or index and the value of each item in a container or call record."""
@@ -143,7 +159,7 @@ class _BoundedWalk:
         elif not isinstance(nest, CallRecord):
             yield from self._spend_each(enumerate(nest))
         elif _is_module(nest):
-            yield from self._module_tensors(nest)
+            yield from self._module_parts(nest, self._everything)
         else:
             self._spend(_COST_OF_OBJECT)
             for part in (nest.kind, nest.args, nest.state, nest.items, nest.pairs):
@@ -169,11 +185,12 @@ class _BoundedWalk:
 
     def as_state_dict(self, value: Any) -> Any:
         """The state dict of a module; any other value unchanged."""
-        return dict(self._module_tensors(value)) if _is_module(value) else value
+        return dict(self._module_parts(value)) if _is_module(value) else value
 
-    def _module_tensors(self, top: CallRecord) -> Iterator[tuple[str, LazyTensor]]:
-        """Yields the tensors of a module with their state dict names."""
+    def _module_parts(self, top: CallRecord, everything: bool = False) -> Iterator[tuple[str, Any]]:
+        """Yields the tensors of a module with their state dict names, then with `everything` its other attributes."""
         waiting: deque[tuple[str, CallRecord, int]] = deque([("", top, 0)])
+        others: list[tuple[str, Any]] = []
         while waiting:
             prefix, module, depth = waiting.popleft()
             for key, value in self._spend_each(_module_entries(module)):
@@ -181,6 +198,12 @@ class _BoundedWalk:
                     yield prefix + _key_text(key), value
                 elif depth < _MODULE_DEPTH and _is_module(value):
                     waiting.append((f"{prefix}{_key_text(key)}.", value, depth + 1))
+                elif everything and value and _is_nest(value):
+                    others.append((prefix + _key_text(key), value))
+            if everything:
+                attributes = self._spend_each(_module_attributes(module))
+                others += [(prefix + _key_text(key), value) for key, value in attributes]
+        yield from others
 
     def _spend_each(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         for each in items:
@@ -196,7 +219,7 @@ class _BoundedWalk:
 def _wrapper_of(loaded: Any) -> str | None:
     if not isinstance(loaded, dict):
         return None
-    found = ((each, loaded.get(each)) for each in _WRAPPERS)
+    found = ((each, loaded.get(each)) for each in WRAPPERS)
     return next((each for each, value in found if isinstance(value, dict) or _is_module(value)), None)
 
 
@@ -206,7 +229,7 @@ def _is_module(value: Any) -> bool:
         return False
     if isinstance(value.kind, GlobalRef) and value.kind.module.startswith("__torch__"):
         return True
-    return all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_buffers", "_modules"))
+    return all(isinstance(value.state.get(part), dict) for part in _MODULE_PARTS)
 
 
 def _module_entries(module: CallRecord) -> Iterator[tuple[Any, Any]]:
@@ -220,6 +243,14 @@ def _module_entries(module: CallRecord) -> Iterator[tuple[Any, Any]]:
     yield from state["_parameters"].items()
     yield from ((key, value) for key, value in state["_buffers"].items() if key not in passing)
     yield from state["_modules"].items()
+
+
+def _module_attributes(module: CallRecord) -> Iterator[tuple[Any, Any]]:
+    """Yields what may hold tensors in a pickled module besides its parameters, buffers and submodules."""
+    if isinstance(module.state.get("_modules"), dict):
+        for key, value in module.state.items():
+            if key not in _MODULE_PARTS and value and (_is_tensor(value) or _is_nest(value)):
+                yield key, value
 
 
 def _is_tensor(value: Any) -> bool:
@@ -240,7 +271,7 @@ def _inner_values(value: SubclassTensor) -> dict[Any, Any]:
 
 def _is_torch_tensor(value: Any) -> bool:
     """Whether a value is a tensor rather than a NumPy array."""
-    return type(value) is LazyTensor
+    return isinstance(value, LazyTensor) and not isinstance(value, NumpyArray)
 
 
 def _is_nest(value: Any) -> bool:

@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor
+from hf_fingerprint.checkpoints.formats.computed_tensors import MAX_BLOCK, ComputedTensor
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor
-from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, check_rows
+from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 
 
 _DOMAIN = "com.microsoft.nchwc"
 _SIZES = (16, 8)
 _SAMPLE = 1 << 22  # weights looked at to tell the size of a block
+_COUNTED = 1 << 26  # weights looked at to tell the number of channels
 _SAME_CHANNELS = {  # operators whose results have the channels of their inputs
     "Add", "AveragePool", "BatchNormalization", "Clip", "Erf", "Gelu", "GlobalAveragePool", "GlobalMaxPool",
     "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool", "Mul", "QuickGelu", "Relu", "ReorderInput", "ReorderOutput",
@@ -106,7 +107,8 @@ def _filters(graph: Graph, left_out: dict[str, str]) -> Iterable[_Filter]:
             continue
         seen.add(name)
         try:
-            check_rows(tensor.shape, max(_SIZES))
+            if max(_SIZES) * prod(tensor.shape[1:]) > MAX_BLOCK:
+                raise InvalidFileError("filters that are too large")
             if tensor.reason or tensor.dtype != "float32" or len(tensor.shape) != 4 or not tensor.size:
                 raise InvalidFileError(tensor.reason or "blocked, with another dtype or shape")
             if tensor.raw.nbytes < tensor.size * 4:
@@ -129,17 +131,17 @@ def _block_size(filters: list[_Filter], graph: Graph) -> int:
     if len(fitting) < 2:
         return fitting[0] if fitting else max(_SIZES, key=lambda size: sum(each.fits(size) for each in filters))
     for each in filters:
-        for node in graph.consumers.get(each.result, ()):
+        for node in graph.consumers.get(each.result, ())[:4]:
             true = node.numbers.get("channels", 0) if node.op == "ReorderOutput" else 0
             if 0 < true <= each.shape[0] - min(_SIZES):
                 return max(_SIZES)  # blocks of 8 would have been fewer
     evenness, left = dict.fromkeys(fitting, 0.0), _SAMPLE
     for each in sorted(filters, key=lambda one: one.data.size):
-        left -= each.data.size
-        if left < 0 and evenness[fitting[0]]:
-            break
         for size in fitting:
             evenness[size] += _evenness(each, size)
+        left -= each.data.size
+        if left < 0:
+            break
     return min(fitting, key=lambda size: evenness[size])
 
 
@@ -160,6 +162,7 @@ class _Channels:
         self._parents: dict[str, str] = {}
         self._known: dict[str, int] = {}
         self._ends: dict[str, int] = {}
+        self._left = _COUNTED
         for node in graph.nodes:
             if node.op in _SAME_CHANNELS:
                 self._join([name for name in node.inputs if name not in graph.tensors] + node.outputs[:1])
@@ -202,6 +205,9 @@ class _Channels:
         """Output channels up to the last one that isn't zero, in the last block."""
         total = each.shape[0]
         start = total - self._block
+        self._left -= prod(each.shape[1:]) * self._block
+        if self._left < 0:
+            return total
         used = np.abs(each.rows(self._block, start, total)).reshape(self._block, -1).max(1) > 0
         bias = self._graph.tensors.get(each.bias)
         if bias is not None and bias.shape == (total,) and bias.dtype == "float32" and bias.raw.nbytes >= 4 * total:

@@ -13,6 +13,7 @@ _INPUTS, _OUTPUTS, _NAME, _OP, _ATTRIBUTES, _DOMAIN = 1, 2, 3, 4, 5, 7  # of Nod
 _ATTRIBUTE_NAME, _INTEGER, _TENSOR, _SUBGRAPH, _FLOATS, _TENSORS, _SUBGRAPHS, _SPARSE = 1, 3, 5, 6, 7, 10, 11, 22
 _TENSOR_NAME = 8
 _SPARSE_VALUES = 1
+_FEW = 4
 _MAX_DEPTH = 32  # of subgraphs
 _SPARSE_REASON = "sparse"
 
@@ -84,8 +85,8 @@ class GraphReader:
         for field in (_TENSOR, _TENSORS):
             for tensor in attribute.messages(field):
                 self._add(graph, name, self._tensors.read(tensor))
-        if _FLOATS in attribute:
-            values = attribute.floats(_FLOATS)
+        values = attribute.floats(_FLOATS)
+        if len(values) >= _FEW:  # fewer are parameters of an activation
             self._add(graph, name, StoredTensor("float32", (len(values),), values.view("u1")))
         if _SPARSE in attribute:
             self.left_out[name] = _SPARSE_REASON

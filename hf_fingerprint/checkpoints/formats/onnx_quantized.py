@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, StoredTensor
 
 
-MAX_SCALES = 1 << 26  # scales and zero points of one model, which are in memory
+MAX_SCALES = 1 << 25  # scales and zero points of one model, and indices to them, which are in memory
 _CODES = frozenset({"int8", "uint8", "int16", "uint16", "int32", "int4", "uint4", "int2", "uint2", "float4_e2m1"})
 _FLOAT8 = frozenset({"float8_e4m3fn", "float8_e5m2"})
 _QUANTIZED = re.compile(r"_quantized$")
@@ -60,11 +60,19 @@ class Scales:
         Raises:
             [`InvalidFileError`]: if it can't be read or is too large.
         """
-        self._left -= tensor.size
-        if self._left < 0:
-            raise InvalidFileError(f"more than {MAX_SCALES:,} scales")
+        self.spend(tensor.size)
         self.used.add(name)
         return tensor.values(shape).astype(np.float32, copy=False)
+
+    def spend(self, count: int) -> None:
+        """Counts numbers that are kept in memory.
+
+        Raises:
+            [`InvalidFileError`]: if there are too many.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise InvalidFileError(f"more than {MAX_SCALES:,} scales")
 
 
 def dequantize_weights(graph: Graph, scales: Scales, left_out: dict[str, str]) -> dict[str, ComputedTensor]:
@@ -115,10 +123,10 @@ def _scale_after(graph: Graph, node: Node) -> str:
         for next_node in graph.consumers.get(value, ())[:4]:
             if next_node.op != "Mul":
                 continue
-            for other in next_node.inputs:
+            for other in next_node.inputs[:2]:
                 factors = [other] if other in graph.tensors else []
                 if not factors and other != value and (made := graph.producers.get(other)) and made.op == "Mul":
-                    factors = [each for each in made.inputs if each in graph.tensors]
+                    factors = [each for each in made.inputs[:2] if each in graph.tensors]
                 if factors:
                     return factors[0]
         casts = [each for each in graph.consumers.get(value, ())[:4] if each.op in ("Cast", "Reshape", "Transpose")]
@@ -165,6 +173,8 @@ def _dequantized(
         sizes[axis] = block
         blocks = tuple(sizes)
     scale = reduce(np.multiply, factors)
+    for each in (scale, *(() if zeros is None else (zeros,))):
+        scales.spend(sum(size for size, count in zip(tensor.shape, each.shape, strict=True) if count not in (1, size)))
     return dequantize(tensor.rows(), tensor.shape, scale, zeros, tensor.dtype, blocks)
 
 

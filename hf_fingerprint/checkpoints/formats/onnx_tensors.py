@@ -1,5 +1,6 @@
 """Read the tensors of ONNX files: in the message itself in one of several fields, or in a file next to the model."""
 
+from math import prod
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -10,7 +11,7 @@ from hf_fingerprint.checkpoints.formats.mapped_files import map_file, slice_byte
 from hf_fingerprint.checkpoints.formats.onnx_graph import DATA_TYPES, StoredTensor
 from hf_fingerprint.checkpoints.formats.protobuf import Message
 from hf_fingerprint.checkpoints.formats.torch_tensors import as_sizes
-from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_SHARDS
+from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_EXPANSION_RATIO, MAX_SHARDS
 
 
 _DIMS, _DATA_TYPE, _SEGMENT, _FLOATS, _INT32S, _INT64S, _RAW, _DOUBLES, _UINT64S = 1, 2, 3, 4, 5, 7, 9, 10, 11
@@ -37,7 +38,7 @@ class OnnxTensors:
     def __init__(self, path: Path):
         self.companions: dict[Path, np.ndarray] = {}
         self._path = path
-        self._left = MAX_EXPANSION  # bytes of numbers that are unpacked
+        self._left = self._external_left = MAX_EXPANSION  # bytes of numbers that are unpacked, and in other files
 
     def read(self, message: Message) -> StoredTensor:
         """A `TensorProto`. If it can't be read, the tensor says why."""
@@ -49,11 +50,11 @@ class OnnxTensors:
         if _SEGMENT in message:
             return StoredTensor(dtype, shape, _NOTHING, "in segments")
         try:
-            return StoredTensor(dtype, shape, self._bytes(message, dtype))
+            return StoredTensor(dtype, shape, self._bytes(message, dtype, prod(shape)))
         except InvalidFileError as error:
             return StoredTensor(dtype, shape, _NOTHING, str(error))
 
-    def _bytes(self, message: Message, dtype: str) -> np.ndarray:
+    def _bytes(self, message: Message, dtype: str, count: int) -> np.ndarray:
         if message.integer(_LOCATION) or (_EXTERNAL in message and _RAW not in message):
             return self._external(message)
         raw = message.content(_RAW)
@@ -69,10 +70,10 @@ class OnnxTensors:
             field, stored = _INT32S, _IN_INT32S[dtype]
         if stored is None:
             return _NOTHING
-        self._left -= 4 * sum(len(part) for part in message.parts(field))
+        self._left -= np.dtype(stored).itemsize * count + sum(map(len, message.parts(field)))
         if self._left < 0:
             raise InvalidFileError("too many packed numbers: convert the model to raw data")
-        return message.varints(field, stored).view(np.uint8)
+        return message.varints(field, stored, count).view(np.uint8)
 
     def _external(self, message: Message) -> np.ndarray:
         entries = {each.text(_KEY): each.text(_VALUE) for each in message.messages(_EXTERNAL)}
@@ -81,9 +82,14 @@ class OnnxTensors:
             if len(self.companions) >= MAX_SHARDS:
                 raise InvalidFileError(f"more than {MAX_SHARDS} files with external data")
             self.companions[path] = map_file(path)
+            self._external_left += len(self.companions[path]) * MAX_EXPANSION_RATIO
         data = self.companions[path]
         start = _number(entries.get("offset", "0"))
-        return slice_bytes(data, start, _number(entries["length"]) if "length" in entries else len(data) - start)
+        found = slice_bytes(data, start, _number(entries["length"]) if "length" in entries else len(data) - start)
+        self._external_left -= len(found)
+        if self._external_left < 0:
+            raise InvalidFileError("tensors that overlap in a file with external data")
+        return found
 
 
 def _number(text: str) -> int:

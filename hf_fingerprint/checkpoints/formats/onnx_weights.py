@@ -31,15 +31,15 @@ def find_graph_weights(graph: Graph, left_out: dict[str, str]) -> list[tuple[str
     found = []
     for name, stored in graph.tensors.items():
         if name in made:
-            found.append((_OF_QUANTIZERS.sub("", name) or name, made[name]))
+            tensor, called = made[name], _OF_QUANTIZERS.sub("", name) or name
         elif name in problems:
-            left_out[name] = problems[name]
-        elif stored.reason:
-            left_out[name] = stored.reason
-        elif name not in scales.used and stored.size > (1 if stored.is_float else _TINY - 1):
-            tensor = stored.tensor()
-            if reason := tensor.unreadable_reason():
-                left_out[name] = reason
-            else:
-                found.append((name, tensor))
+            tensor, called = LazyTensor(stored.dtype, reason=problems[name]), name
+        elif stored.reason or (name not in scales.used and stored.size > (1 if stored.is_float else _TINY - 1)):
+            tensor, called = stored.tensor(), name
+        else:
+            continue
+        if reason := tensor.unreadable_reason():
+            left_out[name] = reason
+        elif tensor.numel() > 1:
+            found.append((called, tensor))
     return found

@@ -9,10 +9,11 @@ Weights are constants of the graph. Compressed ones are dequantized as the graph
 import re
 from collections.abc import Collection, Iterable
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.companion_files import find_companion
 from hf_fingerprint.checkpoints.formats.computed_tensors import (
     ComputedTensor,
     dequantize,
@@ -28,11 +29,10 @@ from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS, MAX_TENSORS
 
 
-MAX_FACTORS = 1 << 26  # scales and zero points in memory: those of 4 billion weights in groups of 64
 _LONGEST_CHAIN = 12  # layers from a constant to the one that uses it
 _MOST_USERS = 8
 _FEWEST = 16  # elements; a smaller constant is a setting of a layer
-_LARGEST_TABLE = 1 << 16
+_LARGEST_TABLE = 256  # values of a codebook
 _HEAD = re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*\?>\s*)?(<!--[^>]*-->\s*)?<net\s+name\s*=")
 _UNNAMED = re.compile(r"[A-Z][A-Za-z]*_\d+(_compressed)?|\d+")  # as OpenVINO numbers layers
 _DENSE = {
@@ -66,24 +66,10 @@ def load_openvino(path: Path, left_out: dict[str, str]) -> FoundTensors:
         [`OSError`]: if a file can't be read.
     """
     graphs, version = read_graphs(path)
-    weights = weights_file(path)
+    weights = find_companion(path, PurePosixPath(path.with_suffix(".bin").name))
     constants = _Constants(map_file(weights))
     tensors = [found for graph in graphs for found in constants.weights_of(graph, left_out)]
     return FoundTensors(tensors, f"OpenVINO {version}" if version else "", (weights,))
-
-
-def weights_file(path: Path) -> Path:
-    """The `.bin` file of an `.xml` file.
-
-    Raises:
-        [`InvalidFileError`]: if it is missing, no regular file, or a link to outside the folder.
-    """
-    from hf_fingerprint.checkpoints.source import path_problem  # which imports the formats
-
-    weights = path.with_suffix(".bin")
-    if (problem := path_problem(weights, path.parent)) is not None:
-        raise InvalidFileError(f"its weights, {weights.name}: {problem.partition(':')[0]}")
-    return weights
 
 
 class _Constants:
@@ -95,7 +81,6 @@ class _Constants:
 
     def __init__(self, data: np.ndarray):
         self._data = data
-        self._factors = MAX_FACTORS
 
     def weights_of(self, graph: Graph, left_out: dict[str, str]) -> list[tuple[str, LazyTensor]]:
         """The names and tensors of a graph's weights."""
@@ -120,7 +105,10 @@ class _Constants:
         names = [graph[key].name]
         for _ in range(_LONGEST_CHAIN):
             for user, port in graph[key].users[:_MOST_USERS]:
-                following = self._apply(graph, key, user, port, tensor, used)
+                try:
+                    following = self._apply(graph, key, user, port, tensor, used)
+                except InvalidFileError:  # its scales can't be read: the codes are given as they are
+                    following = None
                 if following is not None:
                     key, tensor = user, following
                     names.append(graph[key].name)
@@ -144,34 +132,27 @@ class _Constants:
         if other is None or sizes is None:
             return None
         if layer.kind == "Reshape" and port == "0":
-            return _reshape(tensor, self._take(graph[other], sizes))
+            return _reshape(tensor, stored_values(self._read(graph[other]))) if prod(sizes) <= MAX_DIMENSIONS else None
         if layer.kind == "Gather" and port == "1":
             if len(sizes) != 1 or sizes[0] > _LARGEST_TABLE or not _stored(tensor).startswith("uint"):
                 return None
-            found = look_up(stored_rows(tensor), shape, self._take(graph[other], sizes), _stored(tensor))
+            found = look_up(stored_rows(tensor), shape, stored_values(self._read(graph[other])), _stored(tensor))
         elif layer.kind == "Multiply" or (layer.kind == "Subtract" and port == "0"):
             factor = (1,) * (len(shape) - len(sizes)) + sizes
             spreads = len(factor) == len(shape) and all(a in (1, b) for a, b in zip(factor, shape, strict=True))
             if not spreads or (factor == shape and port != "0"):
                 return None
-            values = self._take(graph[other], sizes).reshape(factor)
-            scales, zeros = (np.ones((), np.float32), values) if layer.kind == "Subtract" else (values, None)
+            values = self._read(graph[other], factor)
+            scales, zeros = (1.0, values) if layer.kind == "Subtract" else (values, None)
             found = dequantize(stored_rows(tensor), shape, scales, zeros, _stored(tensor))
         else:
             return None
         used.add(other)
         return found
 
-    def _take(self, layer: Layer, sizes: tuple[int, ...]) -> np.ndarray:
-        """The values of a small constant, such as scales."""
-        self._factors -= prod(sizes)
-        if self._factors < 0:
-            raise InvalidFileError("too many scales")
-        return stored_values(self._read(layer))
-
-    def _read(self, layer: Layer) -> LazyTensor:
-        """A constant as it is stored."""
-        kind, shape = layer.data.get("element_type", ""), _sizes(layer)
+    def _read(self, layer: Layer, shape: tuple[int, ...] | None = None) -> LazyTensor:
+        """A constant as it is stored, in its own shape or one of as many elements."""
+        kind, shape = layer.data.get("element_type", ""), _sizes(layer) if shape is None else shape
         offset, size = _number(layer.data.get("offset", "")), _number(layer.data.get("size", ""))
         if shape is None or offset is None or size is None:
             raise InvalidFileError("an invalid shape or place")

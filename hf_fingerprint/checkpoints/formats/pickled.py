@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
 from hf_fingerprint.checkpoints.formats.nesting import all_tensors, model_tensors, unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo
@@ -91,6 +92,8 @@ def _unreadable_reason(name: object, tensor: LazyTensor, byte_budget: int, suspe
     """Why a tensor can't be read, or `None`."""
     if (reason := tensor.unreadable_reason()) is not None:
         return reason
+    if not suspect and isinstance(tensor, ComputedTensor):  # a copy needs every tensor as it is stored
+        return f"dtype {tensor.stored}"
     if not is_valid_name(name):
         return "an invalid name"
     if suspect and not tensor.numel():

@@ -10,7 +10,6 @@ for node in model.messages(7):  # each a Message
 ```
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -21,9 +20,12 @@ from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
 from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED
 
 
-MAX_FIELDS = 2_000_000  # fields visited in one file: a large graph has 200,000; a million take 1 s and 200 MB
+MAX_FIELDS = 1_000_000  # visited in one file, and four more for each message: a large graph has 300,000
 MAX_TEXT = 4_096  # bytes of a name
 _MASK = (1 << 64) - 1
+_MESSAGE = 4  # fields that take as long as a message without any
+_SMALL = 1 << 16  # bytes of a message that is copied to read it faster
+_PIECE = 1 << 20  # bytes of numbers decoded at once
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -51,9 +53,10 @@ class Message:
 
     def __init__(self, data: np.ndarray, budget: _Budget | None = None):
         self._data, self._budget = data, budget or _Budget()
-        self._fields: dict[int, list[tuple[int, int, int]]] = defaultdict(list)  # wire type, start and end, or a value
+        self._budget.spend(_MESSAGE)
+        self._fields: dict[int, list[tuple[int, int, int]]] = {}  # wire type, start and end, or a value
         for number, wire, start, end in _walk(data, self._budget):
-            self._fields[number].append((wire, start, end))
+            self._fields.setdefault(number, []).append((wire, start, end))
 
     def __contains__(self, number: int) -> bool:
         return number in self._fields
@@ -110,14 +113,27 @@ class Message:
                     found.append(_signed(value))
         return found
 
-    def varints(self, number: int, dtype: str) -> np.ndarray:
-        """The numbers in a repeated field, cut to the width of an integer dtype, such as `"<i4"`. Fast for many."""
-        parts = [
-            np.array([start & _MASK], np.uint64) if wire == _VARINT else _read_varints(self._data[start:end])
-            for wire, start, end in self._fields.get(number, ())
-            if wire in (_VARINT, _BYTES)
-        ]
-        return np.concatenate([np.empty(0, dtype), *(part.astype(dtype) for part in parts)])
+    def varints(self, number: int, dtype: str, most: int) -> np.ndarray:
+        """The numbers in a repeated field, cut to the width of an integer dtype, such as `"<i4"`. Fast for many.
+
+        Raises:
+            [`InvalidFileError`]: if there are more than `most`.
+        """
+        parts, count = [np.empty(0, dtype)], 0
+        for wire, start, end in self._fields.get(number, ()):
+            if wire == _VARINT:
+                parts.append(np.array([start & _MASK], np.uint64).astype(dtype))
+                count += 1
+            while wire == _BYTES and start < end and count <= most:
+                ends = np.flatnonzero(self._data[start : min(start + _PIECE, end)] < 128)
+                if not len(ends):
+                    raise InvalidFileError(TRUNCATED)
+                parts.append(_read_varints(self._data[start : start + int(ends[-1]) + 1], ends).astype(dtype))
+                start += int(ends[-1]) + 1
+                count += len(ends)
+        if count > most:
+            raise InvalidFileError("more numbers than its shape has")
+        return np.concatenate(parts)
 
     def real(self, number: int, default: float = 0.0) -> float:
         """The `float32` in a field; of several, the last."""
@@ -157,17 +173,21 @@ def first_numbers(data: np.ndarray, count: int) -> list[int]:
 
 def _walk(data: np.ndarray, budget: _Budget) -> Iterator[tuple[int, int, int, int]]:
     """The number, wire type, start and end of each field; a number's value instead of its start."""
-    view, at, end = memoryview(data), 0, len(data)
+    at, end = 0, len(data)
+    view = data.tobytes() if end < _SMALL else memoryview(data)
     while at < end:
-        budget.spend(1)
-        key, at = _read_varint(view, at, end)
+        budget.left -= 1
+        if budget.left < 0:
+            budget.spend(0)
+        key, at = (view[at], at + 1) if view[at] < 128 else _read_varint(view, at, end)
         number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _read_varint(view, at, end)
-            yield number, wire, value, at
-            continue
-        if wire == _BYTES:
-            count, at = _read_varint(view, at, end)
+        if wire in (_VARINT, _BYTES):
+            if at == end:
+                raise InvalidFileError(TRUNCATED)
+            count, at = (view[at], at + 1) if view[at] < 128 else _read_varint(view, at, end)
+            if wire == _VARINT:
+                yield number, wire, count, at
+                continue
         elif wire in (_FIXED64, _FIXED32):
             count = 8 if wire == _FIXED64 else 4
         else:
@@ -178,7 +198,7 @@ def _walk(data: np.ndarray, budget: _Budget) -> Iterator[tuple[int, int, int, in
         at += count
 
 
-def _read_varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
+def _read_varint(view: memoryview | bytes, at: int, end: int) -> tuple[int, int]:
     """The number at a place, and the place after it."""
     value = shift = 0
     while at < end and shift < 64:
@@ -191,17 +211,16 @@ def _read_varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
     raise InvalidFileError(TRUNCATED)
 
 
-def _read_varints(data: np.ndarray) -> np.ndarray:
-    """Adjacent numbers of up to 64 bits, as `uint64`."""
-    ends = np.flatnonzero(data < 128)
-    if len(data) and (not len(ends) or ends[-1] != len(data) - 1):
-        raise InvalidFileError(TRUNCATED)
-    starts = np.concatenate([ends[:0], [0], ends[:-1] + 1])[: len(ends)]
+def _read_varints(data: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Adjacent numbers of up to 64 bits, as `uint64`, by the places of their last bytes."""
+    if len(ends) == len(data):
+        return data.astype(np.uint64)
+    starts = np.concatenate([ends[:0], [0], ends[:-1] + 1])
     lengths = ends - starts + 1
-    if len(ends) and lengths.max() > 10:
+    if lengths.max() > 10:
         raise InvalidFileError(TRUNCATED)
     found = np.zeros(len(ends), np.uint64)
-    for place in range(int(lengths.max(initial=0))):
+    for place in range(int(lengths.max())):
         there = lengths > place
         found[there] |= (data[starts[there] + place] & 127).astype(np.uint64) << np.uint64(7 * place)
     return found

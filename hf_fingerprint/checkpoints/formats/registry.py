@@ -2,6 +2,8 @@
 
 from hf_fingerprint.checkpoints.formats import (
     coreml_files,
+    distributed_checkpoints,
+    exported_programs,
     flax_files,
     gguf_files,
     keras_files,
@@ -16,6 +18,8 @@ from hf_fingerprint.checkpoints.formats.containers import Format
 
 FORMATS: tuple[Format, ...] = (
     coreml_files.FORMAT,
+    distributed_checkpoints.FORMAT,
+    exported_programs.FORMAT,
     flax_files.FORMAT,
     gguf_files.FORMAT,
     keras_files.FORMAT,

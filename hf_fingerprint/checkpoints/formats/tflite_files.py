@@ -5,6 +5,7 @@ Tensors keep the file's names and axes: a convolution is `(out, height, width, i
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import numpy as np
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows
 from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, InvalidFileError
 from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
-from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor, map_file, slice_bytes
+from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor, map_file
+from hf_fingerprint.checkpoints.formats.tflite_buffers import TfliteBuffers
 from hf_fingerprint.checkpoints.formats.tflite_quantization import CODES, FLOATS, dequantize_codes, stored
 from hf_fingerprint.checkpoints.formats.tflite_sparsity import SparseTensor
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, as_sizes, element_bytes
@@ -22,12 +24,10 @@ from hf_fingerprint.checkpoints.limits import (
     MAX_NAME,
     MAX_TENSORS,
 )
-from hf_fingerprint.printable import printable
 
 
-_MODEL_SUBGRAPHS, _MODEL_DESCRIPTION, _MODEL_BUFFERS, _MODEL_METADATA = 2, 3, 4, 6
-_BUFFER_DATA, _BUFFER_OFFSET, _BUFFER_SIZE = 0, 1, 2
-_SHAPE, _TYPE, _BUFFER, _NAME, _QUANTIZATION, _SPARSITY, _EXTERNAL_BUFFER = 0, 1, 2, 3, 4, 6, 10
+_SUBGRAPH_LIST, _DESCRIPTION, _METADATA = 2, 3, 6  # of Model
+_SHAPE, _TYPE, _BUFFER, _NAME, _QUANTIZATION, _SPARSITY, _EXTERNAL_BUFFER = 0, 1, 2, 3, 4, 6, 10  # of Tensor
 _OTHERS = {8: "complex64", 11: "complex128", 13: "resource", 14: "variant"}
 _STRING, _BOOL = 5, 6
 _SMALLEST = 16  # elements of unscaled integers: fewer are shapes and axes
@@ -46,86 +46,69 @@ def load_tflite(path: Path, left_out: dict[str, str]) -> FoundTensors:
     """
     data = map_file(path)
     model = FlatTable.root(data)
-    buffers = [_buffer_bytes(buffer, data) for buffer in model.tables(_MODEL_BUFFERS)]
-    found = list(_read_tensors(model, buffers, left_out))
-    if len(found) > MAX_TENSORS:
-        raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
-    return FoundTensors(found, _producer(model, buffers))
-
-
-def _read_tensors(
-    model: FlatTable, buffers: Sequence[np.ndarray | None], left_out: dict[str, str]
-) -> Iterator[tuple[str, LazyTensor]]:
-    for name, table, raw, siblings in _constants(model, buffers):
+    buffers = TfliteBuffers(path, data, model)
+    found: list[tuple[str, LazyTensor]] = []
+    for name, table, siblings in _distinct_tensors(model, buffers):
         try:
-            tensor = _read_tensor(table, raw, siblings)
+            tensor = _read_tensor(table, siblings)
         except InvalidFileError as error:
-            left_out[printable(name)] = str(error)
+            left_out[name] = str(error)
             continue
         if tensor is not None:
-            yield name, tensor
-
-
-def _buffer_bytes(buffer: FlatTable, data: np.ndarray) -> np.ndarray | None:
-    """The bytes of a buffer, of which a file of over 2 GB has some behind the tables. `None` if there are too few."""
-    offset = buffer.integer(_BUFFER_OFFSET, "<Q")
-    if offset > 1:
-        try:
-            return slice_bytes(data, offset, buffer.integer(_BUFFER_SIZE, "<Q"))
-        except InvalidFileError:
-            return None
-    found = buffer.content(_BUFFER_DATA)
-    return np.empty(0, np.uint8) if found is None else found
-
-
-def _constants(
-    model: FlatTable, buffers: Sequence[np.ndarray | None]
-) -> Iterator[tuple[str, FlatTable, np.ndarray | None, "_Siblings"]]:
-    """Names, tables and bytes of the tensors that have bytes, each with the tensors of its subgraph.
-
-    A file of several signatures has a subgraph for each, and they share the weights: these are given once.
-    """
-    earlier: set[tuple[int, int, bytes]] = set()
-    for subgraph in model.tables(_MODEL_SUBGRAPHS):
-        tables = list(subgraph.tables(0))
-        siblings = _Siblings(tables, buffers)
-        own = set()
-        for index, table in enumerate(tables):
-            number, raw = siblings.bytes_of(index)
-            external = table.integer(_EXTERNAL_BUFFER, "<I")
-            if not external and raw is not None and not len(raw):
-                continue
-            key = (number or -external, table.integer(_TYPE, "<b"), table.numbers(_SHAPE, "<i4")[:64].tobytes())
-            own.add(key)
-            if key not in earlier:
-                yield table.text(_NAME)[:MAX_NAME] or f"tensor {index}", table, raw, siblings
-        earlier |= own
+            found.append((name, tensor))
+        if len(found) > MAX_TENSORS:
+            raise InvalidFileError(f"more than {MAX_TENSORS:,} tensors")
+    return FoundTensors(found, _producer(model, buffers), tuple(buffers.companions))
 
 
 class _Siblings:
     """The tensors of a subgraph."""
 
-    def __init__(self, tables: Sequence[FlatTable], buffers: Sequence[np.ndarray | None]):
+    def __init__(self, tables: Sequence[FlatTable], buffers: TfliteBuffers):
         self._tables, self._buffers = tables, buffers
 
-    def bytes_of(self, index: int) -> tuple[int, np.ndarray | None]:
-        """The number of a tensor's buffer, and its bytes."""
-        number = self._tables[index].integer(_BUFFER, "<I")
-        return number, self._buffers[number] if number < len(self._buffers) else None
+    def bytes_of(self, table: FlatTable) -> np.ndarray:
+        """The bytes of a tensor.
 
-    def rows(self, index: int, shape: tuple[int, ...]) -> Rows | None:
-        """The rows of a tensor in a shape, or `None` if it has none such."""
+        Raises:
+            [`InvalidFileError`]: if they are missing.
+        """
+        if external := table.integer(_EXTERNAL_BUFFER, "<I"):
+            return self._buffers.outer(external)
+        return self._buffers.inner(table.integer(_BUFFER, "<I"))
+
+    def reshaped(self, index: int, shape: tuple[int, ...]) -> LazyTensor | None:
+        """A tensor of scales or zeros in another shape, or `None` if there is none such."""
         if not 0 <= index < len(self._tables):
             return None
-        table, raw = self._tables[index], self.bytes_of(index)[1]
-        kind = table.integer(_TYPE, "<b")
-        if raw is None or not len(raw) or kind not in FLOATS | CODES or prod(_shape(table)) != prod(shape):
+        table = self._tables[index]
+        kind, raw = table.integer(_TYPE, "<b"), self.bytes_of(table)
+        if not len(raw) or kind not in FLOATS | CODES or prod(_shape(table)) != prod(shape):
             return None
-        return stored(raw, kind, shape)
+        return ComputedTensor(stored(raw, kind, shape), shape, "scales")
 
 
-def _read_tensor(table: FlatTable, raw: np.ndarray | None, siblings: _Siblings) -> LazyTensor | None:
-    """A constant as a tensor, or `None` if it is no weight.
+def _distinct_tensors(model: FlatTable, buffers: TfliteBuffers) -> Iterator[tuple[str, FlatTable, _Siblings]]:
+    """Names and tables of all tensors, constant or not, each with the tensors of its subgraph.
+
+    A file of several signatures has a subgraph for each, and they share the weights: these are given once.
+    """
+    earlier: set[tuple[int, int, int, bytes]] = set()
+    for subgraph in model.tables(_SUBGRAPH_LIST):
+        tables, own = list(subgraph.tables(0)), set()
+        siblings = _Siblings(tables, buffers)
+        for index, table in enumerate(tables):
+            numbers = [table.integer(slot, "<I") for slot in (_BUFFER, _EXTERNAL_BUFFER)]
+            shape = table.numbers(_SHAPE, "<i4")[:MAX_DIMENSIONS].tobytes()
+            key = (numbers[0], numbers[1], table.integer(_TYPE, "<b"), shape)
+            own.add(key)
+            if key not in earlier:
+                yield table.text(_NAME)[:MAX_NAME] or f"tensor {index}", table, siblings
+        earlier |= own
+
+
+def _read_tensor(table: FlatTable, siblings: _Siblings) -> LazyTensor | None:
+    """A constant, or `None` if the tensor is none or no weight.
 
     Raises:
         [`InvalidFileError`]: if it can't be read.
@@ -133,10 +116,9 @@ def _read_tensor(table: FlatTable, raw: np.ndarray | None, siblings: _Siblings) 
     kind = table.integer(_TYPE, "<b")
     if kind in (_STRING, _BOOL):
         return None
-    if table.integer(_EXTERNAL_BUFFER, "<I"):
-        raise InvalidFileError("in a separate file")
-    if raw is None:
-        raise InvalidFileError("its buffer is missing")
+    raw = siblings.bytes_of(table)
+    if not len(raw):
+        return None
     if kind not in FLOATS | CODES:
         raise InvalidFileError(f"dtype {_OTHERS.get(kind, kind)}")
     shape, sparsity = _shape(table), table.table(_SPARSITY)
@@ -151,7 +133,7 @@ def _read_tensor(table: FlatTable, raw: np.ndarray | None, siblings: _Siblings) 
     if kind in FLOATS:
         return ComputedTensor(rows, shape, f"sparse {FLOATS[kind]}")
     name, quantization = CODES[kind].name, table.table(_QUANTIZATION)
-    scaled = dequantize_codes(rows, shape, quantization, siblings.rows, name)
+    scaled = dequantize_codes(rows, shape, quantization, siblings.reshaped, name)
     if scaled is not None or prod(shape) < _SMALLEST:
         return scaled
     tensor = dense_tensor(raw, name, shape)
@@ -171,20 +153,15 @@ def _shape(table: FlatTable) -> tuple[int, ...]:
     return sizes
 
 
-def _producer(model: FlatTable, buffers: Sequence[np.ndarray | None]) -> str:
+def _producer(model: FlatTable, buffers: TfliteBuffers) -> str:
     """The converter: TensorFlow's version if the file tells it, or the file's description."""
-    for entry in model.tables(_MODEL_METADATA):
-        number = entry.integer(1, "<I")
-        raw = buffers[number] if number < len(buffers) else None
-        if raw is None or entry.text(0) != "CONVERSION_METADATA":
-            continue
-        try:
-            environment = FlatTable.root(raw).table(0)
-        except InvalidFileError:
-            continue
-        if environment is not None and (version := environment.text(0)):
-            return f"TensorFlow {version}"
-    return model.text(_MODEL_DESCRIPTION)
+    for entry in model.tables(_METADATA):
+        if entry.text(0) == "CONVERSION_METADATA":
+            with suppress(InvalidFileError):
+                environment = FlatTable.root(buffers.inner(entry.integer(1, "<I"))).table(0)
+                if environment is not None and (version := environment.text(0)):
+                    return f"TensorFlow {version}"
+    return model.text(_DESCRIPTION)
 
 
 def _is_tflite(head: bytes, path: Path) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError, as_key
+from hf_fingerprint.checkpoints.formats.quantized_tensors import rebuild_quantized
 from hf_fingerprint.checkpoints.formats.torch_tensors import (
     NO_DATA,
     LazyTensor,
@@ -116,10 +117,6 @@ def _unreadable(reason: str) -> Callable[..., LazyTensor]:
     return lambda *args: LazyTensor("", reason=reason)
 
 
-def _rebuild_quantized(storage: Any, *rest: Any) -> LazyTensor:
-    return LazyTensor("", reason=f"dtype {storage.dtype}" if isinstance(storage, Storage) else "quantized")
-
-
 def _rebuild_sparse(layout: Any, *rest: Any) -> LazyTensor:
     """An unreadable tensor, with its layout as the reason."""
     args = layout.args if isinstance(layout, CallRecord) else None
@@ -164,7 +161,7 @@ _REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _first,
-    ("torch._utils", "_rebuild_qtensor"): _rebuild_quantized,
+    ("torch._utils", "_rebuild_qtensor"): rebuild_quantized,
     ("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild_sparse,
     ("torch._utils", "_rebuild_nested_tensor"): _unreadable("layout nested"),

@@ -4,6 +4,7 @@ Storages are views of the memory-mapped file, so a tensor is not read before it 
 compressed afterwards are unpacked, up to a multiple of their size.
 """
 
+import io
 from collections.abc import Callable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -17,6 +18,7 @@ from hf_fingerprint.checkpoints.formats.torch_calls import build_call, parse_sto
 from hf_fingerprint.checkpoints.formats.torch_tensors import Storage
 from hf_fingerprint.checkpoints.formats.zip_members import TRUNCATED, ZipMembers
 from hf_fingerprint.checkpoints.formats.zip_members import list_members as list_members
+from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -54,7 +56,47 @@ def load_torch_file(path: Path) -> LoadedFile:
     return LoadedFile(_from_pickles(data))
 
 
-def _from_zip(members: ZipMembers) -> LoadedFile:
+def load_torch_zip(raw: np.ndarray, largest_directory: int = MAX_DIRECTORY, largest_pickle: int = 0) -> LoadedFile:
+    """The contents of a PyTorch zip that is a part of another file. None of its members may be compressed.
+
+    Args:
+        raw (`np.ndarray`): the zip's bytes, `uint8`.
+        largest_directory (`int`, *optional*): bytes that the zip's directory may have.
+        largest_pickle (`int`, *optional*): bytes that its pickle may have; by default, as for a file.
+
+    Raises:
+        [`InvalidPickleError`]: with the reason in a few words, if it can't be read.
+    """
+    members = ZipMembers(_Window(raw, largest_directory), raw, unpack=0)
+    return _from_zip(members, largest_pickle or _LARGEST_PICKLE)
+
+
+class _Window(io.RawIOBase):
+    """Bytes in memory as a file for `zipfile`, without a copy, of which no read takes more than `most`."""
+
+    def __init__(self, raw: np.ndarray, most: int):
+        self._raw, self._most, self._at = raw, most, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, len(self._raw))[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        size = len(self._raw) if size < 0 else size
+        found = self._raw[self._at : self._at + min(size, self._most + 1)].tobytes()
+        if len(found) > self._most:
+            raise InvalidPickleError("a zip with too large a directory")
+        self._at += len(found)
+        return found
+
+
+def _from_zip(members: ZipMembers, largest_pickle: int = _LARGEST_PICKLE) -> LoadedFile:
     tops = [name.removesuffix(_DATA) for name in members if name.endswith(f"/{_DATA}") and name.count("/") == 1]
     if len(tops) != 1:
         raise InvalidPickleError("a zip without a PyTorch model")
@@ -62,16 +104,18 @@ def _from_zip(members: ZipMembers) -> LoadedFile:
     order = members.read(f"{top}byteorder")
     if order is not None and order[:8].tobytes() == b"big":
         raise InvalidPickleError("a file of a machine with the other order of bytes")
-    content = _from_member(members, f"{top}{_DATA}", f"{top}data/")
-    constants = _from_member(members, f"{top}{_CONSTANTS}", f"{top}constants/")
+    content = _from_member(members, f"{top}{_DATA}", f"{top}data/", largest_pickle)
+    # the lite interpreter needs no constants.pkl, since its bytecode has them, too
+    there = f"{top}{_CONSTANTS}" if f"{top}{_CONSTANTS}" in members else f"{top}bytecode.pkl"
+    constants = _from_member(members, there, f"{top}constants/", largest_pickle)
     return LoadedFile(content, constants)
 
 
-def _from_member(members: ZipMembers, name: str, folder: str) -> Any:
+def _from_member(members: ZipMembers, name: str, folder: str, largest: int) -> Any:
     raw = members.read(name)
     if raw is None:
         return None
-    if len(raw) > _LARGEST_PICKLE:
+    if len(raw) > largest:
         raise InvalidPickleError("a pickle that is too large")
     known: dict[str, np.ndarray | None] = {}
 

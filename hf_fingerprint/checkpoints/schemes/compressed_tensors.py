@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.formats.computed_tensors import (
 )
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows, column_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_rows
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme, fit_scale
 
 
@@ -42,15 +42,15 @@ def _plain(found: Companions) -> Dequantized | None:
 
 
 def blocks_of(shape: tuple[int, ...], counts: tuple[int, ...]) -> tuple[int, ...]:
-    """The size of blocks along each dimension, of which the last may be smaller."""
-    return tuple(
-        size // count
-        if count and not size % count
-        else _BLOCK
-        if -(-size // _BLOCK) == count
-        else -(-size // max(count, 1))
-        for size, count in zip(shape, counts, strict=True)
-    )
+    """The size of blocks along each dimension: a power of two, of which the last may be smaller if it is 128."""
+    return tuple(_block(size, max(count, 1)) for size, count in zip(shape, counts, strict=True))
+
+
+def _block(size: int, count: int) -> int:
+    block = -(-size // count)
+    if size % count or (block & (block - 1) and count not in (1, size)):
+        return _BLOCK if -(-size // _BLOCK) == count else block
+    return block
 
 
 def _packed(found: Companions) -> Dequantized | None:
@@ -116,5 +116,5 @@ def _reciprocal(rows: Rows) -> Rows:
     return lambda start, stop: 1 / rows(start, stop)
 
 
-PLAIN = Scheme("compressed-tensors", ("weight_scale", "weight_scale_inv"), _plain)
+PLAIN = Scheme("compressed-tensors", ("weight_scale", "weight_scale_inv", "scale_weight"), _plain)
 PACKED = Scheme("compressed-tensors", ("weight_packed",), _packed)

@@ -1,6 +1,6 @@
 """The schemes by which quantized weights are recognized."""
 
-from hf_fingerprint.checkpoints.schemes import bitsandbytes, compressed_tensors, hqq, mlx, quanto, torchao
+from hf_fingerprint.checkpoints.schemes import bitsandbytes, compressed_tensors, gptq, hqq, mlx, quanto, torchao
 from hf_fingerprint.checkpoints.schemes.scheme import Scheme
 
 
@@ -17,4 +17,5 @@ SCHEMES: tuple[Scheme, ...] = (
     compressed_tensors.PACKED,
     compressed_tensors.PLAIN,
     mlx.GROUPS,
+    gptq.COLUMNS,
 )

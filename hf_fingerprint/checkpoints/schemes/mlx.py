@@ -4,7 +4,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import Rows, dequantize
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme
 
 

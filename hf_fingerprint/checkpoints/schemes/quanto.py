@@ -2,7 +2,7 @@
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import dequantize, stored_rows
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.schemes.layouts import stacked_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import stacked_rows
 from hf_fingerprint.checkpoints.schemes.scheme import (
     FLOATS,
     Companions,

@@ -149,7 +149,7 @@ class _Reshaped(LazyTensor):
     __slots__ = ("_tensor", "stored")
 
     def __init__(self, tensor: LazyTensor, shape: tuple[int, ...], dtype: str):
-        super().__init__(dtype, shape, storage=tensor.storage, reason=tensor.reason)
+        super().__init__(dtype, shape, storage=tensor.storage, reason=tensor.unreadable_reason())
         self._tensor, self.stored = tensor, getattr(tensor, "stored", dtype)
 
     @property

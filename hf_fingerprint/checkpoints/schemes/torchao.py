@@ -13,7 +13,7 @@ from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, as_sizes
 from hf_fingerprint.checkpoints.limits import MAX_JSON_VALUES, check_json_values
 from hf_fingerprint.checkpoints.schemes.compressed_tensors import blocks_of
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows, tiled_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, tiled_rows
 from hf_fingerprint.checkpoints.schemes.scheme import (
     FLOATS,
     Companions,
@@ -51,8 +51,22 @@ def _plain(found: Companions) -> Dequantized | None:
     if zeros is not None and len(codes.shape) == 2 and len(scales.shape) == 2 and zeros.shape == scales.shape:
         packed = codes.dtype == "int32" or zeros.dtype in FLOATS
         if packed and scales.shape[1] == codes.shape[0]:
-            return Dequantized(name, _four_bits(codes, scales, zeros))
-    return Dequantized(name, _affine(stored_rows(codes), codes.shape, codes.dtype, scales, zeros, 8))
+            return Dequantized(name, _before_activations(found, _four_bits(codes, scales, zeros)))
+    if codes.dtype == "uint8" and scales.dtype.startswith("float8"):  # floats of 4 bits, whose scales may be shuffled
+        return None
+    bits = 4 if found.ending == "int_data" else 8
+    tensor = _affine(stored_rows(codes), codes.shape, codes.dtype, scales, zeros, bits)
+    return Dequantized(name, _before_activations(found, tensor))
+
+
+def _before_activations(found: Companions, tensor: ComputedTensor) -> ComputedTensor:
+    """The weight times what the layer's inputs are scaled by."""
+    factors = found.find("act_pre_scale")
+    if factors is None:
+        return tensor
+    if len(tensor.shape) != 2 or factors.numel() not in (1, tensor.shape[1]):
+        raise InvalidFileError("factors of another shape")
+    return dequantize(stored_rows(tensor), tensor.shape, reshaped(factors, (1, factors.numel())), stored=tensor.stored)
 
 
 def _affine(
@@ -105,9 +119,8 @@ def _tiles(found: Companions) -> Dequantized | None:
     if len(shape) != 2 or not 0 <= padded[0] - shape[0] < 8 or not 0 <= padded[1] - shape[1] < _TILE:
         raise InvalidFileError("codes of another shape")
     read_whole = stored_rows(whole)
-    return Dequantized(
-        name, ComputedTensor(lambda start, stop: read_whole(start, stop)[:, : shape[1]], shape, "uint4")
-    )
+    cut = ComputedTensor(lambda start, stop: read_whole(start, stop)[:, : shape[1]], shape, "uint4")
+    return Dequantized(name, _before_activations(found, cut))
 
 
 def _shape_of(found: Companions, name: str) -> tuple[int, ...] | None:

@@ -1,12 +1,13 @@
 """Tensors that are dequantized as they are read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import (
-    ComputedTensor,
     dequantize,
     look_up,
     packed_rows,
@@ -113,9 +114,15 @@ def test_scalars_and_unreadable_tensors():
         stored_rows(dense_tensor(np.zeros(4, np.uint8), "float32", (2,)))
 
 
-def test_a_row_that_would_take_too_much_memory_is_not_read():
-    def rows(start, stop):
-        raise AssertionError("computed")
+def test_blocks_take_no_memory_before_they_are_read():
+    """A file may have many tensors that share one memory of codes."""
+    codes = packed_rows(np.zeros(1 << 20, np.uint8), 8, (1 << 20, 1))
+    scales = np.ones((1 << 19, 1), np.float32)
 
-    assert ComputedTensor(rows, (1, 1 << 26), "int8").unreadable_reason() == "rows of more than 33,554,432 elements"
-    assert ComputedTensor(rows, (1 << 26, 1), "int8").unreadable_reason() is None
+    tracemalloc.start()
+    tensors = [dequantize(codes, (1 << 20, 1), scales) for _ in range(100)]
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+    assert len(tensors) == 100
+    assert taken < 1 << 20

@@ -36,6 +36,25 @@ def test_numbers_are_read_packed_or_not(numbers):
     assert single.integer(8) == numbers[-1]
 
 
+@given(st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=1), st.integers(1, 40))
+def test_many_numbers_are_decoded_in_pieces(numbers, piece):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(protobuf, "_PIECE", max(piece, 10))
+        found = message(field(5, 2, b"".join(map(varint, numbers))), field(5, 0, varint(numbers[0])))
+
+        np.testing.assert_array_equal(found.varints(5, "<i8", len(numbers) + 1), [*numbers, numbers[0]])
+        narrow = found.varints(5, "<i2", len(numbers) + 1)
+        np.testing.assert_array_equal(narrow, np.int64([*numbers, numbers[0]]).astype(np.int16))
+        with pytest.raises(InvalidFileError, match="more numbers"):
+            found.varints(5, "<i8", len(numbers))
+
+
+@pytest.mark.parametrize("raw", [b"\xff" * 11 + b"\x01", b"\x01\xff", b"\xff" * 20])
+def test_numbers_that_are_cut_off_or_too_long_are_refused(raw):
+    with pytest.raises(InvalidFileError):
+        message(field(5, 2, raw)).varints(5, "<i8", 100)
+
+
 def test_each_kind_of_field_is_found_by_its_number():
     inner = field(1, 2, b"name") + field(2, 5, np.float32([1.5]).tobytes())
     values = np.float32([1, 2, 3])

@@ -63,12 +63,12 @@ def constant(shape, kind, buffer=1, name="w", **fields):
     }  # fmt: skip
 
 
-def write(folder, *tensors, raw=(b"",), subgraphs=None, tail=b""):
+def write(folder, *tensors, raw=(b"",), subgraphs=None, **more):
     """A file of some tensors, whose buffers 1, 2, ... are given; a buffer may be a place behind the tables."""
     buffers = [{}, *({0: each} if isinstance(each, bytes) else each for each in raw)]
     graphs = subgraphs or [{0: list(tensors)}]
     path = folder / "model.tflite"
-    path.write_bytes(flatbuffer({0: ("<I", 3), 2: graphs, 3: "by hand", 4: buffers}, b"TFL3") + tail)
+    path.write_bytes(flatbuffer({0: ("<I", 3), 2: graphs, 3: "by hand", 4: buffers, **more.get("model", {})}, b"TFL3"))
     return path
 
 
@@ -138,6 +138,44 @@ def test_bytes_behind_the_tables_are_read(tmp_path):
     np.testing.assert_array_equal(read(path)[0][0][1], [1, 2])
 
 
+def external(name, start=4, length=8, **more):
+    buffer = {0: ("<I", 9), 2: ("<Q", start), 3: ("<Q", length), **more.get("fields", {})}
+    return {8: [{0: name}], 9: [buffer]}
+
+
+def test_bytes_in_files_next_to_the_model_are_read(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(np.float32([0, 1, 2]).tobytes())
+    tensor = constant([2], FLOAT32, 0, external=("<I", 9))
+
+    tensors, _, found = read(write(tmp_path, tensor, model=external("weights.bin")))
+
+    np.testing.assert_array_equal(tensors[0][1], [1, 2])
+    assert found.companions == (tmp_path / "weights.bin",)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (external("../weights.bin"), "in a file outside its folder: ../weights.bin"),
+        (external("/weights.bin"), "in a file outside its folder: /weights.bin"),
+        (external("other.bin"), "in other.bin, which is missing: download it to the same folder"),
+        (external("weights.bin", start=8), "cut off or damaged"),
+        (external("weights.bin", start=1 << 63), "cut off or damaged"),
+        (external("weights.bin", fields={4: "zip"}), "packed as zip"),
+        (external("weights.bin", fields={1: ("<I", 3)}), "its buffer is missing"),
+    ],
+)
+def test_bytes_elsewhere_are_not_read(tmp_path, model, reason):
+    for folder in (tmp_path, tmp_path / "model"):
+        folder.mkdir(exist_ok=True)
+        (folder / "weights.bin").write_bytes(bytes(12))
+    tensor = constant([2], FLOAT32, 0, external=("<I", 9))
+
+    _, left_out, found = read(write(tmp_path / "model", tensor, model=model))
+
+    assert (found.tensors, left_out) == ([], {"w": reason})
+
+
 def test_signatures_share_their_weights(tmp_path):
     graphs = [{0: [constant([2], FLOAT32, name=name), constant([2], FLOAT32, name="tied")]} for name in "ab"]
 
@@ -183,7 +221,7 @@ def test_sparse_tensors_are_dense_again(tmp_path, parameters, values, expected):
         (constant([8], INT8, quantization=scales(*range(8), axis=7)), bytes(8), "scales of another shape"),
         (constant([8], 14), bytes(8), "dtype variant"),
         (constant([8], FLOAT32, 7), bytes(8), "its buffer is missing"),
-        (constant([8], FLOAT32, 0, external=("<I", 5)), bytes(8), "in a separate file"),
+        (constant([8], FLOAT32, 0, external=("<I", 5)), bytes(8), "its buffer is missing"),
         (constant([4, 2], FLOAT32, sparsity=sparsity([0, 2], [], 4, 2)), bytes(32), "damaged sparse indices"),
     ],
 )

@@ -75,8 +75,8 @@ def stacked_rows(packed: LazyTensor, bits: int, count: int, high_first: bool = F
     """
     size = element_bytes(packed.dtype)
     steps = packed.shape[0] if packed.shape else 0
-    parts = size * 8 // bits
-    if bits < 1 or not steps or not 0 < count <= steps * parts:
+    parts = size * 8 // bits if bits > 0 else 0
+    if not steps or not 0 < count <= steps * parts:
         raise InvalidFileError("too few bytes for its shape")
     row_bytes = packed.nbytes // steps
     mask = np.uint32((1 << bits) - 1)
