@@ -2,6 +2,7 @@
 
 from hf_fingerprint.checkpoints.formats import (
     coreml_files,
+    deepspeed_checkpoints,
     distributed_checkpoints,
     exported_programs,
     flax_files,
@@ -19,6 +20,7 @@ from hf_fingerprint.checkpoints.formats.containers import Format
 
 FORMATS: tuple[Format, ...] = (
     coreml_files.FORMAT,
+    deepspeed_checkpoints.FORMAT,
     distributed_checkpoints.FORMAT,
     exported_programs.FORMAT,
     flax_files.FORMAT,
