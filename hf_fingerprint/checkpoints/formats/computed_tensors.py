@@ -198,31 +198,26 @@ class _Blocks:
         self._shape = (values.shape if isinstance(values, LazyTensor) else np.shape(values)) or (1,) * len(shape)
         if len(self._shape) != len(shape):
             raise InvalidFileError("scales of another shape")
-        self._indices: list[np.ndarray | None] = []
+        self._repeats: list[tuple[int, int]] = []  # axes with blocks of several values, and the size of these
         for axis, (size, count) in enumerate(zip(shape, self._shape, strict=True)):
             if count == 1:
-                self._indices.append(None)
                 continue
             if not count or count > size:
                 raise InvalidFileError("scales of another shape")
             block = -(-size // count) if blocks is None else blocks[axis]
             if block < 1 or -(-size // block) > count:
                 raise InvalidFileError("scales of another shape")
-            self._indices.append(None if block == 1 else np.arange(size) // block)
-        self._by_row = bool(self._shape) and self._shape[0] > 1
+            if block > 1:
+                self._repeats.append((axis, block))
+        self._sizes = shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        index = self._indices[0] if self._indices else None
-        if not self._by_row:
-            found = self._read(0, 1)
-        elif index is None:
-            found = self._read(start, stop)
-        else:
-            first = int(index[start])
-            found = self._read(first, int(index[stop - 1]) + 1)[index[start:stop] - first]
-        for axis, index in enumerate(self._indices):
-            if axis and index is not None:
-                found = np.take(found, index, axis)
+        block = dict(self._repeats).get(0, 1)
+        first, last = (start // block, -(-stop // block)) if self._shape and self._shape[0] > 1 else (0, 1)
+        found = self._read(first, last)
+        for axis, block in self._repeats:
+            index = np.arange(self._sizes[axis]) if axis else np.arange(start, stop) - first * block
+            found = np.take(found, index // block, axis)
         return found
 
     def _read(self, start: int, stop: int) -> np.ndarray:

@@ -77,15 +77,15 @@ class _Siblings:
             return self._buffers.outer(external)
         return self._buffers.inner(table.integer(_BUFFER, "<I"))
 
-    def rows(self, index: int, shape: tuple[int, ...]) -> Rows | None:
-        """The rows of a tensor in a shape, or `None` if it has none such."""
+    def reshaped(self, index: int, shape: tuple[int, ...]) -> LazyTensor | None:
+        """A tensor of scales or zeros in another shape, or `None` if there is none such."""
         if not 0 <= index < len(self._tables):
             return None
         table = self._tables[index]
         kind, raw = table.integer(_TYPE, "<b"), self.bytes_of(table)
         if not len(raw) or kind not in FLOATS | CODES or prod(_shape(table)) != prod(shape):
             return None
-        return stored(raw, kind, shape)
+        return ComputedTensor(stored(raw, kind, shape), shape, "scales")
 
 
 def _distinct_tensors(model: FlatTable, buffers: TfliteBuffers) -> Iterator[tuple[str, FlatTable, _Siblings]]:
@@ -133,7 +133,7 @@ def _read_tensor(table: FlatTable, siblings: _Siblings) -> LazyTensor | None:
     if kind in FLOATS:
         return ComputedTensor(rows, shape, f"sparse {FLOATS[kind]}")
     name, quantization = CODES[kind].name, table.table(_QUANTIZATION)
-    scaled = dequantize_codes(rows, shape, quantization, siblings.rows, name)
+    scaled = dequantize_codes(rows, shape, quantization, siblings.reshaped, name)
     if scaled is not None or prod(shape) < _SMALLEST:
         return scaled
     tensor = dense_tensor(raw, name, shape)

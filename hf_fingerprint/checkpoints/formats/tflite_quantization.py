@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints.formats.computed_tensors import (
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 
 
 class CodeType(NamedTuple):
@@ -51,7 +52,7 @@ _SCALE, _ZERO, _DETAILS_TYPE, _DETAILS, _AXIS = 2, 3, 4, 5, 6
 _BLOCKWISE, _SEVERAL_AXES = 2, 3
 _SCALES_INDEX, _ZEROS_INDEX, _BLOCK_SIZE, _BLOCK_SHAPE_OR_AXES = 0, 1, 2, 3
 
-Find = Callable[[int, tuple[int, ...]], Rows | None]  # from the number of a tensor and a shape to its rows, if it fits
+Find = Callable[[int, tuple[int, ...]], LazyTensor | None]  # from the number of a tensor to it in a shape, if it fits
 
 
 def stored(raw: np.ndarray, kind: int, shape: tuple[int, ...]) -> Rows:
@@ -132,16 +133,7 @@ def _by_tensors(
     zeros = find(place, counts)
     if zeros is None and place > 0:  # number 0, the default, is seldom a tensor of zeros
         raise InvalidFileError("zeros of another shape")
-
-    def compute(start: int, stop: int) -> np.ndarray:
-        first, last = start // blocks[0], -(-stop // blocks[0])
-        repeated = np.arange(start, stop) // blocks[0] - first
-        part, zero = (stop - start, *shape[1:]), None if zeros is None else zeros(first, last)[repeated]
-        codes = rows(start, stop)
-        found = dequantize(lambda *_: codes, part, scales(first, last)[repeated], zero, blocks=(1, *blocks[1:]))
-        return found.read().view(np.float32).reshape(part)
-
-    return ComputedTensor(compute, shape, stored_as)
+    return dequantize(rows, shape, scales, zeros, stored_as, blocks)
 
 
 def _blocks(details: FlatTable, form: int, shape: tuple[int, ...]) -> tuple[int, ...]:

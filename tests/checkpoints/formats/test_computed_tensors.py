@@ -1,5 +1,7 @@
 """Tensors that are dequantized as they are read."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -110,3 +112,17 @@ def test_scalars_and_unreadable_tensors():
         stored_rows(dense_tensor(np.zeros(4, np.uint8), "string", (4,)))
     with pytest.raises(InvalidFileError, match="larger than its storage"):
         stored_rows(dense_tensor(np.zeros(4, np.uint8), "float32", (2,)))
+
+
+def test_blocks_take_no_memory_before_they_are_read():
+    """A file may have many tensors that share one memory of codes."""
+    codes = packed_rows(np.zeros(1 << 20, np.uint8), 8, (1 << 20, 1))
+    scales = np.ones((1 << 19, 1), np.float32)
+
+    tracemalloc.start()
+    tensors = [dequantize(codes, (1 << 20, 1), scales) for _ in range(100)]
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+
+    assert len(tensors) == 100
+    assert taken < 1 << 20
