@@ -1,9 +1,11 @@
-"""Makes the ONNX forms of a timm classifier with the public exporters and quantizers.
+"""A timm model as ONNX files: exported, simplified, optimized for a processor, and quantized in each public way.
 
-    pip install -r examples/forms/onnx_files.txt
-    python examples/forms/onnx_files.py MODEL_FOLDER OUT_FOLDER
+pip install -r examples/forms/onnx_files.txt
+python examples/forms/onnx_files.py MODEL_FOLDER OUT_FOLDER
 
-MODEL_FOLDER holds config.json and model.safetensors, as timm saves them.
+PyTorch's two exporters (the new one also with external data), onnxsim, float16, onnxruntime's three levels of
+optimization ("all" puts convolutions into blocks), int8 with dynamic scales, as QDQ and as QOperator, and for models
+with matrix products: MatMulNBits of 2, 4 and 8 bits, int4 tensors in blocks, fp4 and nf4.
 """
 
 import json

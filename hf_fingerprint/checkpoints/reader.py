@@ -262,7 +262,7 @@ def open_checkpoint(
     return opened
 
 
-class Layout(Protocol):
+class DtypeAndShape(Protocol):
     """Dtype and shape of a tensor, as in a [`TensorInfo`]."""
 
     @property
@@ -272,7 +272,7 @@ class Layout(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def content_hash(tensors: Mapping[str, Layout], digests: Mapping[str, str]) -> str:
+def content_hash(tensors: Mapping[str, DtypeAndShape], digests: Mapping[str, str]) -> str:
     """Hash of a model's weights, independent of sharding and metadata.
 
     Args:

@@ -7,7 +7,7 @@ timm and transformers name the same tensors differently, and one tensor in timm 
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm
 from hf_fingerprint.extraction.layouts import PLAIN
-from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, View, full_bounds
+from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, TensorView, full_bounds
 from hf_fingerprint.vault import Base
 
 
@@ -29,7 +29,7 @@ def _find_placement(name: str, by_timm_name: dict[str, TensorInfo]) -> Placement
     """Where the suspect has the tensor of this name in timm."""
     if name in by_timm_name:
         info = by_timm_name[name]
-        return Placement(info.shape, (Piece(View.whole(info), 0, 0),))
+        return Placement(info.shape, (Piece(TensorView.whole(info), 0, 0),))
     split = next((each for each in _SPLIT if each in name), None)
     if split is not None:
         fused = by_timm_name.get(name.replace(split, _FUSED))
@@ -37,11 +37,11 @@ def _find_placement(name: str, by_timm_name: dict[str, TensorInfo]) -> Placement
             third, index = fused.rows // 3, _SPLIT.index(split)
             shape = (third, *fused.shape[1:])
             bounds = ((index * third, (index + 1) * third), *full_bounds(fused.shape)[1:])
-            return Placement(shape, (Piece(View(fused, bounds, PLAIN, shape), 0, 0),))
+            return Placement(shape, (Piece(TensorView(fused, bounds, PLAIN, shape), 0, 0),))
     elif _FUSED in name:
         parts = [by_timm_name.get(name.replace(_FUSED, each)) for each in _SPLIT]
         known = [part for part in parts if part is not None and part.shape]
         if len(known) == len(_SPLIT) and len({(part.dtype, part.shape) for part in known}) == 1:
-            pieces = tuple(Piece(View.whole(part), 0, number * part.rows) for number, part in enumerate(known))
+            pieces = tuple(Piece(TensorView.whole(part), 0, number * part.rows) for number, part in enumerate(known))
             return Placement((3 * known[0].rows, *known[0].shape[1:]), pieces)
     return None

@@ -5,6 +5,7 @@ Nothing here sees a codeword, so a wrong placement can lose evidence but can't c
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction.base_names import to_base_names
+from hf_fingerprint.extraction.codes import CodeTensors
 from hf_fingerprint.extraction.counterparts import (
     SHORT_RUN_WEIGHTS,
     Counterpart,
@@ -24,15 +26,17 @@ from hf_fingerprint.extraction.counterparts import (
 )
 from hf_fingerprint.extraction.layouts import Shape, find_layouts
 from hf_fingerprint.extraction.match import match_names, similar_namesakes
-from hf_fingerprint.extraction.placed import Bounds, Piece, PlacedWeights, Placement, View, full_bounds, overlap
+from hf_fingerprint.extraction.placed import Bounds, Piece, PlacedWeights, Placement, TensorView, full_bounds, overlap
+from hf_fingerprint.extraction.scales import ScaleFit, fit_scales
 from hf_fingerprint.extraction.slices import find_padded, find_slices, find_stacked_slices
 from hf_fingerprint.vault import Base
 
 
-MAX_PARTS = 1 << 18  # slices of a suspect's tensors that are compared
+MAX_PARTS = 1 << 15  # slices of a suspect's tensors that are compared
 MAX_SLICED = 1 << 10  # shapes of a suspect's tensors that are sliced
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
+MIN_CODE_COSINE = 0.4  # of integers, whose scales are then fitted to the base's weights
 MIN_SLICE_COSINE = 0.3  # since more of them are compared
 
 
@@ -69,14 +73,24 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
     if not missing:
         return PlacedSuspect(suspect, matches, _used(suspect))
-    search = _Search(base, original, suspect, missing, {info.name for info in matches.values()})
+    taken = {info.name for info in matches.values()}
+    floats = [info for info in suspect.tensors.values() if info.dtype in READABLE]
+    search = _Search(base, original, suspect, floats, missing, taken)
     placements = search.run()
+    codes, scaled = CodeTensors(suspect), {}
+    if codes.codes:
+        left = [name for name in missing if name not in placements]
+        integers = _Search(base, original, codes, codes.codes.values(), left, set())
+        found = integers.run(MIN_CODE_COSINE)
+        scaled = {name: _Scaling(original, original.tensors[name]) for name in found}
+        placements |= found
+        search.complete &= integers.complete
     free = {name: info for name, info in by_name.items() if name not in matches | placements}
     matches |= {name: info for name, info in free.items() if info.name not in search.taken}
     placements |= search.place_namesakes([name for name in missing if name not in matches | placements])
     if not placements:
         return PlacedSuspect(suspect, matches, _used(suspect), search.complete)
-    placed = PlacedWeights(suspect, placements | _moved(matches, placements))
+    placed = PlacedWeights(codes, placements | _moved(matches, placements), scaled)
     matches |= {name: placed.tensors[name] for name in placed.placements}
     return PlacedSuspect(placed, matches, placed.used, search.complete)
 
@@ -108,14 +122,23 @@ class _Search:
     """
 
     def __init__(
-        self, base: Base, original: Checkpoint, suspect: TensorReader, missing: Sequence[str], taken: set[str]
+        self,
+        base: Base,
+        original: Checkpoint,
+        suspect: TensorReader,
+        tensors: Iterable[TensorInfo],
+        missing: Sequence[str],
+        taken: set[str],
     ):
         self.taken, self.complete = taken, True
+        self._tensors = list(tensors)
         self._base, self._original, self._suspect = base, original, suspect
         self._missing = list(missing)
 
-    def run(self) -> dict[str, Placement]:
+    def run(self, least: float = 0.0) -> dict[str, Placement]:
         """The placements of those carriers that are found: the most similar first, none on what another has."""
+        if not self._missing or not self._free_tensors():
+            return {}
         whole = self._whole_tensors()
         clear = {each.name: each.placement for each in whole if each.cosine >= CLEAR_COSINE}
         self._take(clear.values())
@@ -126,7 +149,7 @@ class _Search:
             candidates += [*self._slices(free), *self._joined(free), *self._stacked(free)]
         found: dict[str, Placement] = {}
         held: dict[str, list[Bounds]] = defaultdict(list)
-        for each in sorted(candidates, key=lambda one: -one.cosine):
+        for each in sorted((one for one in candidates if one.cosine >= least), key=lambda one: -one.cosine):
             views = [piece.view for piece in each.placement.pieces]
             if each.name in found or any(overlap(v.bounds, o) for v in views for o in held[v.info.name]):
                 continue
@@ -145,12 +168,12 @@ class _Search:
             if info is None:
                 continue
             layouts = find_layouts(info.shape, shape)
-            views = [View(info, full_bounds(info.shape), layout, shape) for layout in layouts]
+            views = [TensorView(info, full_bounds(info.shape), layout, shape) for layout in layouts]
             if views:
                 found[name] = _whole(shape, views[0] if len(views) == 1 else self._likeliest(name, views))
         return found
 
-    def _likeliest(self, name: str, views: Sequence[View]) -> View:
+    def _likeliest(self, name: str, views: Sequence[TensorView]) -> TensorView:
         """The view whose channels have norms like the base's in any order, as permuted channels do."""
         info = self._original.tensors[name]
         ours = _sorted_norms(to_float32(self._original.read(info), info.dtype).reshape(info.shape))
@@ -161,8 +184,7 @@ class _Search:
         self.taken |= {piece.view.info.name for each in placements for piece in each.pieces}
 
     def _free_tensors(self) -> list[TensorInfo]:
-        tensors = self._suspect.tensors.values()
-        return [info for info in tensors if info.dtype in READABLE and info.name not in self.taken]
+        return [info for info in self._tensors if info.name not in self.taken]
 
     def _shape(self, name: str) -> Shape:
         return self._base.tensors[name].shape
@@ -181,8 +203,11 @@ class _Search:
     def _find_slices(self, targets: Sequence[Target], parts: Iterable[Part]) -> list[Counterpart]:
         if not targets:
             return []
-        found, complete = find_counterparts(self._original, targets, self._suspect, parts, run=SHORT_RUN_WEIGHTS)
-        self.complete &= complete
+        some = list(islice(parts, MAX_PARTS + 1))
+        found, complete = find_counterparts(
+            self._original, targets, self._suspect, some[:MAX_PARTS], run=SHORT_RUN_WEIGHTS
+        )
+        self.complete &= complete and len(some) <= MAX_PARTS
         return [each for each in found if each.cosine >= MIN_SLICE_COSINE]
 
     def _slices(self, free: Sequence[TensorInfo]) -> list[_Candidate]:
@@ -191,7 +216,7 @@ class _Search:
         for parts in (self._sliced(free, find_slices), self._sliced(free, find_stacked_slices), self._padded(free)):
             found += [
                 _Candidate(each.target.name, _whole(each.target.shape, _view(each)), each.cosine)
-                for each in self._find_slices(self._targets(), _bounded(parts))
+                for each in self._find_slices(self._targets(), parts)
             ]
         return found
 
@@ -210,7 +235,7 @@ class _Search:
                 slices = [each for size in sizes if size < prod(info.shape) for each in find_slices(info.shape, size)]
                 known[info.shape] = [each for each in slices if any(end - begin == 1 for begin, end in each)]
         parts = (Part(info, bounds) for info in free for bounds in known.get(info.shape, ()))
-        return self._join(self._find_slices(targets, _bounded(parts)))
+        return self._join(self._find_slices(targets, parts))
 
     def _target_slices(self, sizes: Collection[int]) -> list[Target]:
         """Slices of the missing carriers that have one of these numbers of weights."""
@@ -275,6 +300,20 @@ class _Search:
                 yield Part(info, bounds)
 
 
+class _Scaling:
+    """Turns a carrier's codes into weights, with scales that are fitted when they are first needed."""
+
+    def __init__(self, original: Checkpoint, info: TensorInfo):
+        self._original, self._info = original, info
+        self._fit: ScaleFit | None = None
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        if self._fit is None:
+            ours = to_float32(self._original.read(self._info), self._info.dtype).reshape(self._info.shape)
+            self._fit = fit_scales(codes, ours)
+        return self._fit(codes)
+
+
 def _sorted_norms(weights: np.ndarray) -> np.ndarray:
     """The norms of output channels and of input channels, each sorted and relative to their sum."""
     squares = np.square(np.nan_to_num(weights, posinf=0, neginf=0), dtype=np.float64)
@@ -283,22 +322,18 @@ def _sorted_norms(weights: np.ndarray) -> np.ndarray:
     return np.concatenate([each / max(float(each.sum()), 1e-30) for each in norms])
 
 
-def _whole(shape: Shape, view: View) -> Placement:
+def _whole(shape: Shape, view: TensorView) -> Placement:
     return Placement(shape, (Piece(view, 0, 0),))
 
 
-def _view(found: Counterpart) -> View:
-    return View(found.part.info, found.part.bounds, found.layout, found.target.shape)
-
-
-def _bounded(parts: Iterator[Part]) -> list[Part]:
-    return [part for _, part in zip(range(MAX_PARTS), parts, strict=False)]
+def _view(found: Counterpart) -> TensorView:
+    return TensorView(found.part.info, found.part.bounds, found.layout, found.target.shape)
 
 
 def _moved(matches: Mapping[str, TensorInfo], placements: Mapping[str, Placement]) -> dict[str, Placement]:
     """Placements of matched tensors whose own names other tensors get."""
     return {
-        name: _whole(info.shape, View.whole(info))
+        name: _whole(info.shape, TensorView.whole(info))
         for name, info in matches.items()
         if info.name in placements and info.name != name
     }

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -89,10 +90,12 @@ def make_vault(here: PageRun, hub: LoopbackHub, stack: ExitStack, triggers: bool
 
 
 def add_suspect(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
-    """`org/suspect` and `suspect.safetensors`: alice's copy, which leaked."""
+    """`org/suspect`, `suspect.safetensors` and `app.apk`: alice's copy, which leaked."""
     hub.add("org/suspect", here.folder / "copies" / "alice", lfs=True)
     weights = (here.folder / "copies" / "alice" / "model.safetensors").read_bytes()
     (here.folder / "suspect.safetensors").write_bytes(weights)
+    with zipfile.ZipFile(here.folder / "app.apk", "w", zipfile.ZIP_DEFLATED) as app:
+        app.writestr("assets/model.bin", weights)
 
 
 def open_base(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:

@@ -10,7 +10,7 @@ from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED, slice_byt
 
 
 NOWHERE = (1 << 64) - 1
-MAX_STEPS = 1_000_000  # messages, links and chunks of one file: a layer takes about 30; a million take 2 s
+MAX_STEPS = 500_000  # messages, links and chunks of one file: a layer takes about 30; all take 2 s and 200 MB
 _MAX_TREE_DEPTH = 8
 
 
@@ -19,10 +19,11 @@ class Hdf5Bytes:
 
     Args:
         data (`np.ndarray`): the bytes, `uint8`.
+        steps (`int`, *optional*): how many steps to take at most.
     """
 
-    def __init__(self, data: np.ndarray):
-        self._data, self._left = data, MAX_STEPS
+    def __init__(self, data: np.ndarray, steps: int | None = None):
+        self._data, self.steps_left = data, MAX_STEPS if steps is None else steps
 
     def __len__(self) -> int:
         return len(self._data)
@@ -46,14 +47,14 @@ class Hdf5Bytes:
 
     def spend(self) -> None:
         """Counts one step; [`InvalidFileError`] if there were too many."""
-        self._left -= 1
+        self.steps_left -= 1
         if self.exhausted:
             raise InvalidFileError(f"more than {MAX_STEPS:,} parts")
 
     @property
     def exhausted(self) -> bool:
         """Whether all steps were taken."""
-        return self._left < 0
+        return self.steps_left < 0
 
     def leaves(self, tree: int, kind: int, key_bytes: int) -> Iterator[tuple[bytes, int]]:
         """Yields the key and the address of each leaf of a B-tree of version 1, in its order.

@@ -23,6 +23,7 @@ _DATASPACE, _DATATYPE, _OTHER_FILES, _LAYOUT, _FILTERS = 0x01, 0x03, 0x07, 0x08,
 _INTEGER, _FLOAT, _OPAQUE, _ENUM = 0, 1, 5, 8
 _COMPACT, _CONTIGUOUS, _CHUNKED = 0, 1, 2
 _DEFLATE, _SHUFFLE, _CHECKSUM = 1, 2, 3
+_MAX_CHUNKS = 100_000  # of one file: a model has one a megabyte
 _MAX_BAND = 128 * MB  # bytes of the chunks that lie side by side, which are unpacked at once
 _UNSUPPORTED = "a layout that is not supported: save it with h5py's defaults"
 _FLOATS = {  # size, and place and size of the exponent and of the mantissa
@@ -41,6 +42,7 @@ class Hdf5Datasets:
     def __init__(self, file: Hdf5File):
         self._file = file
         self._unpack_budget = len(file) * MAX_ZIP_RATIO + MAX_EXPANSION
+        self._chunks_left = _MAX_CHUNKS
         self._unpack = lru_cache(1)(_Chunks.unpack)  # of the bands of all data sets, one is kept
 
     def find_tensor(self, messages: list[HeaderMessage]) -> LazyTensor | None:
@@ -94,12 +96,16 @@ class Hdf5Datasets:
         if rank != len(shape) or not all(sizes) or sizes[-1] != element_bytes(dtype):
             raise InvalidFileError(TRUNCATED)
         chunks = _Chunks(self._file, shape, tuple(sizes), filters)
-        unpacked = prod(chunks.counts) * chunks.chunk_bytes
+        count = prod(chunks.counts)
+        unpacked = count * chunks.chunk_bytes
         if unpacked > self._unpack_budget:
             raise InvalidFileError("chunks that unpack to many times the size of the file")
+        if count > self._chunks_left:
+            raise InvalidFileError(f"more than {_MAX_CHUNKS:,} chunks: save it without chunks")
         if max(chunks.band_bytes, chunks.chunk_bytes) > _MAX_BAND:
             raise InvalidFileError(f"chunks of more than {_MAX_BAND // MB} MB")
         self._unpack_budget -= unpacked
+        self._chunks_left -= count
         chunks.find(tree)
         return UnpackedTensor(dtype, shape, lambda start, stop: chunks.read(start, stop, self._unpack))
 
@@ -219,6 +225,8 @@ def _parse_filters(body: memoryview) -> list[int]:
         (name,) = struct.unpack_from("<H", body, at)
         if name not in (_DEFLATE, _SHUFFLE, _CHECKSUM):
             raise InvalidFileError(f"filter {name} of HDF5: save it with gzip or without compression")
+        if name in found:
+            raise InvalidFileError("packed several times over")
         length = struct.unpack_from("<H", body, at + 2)[0] if version == 1 else 0
         (values,) = struct.unpack_from("<H", body, at + (6 if version == 1 else 4))
         at += (8 + -(-length // 8) * 8 + 4 * (values + values % 2)) if version == 1 else 6 + 4 * values

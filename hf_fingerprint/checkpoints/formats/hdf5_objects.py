@@ -42,13 +42,14 @@ class Hdf5File(Hdf5Bytes):
 
     Args:
         data (`np.ndarray`): the bytes, `uint8`.
+        steps (`int`, *optional*): how many steps to take at most.
 
     Raises:
         [`InvalidFileError`]: if it is no HDF5 file, or its superblock is not supported.
     """
 
-    def __init__(self, data: np.ndarray):
-        super().__init__(data)
+    def __init__(self, data: np.ndarray, steps: int | None = None):
+        super().__init__(data, steps)
         self._view = memoryview(data)
         self.expect(0, HDF5_MAGIC)
         version = self.number(8, 1)

@@ -31,7 +31,7 @@ def load_keras(path: Path, left_out: dict[str, str]) -> FoundTensors:
     """
     data = map_file(path)
     if data[:4].tobytes() != ZIP_MAGIC:
-        tensors, version = _read_hdf5(data, left_out)
+        tensors, version, _ = _read_hdf5(data, left_out)
     else:
         with path.open("rb", buffering=0) as stream:
             members = ZipMembers(stream, data)
@@ -39,16 +39,20 @@ def load_keras(path: Path, left_out: dict[str, str]) -> FoundTensors:
         names = [name for name in members if name.endswith(_WEIGHTS)]
         if not names:
             raise InvalidFileError("a zip without Keras weights")
+        steps = None
         for name in names:
             content = members.read(name)
             assert content is not None
-            tensors += _read_hdf5(content, left_out)[0]
+            found, _, steps = _read_hdf5(content, left_out, steps)
+            tensors += found
     return FoundTensors(tensors, f"Keras {version}" if version else "")
 
 
-def _read_hdf5(data: np.ndarray, left_out: dict[str, str]) -> tuple[list[tuple[str, LazyTensor]], str]:
-    """The tensors, and the version of Keras that wrote them if it is said."""
-    file = Hdf5File(data)
+def _read_hdf5(
+    data: np.ndarray, left_out: dict[str, str], steps: int | None = None
+) -> tuple[list[tuple[str, LazyTensor]], str, int]:
+    """The tensors, the version of Keras that wrote them if it is said, and the steps that are left of `steps`."""
+    file = Hdf5File(data, steps)
     datasets, tensors, version = Hdf5Datasets(file), [], ""
     for name, messages in file.objects(left_out):
         version = version or file.find_text(messages, _VERSION)
@@ -59,7 +63,7 @@ def _read_hdf5(data: np.ndarray, left_out: dict[str, str]) -> tuple[list[tuple[s
             continue
         if tensor is not None:
             tensors.append((name, tensor))
-    return tensors, version
+    return tensors, version, file.steps_left
 
 
 def _read_version(members: ZipMembers) -> str:

@@ -13,9 +13,10 @@ from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED
 from hf_fingerprint.checkpoints.limits import MB
 
 
-MAX_VALUES = 1_000_000  # of one file: a million take 2 s and 300 MB
+MAX_VALUES = 300_000  # of one file: a layer takes about 30; all take 1 s and 100 MB
 MAX_TEXT = 16 * MB  # bytes of all texts of one file, which are copied
 MAX_DEPTH = 64
+_COST_OF_EXTENSION = 5  # which holds values of its own: no more than 50,000 arrays
 _FIXED = {  # first byte: layout of a number
     0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q",
     0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q",
@@ -76,6 +77,7 @@ class Unpacker:
         if first in _BINARY:
             return self._take(self._number(_BINARY[first]))
         if first in _EXTENSION or 0xD4 <= first <= 0xD8:
+            self._left -= _COST_OF_EXTENSION
             size = self._number(_EXTENSION[first]) if first in _EXTENSION else 1 << (first - 0xD4)
             return Extension(self._number(1), self._take(size))
         if 0x80 <= first < 0x90 or first in _MAP:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor
+from hf_fingerprint.checkpoints.formats.computed_tensors import MAX_BLOCK, ComputedTensor
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor
-from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, check_rows
+from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 
 
@@ -107,7 +107,8 @@ def _filters(graph: Graph, left_out: dict[str, str]) -> Iterable[_Filter]:
             continue
         seen.add(name)
         try:
-            check_rows(tensor.shape, max(_SIZES))
+            if max(_SIZES) * prod(tensor.shape[1:]) > MAX_BLOCK:
+                raise InvalidFileError("filters that are too large")
             if tensor.reason or tensor.dtype != "float32" or len(tensor.shape) != 4 or not tensor.size:
                 raise InvalidFileError(tensor.reason or "blocked, with another dtype or shape")
             if tensor.raw.nbytes < tensor.size * 4:

@@ -24,7 +24,6 @@ DATA_TYPES = {
     17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4", 22: "int4",
     23: "float4_e2m1", 24: "float8_e8m0", 25: "uint2", 26: "int2",
 }  # fmt: skip
-MAX_ROW = 1 << 25  # elements of a row of a tensor that is computed: 134 MB as float32, of which a few copies are made
 _FLOATS = frozenset({"float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2"})
 _WIDE = {"uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}  # that PyTorch's files don't hold
 _PACKED = {"uint4": 4, "int4": 4, "uint2": 2, "int2": 2, "float4_e2m1": 4}
@@ -70,7 +69,6 @@ class StoredTensor(NamedTuple):
         shape = self.shape if shape is None else shape
         if self.reason is not None or prod(shape) != self.size:
             raise InvalidFileError(self.reason or "another shape than its node's")
-        check_rows(shape)
         if self.dtype in _PACKED:
             bits, signed = _PACKED[self.dtype], self.dtype.startswith("int")
             codes = packed_rows(self.raw, bits, shape or (1,), signed)
@@ -160,13 +158,3 @@ class Graph:
                 return ""
             name = node.inputs[0]
         return ""
-
-
-def check_rows(shape: tuple[int, ...], together: int = 1) -> None:
-    """Checks that some rows of a tensor that is computed take bounded memory.
-
-    Raises:
-        [`InvalidFileError`]: if not.
-    """
-    if prod(shape[1:]) * together > MAX_ROW or max(shape, default=0) > MAX_ROW:
-        raise InvalidFileError("rows that are too large")

@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows, dequantize, packed_rows
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, StoredTensor, check_rows
+from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, StoredTensor
 from hf_fingerprint.checkpoints.formats.onnx_quantized import Scales
 from hf_fingerprint.checkpoints.formats.torch_tensors import is_size
 
@@ -20,6 +20,7 @@ _NORMAL = (
 )  # fmt: skip
 _FLOAT = (0, 0.0052083333, 0.6666667, 1, 0.33333334, 0.5, 0.16666667, 0.25)
 _BNB4 = {0: np.array([*_FLOAT, *(-each for each in _FLOAT)], np.float32), 1: np.array(_NORMAL, np.float32)}
+_LARGE_BLOCK = 1 << 16  # padding that a short row may have
 _BAD_SIZES = "sizes that don't fit"
 
 
@@ -55,7 +56,8 @@ def _matmul_n_bits(graph: Graph, scales: Scales, node: Node, tensor: StoredTenso
     if tensor.dtype != "uint8" or tensor.reason:
         raise InvalidFileError(tensor.reason or f"codes of dtype {tensor.dtype}")
     blocks = -(-columns // block)
-    check_rows((rows, blocks * block))
+    if blocks * block > max(2 * columns, _LARGE_BLOCK):
+        raise InvalidFileError(_BAD_SIZES)
     codes = _cut(packed_rows(tensor.raw, bits, (rows, blocks * block)), columns)
     scale = _read(graph, scales, node.input(2), (rows, blocks))
     name = graph.tensor_behind(node.input(3))
@@ -81,7 +83,6 @@ def _matmul_bnb4(graph: Graph, scales: Scales, node: Node, tensor: StoredTensor)
     if tensor.dtype != "uint8" or tensor.reason:
         raise InvalidFileError(tensor.reason or f"codes of dtype {tensor.dtype}")
     shape = (rows, columns) if node.numbers.get("transB", 1) else (columns, rows)
-    check_rows(shape)
     codes, width = packed_rows(tensor.raw, 4, shape, high_first=True), shape[1]
     largest = _read(graph, scales, node.input(2), (-(-rows * columns // block),))
 
@@ -101,7 +102,6 @@ def _gather_blocks(graph: Graph, scales: Scales, node: Node, tensor: StoredTenso
         raise InvalidFileError(_BAD_SIZES)
     if packed:
         shape, default = (*shape[:-1], shape[-1] * 8 // bits), 1 << (bits - 1)
-        check_rows(shape)
     codes = packed_rows(tensor.raw, bits, shape) if packed and not tensor.reason else tensor.rows()
     sizes, counts = [1] * len(shape), list(shape)
     sizes[axis], counts[axis] = block, -(-shape[axis] // block)

@@ -69,7 +69,7 @@ def load_openvino(path: Path, left_out: dict[str, str]) -> FoundTensors:
     weights = find_companion(path, PurePosixPath(path.with_suffix(".bin").name))
     constants = _Constants(map_file(weights))
     tensors = [found for graph in graphs for found in constants.weights_of(graph, left_out)]
-    return FoundTensors(tensors, f"OpenVINO {version}" if version else "", (weights,))
+    return FoundTensors(tensors, f"OpenVINO {version.partition('-')[0]}" if version else "", (weights,))
 
 
 class _Constants:
@@ -192,7 +192,7 @@ def _constant_before(graph: Graph, key: str) -> str | None:
 def _reshape(tensor: LazyTensor, target: np.ndarray) -> LazyTensor | None:
     """A dequantized tensor in another shape of as many rows, such as without its groups, or `None`."""
     shape = tensor.shape
-    if not isinstance(tensor, ComputedTensor) or target.ndim != 1 or target.size > MAX_DIMENSIONS:
+    if not isinstance(tensor, ComputedTensor) or target.ndim != 1 or target.dtype.kind != "i":
         return None
     sizes = [shape[i] if size == 0 and i < len(shape) else int(size) for i, size in enumerate(target)]
     if sizes.count(-1) == 1:
@@ -211,9 +211,9 @@ def _stored(tensor: LazyTensor) -> str:
 
 def _sizes(layer: Layer) -> tuple[int, ...] | None:
     """The shape of a constant, or `None`."""
-    text = layer.data.get("shape", "")
-    listed = text.split(",") if text.strip() else []
-    if layer.kind != "Const" or len(listed) > MAX_DIMENSIONS:
+    text = layer.data.get("shape")
+    listed = text.split(",") if text and text.strip() else []
+    if layer.kind != "Const" or text is None or len(listed) > MAX_DIMENSIONS:
         return None
     sizes = [_number(each) for each in listed]
     return None if None in sizes else tuple(size for size in sizes if size is not None)

@@ -92,7 +92,10 @@ def rebuild_quantized(storage: Any, offset: Any, shape: Any, strides: Any, param
             return LazyTensor("", reason="packed codes that are not contiguous")
         count = -(-codes.numel() // 2)
         codes = LazyTensor(dtype, (count,), (1,), 0, storage)
-    return QuantizedTensor(codes, sizes, found, storage.dtype)
+    try:
+        return QuantizedTensor(codes, sizes, found, storage.dtype)
+    except InvalidFileError as error:
+        return LazyTensor("", reason=str(error))
 
 
 def _parameters(found: Any, dimensions: int) -> tuple[Any, ...] | None:

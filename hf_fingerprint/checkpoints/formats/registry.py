@@ -2,6 +2,7 @@
 
 from hf_fingerprint.checkpoints.formats import (
     coreml_files,
+    deepspeed_checkpoints,
     distributed_checkpoints,
     exported_programs,
     flax_files,
@@ -11,6 +12,7 @@ from hf_fingerprint.checkpoints.formats import (
     onnx_files,
     openvino_files,
     ort_files,
+    tensorflow_graphs,
     tflite_files,
 )
 from hf_fingerprint.checkpoints.formats.containers import Format
@@ -18,6 +20,7 @@ from hf_fingerprint.checkpoints.formats.containers import Format
 
 FORMATS: tuple[Format, ...] = (
     coreml_files.FORMAT,
+    deepspeed_checkpoints.FORMAT,
     distributed_checkpoints.FORMAT,
     exported_programs.FORMAT,
     flax_files.FORMAT,
@@ -27,5 +30,6 @@ FORMATS: tuple[Format, ...] = (
     onnx_files.FORMAT,
     openvino_files.FORMAT,
     ort_files.FORMAT,
+    tensorflow_graphs.FORMAT,
     tflite_files.FORMAT,
 )

@@ -21,6 +21,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 TRUNCATED = "a file that is cut off or damaged"
 _LOCAL_HEADER = 30
 _PIECE = 1 << 20
+_MAX_OPEN = 8
 
 
 def list_members(path: Path) -> list[str]:
@@ -94,6 +95,7 @@ class ZipMembers:
         self._bytes = np.frombuffer(data, np.uint8)
         self._unpack_budget = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION if unpack is None else unpack
         self._found: dict[str, zipfile.ZipInfo] = {}
+        self._open: list[PackedMember] = []
         for info in _zip_directory(stream):
             if info.filename in self._found:
                 raise InvalidPickleError("a zip with two members of one name")
@@ -131,7 +133,7 @@ class ZipMembers:
         if info.file_size > min(self._unpack_budget, info.compress_size * MAX_ZIP_RATIO + (MAX_EXPANSION >> 4)):
             raise InvalidPickleError("a zip that unpacks to many times its size")
         self._unpack_budget -= info.file_size
-        return PackedMember(raw, info.file_size)
+        return PackedMember(raw, info.file_size, self._open)
 
 
 class PackedMember:
@@ -140,13 +142,20 @@ class PackedMember:
     Args:
         raw (`np.ndarray`): its compressed bytes, `uint8`.
         size (`int`): its size, unpacked.
+        opened (`list[PackedMember]`): the members of this zip that are open, of which the last few stay open: each
+            takes 40 kB.
     """
 
-    def __init__(self, raw: np.ndarray, size: int):
-        self._raw, self.size = raw, size
-        self._rewind()
+    def __init__(self, raw: np.ndarray, size: int, opened: "list[PackedMember]"):
+        self._raw, self.size, self._opened = raw, size, opened
+        self._stream: Any = None
+        self._at, self._left = 0, memoryview(raw)
 
     def _rewind(self) -> None:
+        if self._stream is None:
+            self._opened.append(self)
+        if len(self._opened) > _MAX_OPEN:
+            self._opened.pop(0)._stream = None
         self._stream, self._at, self._left = zlib.decompressobj(-15), 0, memoryview(self._raw)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -155,7 +164,7 @@ class PackedMember:
         Raises:
             [`InvalidPickleError`]: if it is damaged or too short.
         """
-        if start < self._at:
+        if self._stream is None or start < self._at:
             self._rewind()
         while self._at < start:
             self._at += len(self._unpack(min(start - self._at, _PIECE)))

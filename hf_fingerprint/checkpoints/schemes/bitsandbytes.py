@@ -8,7 +8,7 @@ from hf_fingerprint.checkpoints.formats.computed_tensors import dequantize, look
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, as_sizes
 from hf_fingerprint.checkpoints.limits import parse_json
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows
 from hf_fingerprint.checkpoints.schemes.scheme import (
     Companions,
     Dequantized,

@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.formats.computed_tensors import (
 )
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows, column_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_rows
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme, fit_scale
 
 

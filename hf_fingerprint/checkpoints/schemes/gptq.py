@@ -5,12 +5,13 @@ import numpy as np
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows, dequantize, stored_rows
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows, column_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_rows
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme
 
 
 _ORDER = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])  # of AWQ's columns in an integer
 _SAMPLE = 1 << 20  # codes
+_FEW = 64  # groups that are read one by one
 
 
 def _columns(found: Companions) -> Dequantized | None:
@@ -70,7 +71,13 @@ def _by_index(index: np.ndarray | None, values: LazyTensor, shape: tuple[int, in
     if np.array_equal(index, np.arange(shape[0]) // -(-shape[0] // groups)):
         return values
     read = stored_rows(values)
-    return ComputedTensor(lambda start, stop: read(0, groups)[index[start:stop]], shape, "")
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        used, places = np.unique(index[start:stop], return_inverse=True)
+        found = [read(group, group + 1) for group in used] if len(used) < _FEW else [read(0, groups)[used]]
+        return np.concatenate(found)[places]
+
+    return ComputedTensor(rows, shape, "")
 
 
 COLUMNS = Scheme("GPTQ", ("qweight",), _columns)

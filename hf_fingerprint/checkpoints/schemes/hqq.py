@@ -10,7 +10,7 @@ import numpy as np
 from hf_fingerprint.checkpoints.formats.computed_tensors import dequantize, stored_values
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.schemes.layouts import stacked_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import stacked_rows
 from hf_fingerprint.checkpoints.schemes.scheme import (
     MAX_VALUES,
     Companions,

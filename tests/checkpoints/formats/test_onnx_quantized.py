@@ -143,6 +143,17 @@ def test_a_table_of_few_bits_is_unpacked():
     np.testing.assert_allclose(found["w"], (NIBBLES - 8.0) * np.repeat(scales, 16, 1), rtol=1e-6)
 
 
+def test_floats_of_eight_and_four_bits_have_scales_as_well():
+    small = np.uint8([0x38, 0xB8, 0x40, 0x30] * 8)  # 1, -1, 2 and 0.5 as float8 e4m3
+    node = use("DequantizeLinear", "w", "s")
+    found, _ = read(make([node], w=("float8_e4m3fn", (4, 8), small), s=SCALE))
+    np.testing.assert_array_equal(found["w"][0, :4], [0.5, -0.5, 1, 0.25])
+
+    tiny = pack(np.uint8([2, 10, 4, 1] * 8))
+    found, _ = read(make([node], w=("float4_e2m1", (4, 8), tiny), s=SCALE))
+    np.testing.assert_array_equal(found["w"][0, :4], [0.5, -0.5, 1, 0.25])
+
+
 def test_integers_without_scales_are_given_as_they_are():
     found, left_out = read(make([], w=CODES, n=("int4", CODES.shape, pack(CODES)), few=np.arange(5, dtype=np.int8)))
 

@@ -1,6 +1,7 @@
 """What is no weight file, or not supported, is named for what it is, with what could be read instead."""
 
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +61,10 @@ def test_each_file_has_at_most_one_format():
         assert len(matching) <= 1, (path, matching)
         if matching:
             assert inspect_file(path) == matching[0]
+
+
+def test_the_page_of_forms_names_each_format():
+    page = (Path(__file__).parents[3] / "docs" / "formats" / "suspects.md").read_text()
+
+    for form in FORMATS:
+        assert f"| {form.name} |" in page

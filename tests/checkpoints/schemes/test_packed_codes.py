@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.schemes.layouts import bit_rows, column_rows, stacked_rows, tiled_rows
+from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_rows, stacked_rows, tiled_rows
 from tests.helpers.quantized import packed_bits, stored
 
 
