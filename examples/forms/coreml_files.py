@@ -253,7 +253,6 @@ def main() -> None:
         "palette3_grouped": palettes(new, 3, **grouped),
         "palette2_vectors": palettes(new, 2, cluster_dim=2, **grouped),
         "palette4_int8_tables": joint_linear(palettes(new, 4, **grouped), "per_tensor"),
-        "palette1": palettes(new, 1),
         "sparse": prune(old),
         "sparse18": prune(new),
         "sparse_palette4": palettes(prune(new), 4, joint=True),
