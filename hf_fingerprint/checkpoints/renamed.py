@@ -1,11 +1,11 @@
 """An open checkpoint under other tensor names, such as those that a base is recorded with."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
+from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo
 from hf_fingerprint.checkpoints.reader import Checkpoint
 
 
@@ -52,3 +52,22 @@ class RenamedCheckpoint(Checkpoint):
     def read_file(self, file: int, offset: int, buffer: np.ndarray) -> np.ndarray:
         """Fills `buffer` (`uint8`) with bytes of a weight file from `offset`, and returns it."""
         return self._stored.read_file(file, offset, buffer)
+
+
+class RemainingTensors(RenamedCheckpoint):
+    """A view of an open checkpoint without some of its tensors, such as those that were read. Closing it closes the
+    checkpoint.
+
+    Args:
+        checkpoint ([`Checkpoint`]): the open checkpoint.
+        read (collection of `str`): the tensors to leave out.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, read: Collection[str]):
+        super().__init__(checkpoint, {name: name for name in checkpoint.tensors if name not in read})
+        self.left_out = {name: reason for name, reason in self.left_out.items() if reason != EMPTY}
+
+    @property
+    def stored(self) -> Checkpoint:
+        """These tensors: the model that was read can't be run with their weights."""
+        return self

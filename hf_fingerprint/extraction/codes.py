@@ -5,7 +5,7 @@ side or in halves, the low bits first or the high ones, with a sign or without. 
 comparison with the base tells which one is right.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from threading import Lock
@@ -89,6 +89,11 @@ class CodeTensors:
         """The suspect's unreadable tensors, with reasons."""
         found: Mapping[str, str] = getattr(self._suspect, "left_out", {})
         return found
+
+    def held_in(self, name: str) -> set[str]:
+        """The tensors of the suspect's files that hold a tensor or its codes."""
+        inner: Callable[[str], set[str]] = getattr(self._suspect, "held_in", lambda each: {each})
+        return inner(stored_name(name))
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None

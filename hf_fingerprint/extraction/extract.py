@@ -14,6 +14,8 @@ from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment import align_suspect
+from hf_fingerprint.extraction.match import match_unmarked_names, similar_namesakes
+from hf_fingerprint.extraction.placed import held_in
 from hf_fingerprint.extraction.placing import PlacedSuspect, place_tensors
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.progress import Progress, counting
@@ -63,6 +65,8 @@ class Extraction:
         placed (`tuple[str, ...]`): the suspect's tensors that hold carriers in another layout or under other names.
         all_compared (`bool`): whether all of the suspect's tensors of floats were compared with the carriers that
             were not found by name.
+        held (`frozenset[str]`): the tensors of the suspect's files that were compared with carriers, or are similar to
+            unmarked tensors of the same names.
     """
 
     values: np.ndarray
@@ -77,6 +81,7 @@ class Extraction:
     aligned: int = 0
     placed: tuple[str, ...] = ()
     all_compared: bool = False
+    held: frozenset[str] = frozenset()
 
 
 def extract(
@@ -104,6 +109,8 @@ def extract(
     """
     check_base_layout(base, original)
     placed = place_tensors(base, original, suspect)
+    same = similar_namesakes(original, placed.suspect, match_unmarked_names(base, original, placed.suspect))
+    held = held_in(placed.suspect, [info.name for info in (*placed.matches.values(), *same.values())])
     suspect, matches, aligned_tensors = _align(base, original, placed, aligned, progress, device)
     sums = ExtractionSums(base, original, suspect)
     sums.add(
@@ -111,7 +118,9 @@ def extract(
         counting(progress, "extracting", base.carrier_weights),
     )
     found = sums.extraction(matches)
-    return replace(found, aligned=aligned_tensors, placed=placed.used, all_compared=placed.complete)
+    return replace(
+        found, aligned=aligned_tensors, placed=placed.used, all_compared=placed.complete, held=frozenset(held)
+    )
 
 
 def match_and_align(

@@ -15,9 +15,9 @@ from hf_fingerprint.vault import Base
 MAX_SHAPES = 1 << 12  # distinct shapes of a suspect's tensors that are considered
 
 
-def carriers_with_fitting_shape(base: Base, suspect: TensorReader) -> list[str]:
+def carriers_with_fitting_shape(base: Base, suspect: TensorReader, whole: bool = False) -> list[str]:
     """The carriers that can be paired by shape with distinct tensors of the suspect, in any layout, or with slices of
-    tensors, or that can be put together from its tensors."""
+    tensors, or that can be put together from its tensors. With `whole`, these must have as many weights together."""
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
     codes = CodeTensors(suspect).codes.values()
@@ -45,7 +45,7 @@ def carriers_with_fitting_shape(base: Base, suspect: TensorReader) -> list[str]:
         for other in weights:
             if (shape, other) not in known:
                 known[shape, other] = _is_slice(shape, other) or _is_slice(other, shape)
-            needed = min(prod(shape), prod(other))
+            needed = prod(shape) if whole else min(prod(shape), prod(other))
             if weights[other] >= needed and known[shape, other]:
                 weights[other] -= prod(shape)
                 found.append(name)

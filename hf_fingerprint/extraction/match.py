@@ -27,6 +27,18 @@ def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
 
 
+def match_unmarked_names(base: Base, original: TensorReader, suspect: TensorReader) -> dict[str, TensorInfo]:
+    """The suspect's tensors that have the names and shapes of the base's unmarked tensors."""
+    by_name = {normalize_name(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
+    carriers = {carrier.name for carrier in base.carriers}
+    found = {}
+    for name, ours in original.tensors.items():
+        theirs = by_name.get(normalize_name(name))
+        if name not in carriers and theirs is not None and ours.dtype in READABLE and theirs.shape == ours.shape:
+            found[name] = theirs
+    return found
+
+
 def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
     """Whether names alone match the carriers: at least half of them have a namesake, and none has two."""
     matches = match_names(base, suspect)

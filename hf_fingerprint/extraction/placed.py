@@ -9,7 +9,7 @@ Where the weights are in the base's order in the file, their bytes are passed on
 they are first read, one tensor at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from threading import Lock
@@ -167,6 +167,12 @@ class PlacedWeights:
         found: Mapping[str, str] = getattr(self._suspect, "left_out", {})
         return found
 
+    def held_in(self, name: str) -> set[str]:
+        """The tensors of the suspect's files that hold one of `tensors`."""
+        placement = self.placements.get(name)
+        names = [name] if placement is None else [piece.view.info.name for piece in placement.pieces]
+        return held_in(self._suspect, names)
+
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
@@ -204,6 +210,12 @@ class PlacedWeights:
             for oldest in list(self._cache)[:-CACHED_TENSORS]:
                 del self._cache[oldest]
             return kept
+
+
+def held_in(suspect: TensorReader, names: Iterable[str]) -> set[str]:
+    """The tensors of a suspect's files that hold some of its tensors, which may have been placed."""
+    inner: Callable[[str], set[str]] = getattr(suspect, "held_in", lambda name: {name})
+    return set().union(*map(inner, names))
 
 
 def full_bounds(shape: Shape) -> Bounds:

@@ -39,6 +39,7 @@ def conclude(
     level: AccusationLevel,
     found: BaseSelection,
     limit: str | None = None,
+    share: float = 1.0,
 ) -> TraceResult:
     """Completes a result with its outcome, the bases that were read, and those that were not.
 
@@ -50,6 +51,8 @@ def conclude(
         level ([`AccusationLevel`]): the level of that look.
         found ([`BaseSelection`]): the selection of bases.
         limit (`str`, *optional*): why not all of the suspect was read, and what to do.
+        share (`float`, *optional*, defaults to 1): the least share of a copy's weights that were read together, if the
+            suspect holds the marked tensors several times.
     """
     result = replace(
         result,
@@ -60,7 +63,7 @@ def conclude(
     if result.accused:
         return replace(result, outcome=Outcome.ACCUSED)
     conclusions = [
-        _conclude_base(target, extraction, suspect, level, limit)
+        _conclude_base(target, extraction, suspect, level, limit, share)
         for target, extraction in zip(targets, extractions, strict=True)
         if target.candidates.copies
     ] or [_conclude_without_copies(targets)]
@@ -94,7 +97,12 @@ def unread_result(
 
 
 def _conclude_base(
-    target: ReadTarget, extraction: Extraction, suspect: TensorReader, level: AccusationLevel, limit: str | None
+    target: ReadTarget,
+    extraction: Extraction,
+    suspect: TensorReader,
+    level: AccusationLevel,
+    limit: str | None,
+    share: float,
 ) -> _Conclusion:
     base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
     hidden = _find_hidden_tensors(target, extraction, suspect)
@@ -103,8 +111,13 @@ def _conclude_base(
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
             f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
-    if would_detect_copy(base, extraction.similar_counts, recipients, alpha):
+    if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
         return _Conclusion(None, Outcome.NOBODY)
+    if share < 1 and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
+        return _Conclusion(
+            f"It holds the marked tensors of base {base.base_id} several times, and a copy's may be spread over them: "
+            f"trace each of the models in it by itself."
+        )
     whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
     if not would_detect_copy(base, whole, recipients, alpha):
         return _Conclusion(
@@ -152,6 +165,14 @@ def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
         f"The vault has no copy of base {bases}, which is the most similar to the suspect, so nobody could be tested: "
         f"merge the vault that has them (`hf-fingerprint vault merge`), or name another --base."
     )
+
+
+def may_hold_copy(target: ReadTarget, extraction: Extraction, suspect: TensorReader, level: AccusationLevel) -> bool:
+    """Whether a verbatim copy would have been accused, or may be among the tensors that can't be read."""
+    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    hidden = {each.carrier for each in _find_hidden_tensors(target, extraction, suspect)}
+    masses = extraction.similar_counts, carrier_mass(base, hidden)
+    return any(would_detect_copy(base, mass, recipients, alpha) for mass in masses)
 
 
 def could_detect_copy(base: Base, carriers: Sequence[str]) -> bool:

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
-from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.registration.same_weights import find_recorded_copies
-from hf_fingerprint.tracing.conclusion import conclude, unread_result
+from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, may_hold_copy, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
+from hf_fingerprint.tracing.groups import BaseSelection
+from hf_fingerprint.tracing.readability import fitting_carriers
 from hf_fingerprint.tracing.result import RecordedCopy, TraceResult
 from hf_fingerprint.tracing.trace_request import ReadTarget, TraceRequest
 from hf_fingerprint.tracing.verdict import AccusationLevel, decide
@@ -19,10 +22,51 @@ from hf_fingerprint.vault import CopyRecord, Vault, delivery_states
 
 
 LARGE_DRIFT = 0.05
+MAX_PASSES = 8
+
+
+class _Pass(NamedTuple):
+    """One reading of a suspect.
+
+    Attributes:
+        suspect ([`Checkpoint`]): the tensors that were left to read.
+        found ([`BaseSelection`]): the bases it was compared with.
+        targets, extractions: see [`conclude`].
+        level ([`AccusationLevel`]): the level of its last look.
+        result ([`TraceResult`]): the verdict.
+        rest ([`Checkpoint`] or `None`): the tensors that are left, if they may hold the model once more.
+    """
+
+    suspect: Checkpoint
+    found: BaseSelection
+    targets: Sequence[ReadTarget]
+    extractions: Sequence[Extraction]
+    level: AccusationLevel
+    result: TraceResult
+    rest: Checkpoint | None
+
+    @property
+    def similar(self) -> float:
+        """The weights that are similar to the likeliest base's."""
+        return max(float(each.similar_counts.sum()) for each in self.extractions)
+
+    def may_hold_copy(self) -> bool:
+        """Whether a copy would have been found, or may be among the tensors that can't be read."""
+        return any(
+            may_hold_copy(target, extraction, self.suspect, self.level)
+            for target, extraction in zip(self.targets, self.extractions, strict=True)
+        )
+
+    def conclude(self, share: float) -> TraceResult:
+        """The verdict with its outcome; see [`conclude`]."""
+        return conclude(self.result, self.suspect, self.targets, self.extractions, self.level, self.found, share=share)
 
 
 def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets: int = 1) -> TraceResult:
     """Traces one set of weight files, or a model in memory.
+
+    A file may hold a model more than once, such as the base itself in front of a copy. So the tensors that were not
+    compared are read again by themselves, in further looks, as long as they may hold a copy by their shapes.
 
     Args:
         request ([`TraceRequest`]): the request.
@@ -31,36 +75,85 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
         sets (`int`, *optional*, defaults to 1): how many sets of weight files the suspect has; they share alpha.
     """
     recorded = _find_recorded(request, suspect)
+    on_record = [copy.base_id for copy in recorded]
     with ExitStack() as stack:
-        on_record = [copy.base_id for copy in recorded]
-        found = find_bases(
-            request.vault,
-            request.bases,
-            request.base_ref,
-            suspect,
-            stack,
-            on_record,
-            request.options,
-            request.device,
-        )
-        if not found.groups:
+        passes: list[_Pass] = []
+        left: Checkpoint | None = suspect
+        while left is not None and len(passes) < MAX_PASSES:
+            step = _read_once(request, left, looks, sets, on_record, stack)
+            if step is None:
+                break
+            passes.append(step)
+            left = None if step.result.accused else step.rest
+            looks = step.level.look
+        if not passes:
             alpha = min(base.alpha for base in request.bases)
             reason = "No tensor of it fits a marked tensor of any base on record: another model."
+            found = _select_bases(request, suspect, stack, on_record)
             return unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, found.not_read)
-        targets = request.targets(found)
-        tested = [each.candidates for each in targets]
-        extractions = _extract_all(request, targets, suspect)
-        disguised = [_may_be_rotated(each) for each in extractions]
-        look = looks + 1 if looks or any(disguised) else None
-        result = decide(suspect, extractions, tested, look, request.progress, sets, request.all_scores)
-        if any(disguised) and not result.accused:
-            again = _extract_all(request, [r for r, d in zip(targets, disguised, strict=True) if d], suspect, "always")
-            fresh = iter(again)
-            extractions = [next(fresh) if d else r for r, d in zip(extractions, disguised, strict=True)]
-            look = looks + 2
-            result = decide(suspect, extractions, tested, look, request.progress, sets, request.all_scores)
-        result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look, sets), found)
+        result = _conclude_passes(passes)
+        if left is not None and len(passes) == MAX_PASSES:
+            reason = f"It may hold a model more than {MAX_PASSES} times: trace each of the models in it by itself."
+            result = replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
     return replace(result, on_record=tuple(_to_recorded_copies(request.vault, recorded)))
+
+
+def _conclude_passes(passes: Sequence[_Pass]) -> TraceResult:
+    """The result of all passes. Without an accusation, it allows for a copy that is spread over several of them."""
+    first, *others = passes
+    if passes[-1].result.accused:
+        return passes[-1].conclude(1.0)
+    others = [each for each in others if each.may_hold_copy()]
+    times = sum(each.similar > 0 for each in (first, *others))
+    # of k that a copy is spread over, one has at least a k-th of it, and the first at least what no other has
+    kept = 1 - sum(each.similar for each in passes[1:]) / first.similar if first.similar else 1.0
+    results = [each.conclude(max(1 / max(times, 1), kept)) for each in (first, *others)]
+    outcome = combine_outcomes(each.outcome for each in results)
+    return next(each for each in results if each.outcome is outcome)
+
+
+def _read_once(
+    request: TraceRequest, suspect: Checkpoint, looks: int, sets: int, on_record: Sequence[str], stack: ExitStack
+) -> _Pass | None:
+    """Reads the tensors that are placed on the carriers; `None` if none fits a base."""
+    found = _select_bases(request, suspect, stack, on_record)
+    if not found.groups:
+        return None
+    targets = request.targets(found)
+    tested = [each.candidates for each in targets]
+    extractions = _extract_all(request, targets, suspect)
+    rest = _rest(request, suspect, extractions)
+    disguised = [_may_be_rotated(each) for each in extractions]
+    look = looks + 1 if looks or any(disguised) or rest is not None else None
+    result = decide(suspect, extractions, tested, look, request.progress, sets, request.all_scores)
+    if any(disguised) and not result.accused:
+        again = _extract_all(request, [r for r, d in zip(targets, disguised, strict=True) if d], suspect, "always")
+        fresh = iter(again)
+        extractions = [next(fresh) if d else r for r, d in zip(extractions, disguised, strict=True)]
+        look = looks + 2
+        result = decide(suspect, extractions, tested, look, request.progress, sets, request.all_scores)
+    return _Pass(suspect, found, targets, extractions, AccusationLevel.of(tested, look, sets), result, rest)
+
+
+def _rest(request: TraceRequest, suspect: Checkpoint, extractions: Sequence[Extraction]) -> Checkpoint | None:
+    """The tensors that were not compared, if they may hold a copy by their shapes. No codeword decides this."""
+    held: set[str] = set().union(*(each.held for each in extractions))
+    if not held or len(held) >= len(suspect.tensors):
+        return None
+    rest = RemainingTensors(suspect, held)
+    return (
+        rest
+        if any(could_detect_copy(base, fitting_carriers(base, rest, whole=True)) for base in request.bases)
+        else None
+    )
+
+
+def _select_bases(
+    request: TraceRequest, suspect: Checkpoint, stack: ExitStack, on_record: Sequence[str]
+) -> BaseSelection:
+    return find_bases(
+        request.vault, request.bases, request.base_ref, suspect, stack, on_record, request.options, request.device
+    )
 
 
 def _extract_all(

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.formats.contained import describe_container
 from hf_fingerprint.checkpoints.formats.recognition import SAFETENSORS
 from hf_fingerprint.checkpoints.limits import megabytes
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction import Looks
 from hf_fingerprint.extraction.match import has_unambiguous_names
 from hf_fingerprint.outcomes import Outcome
@@ -51,16 +53,30 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
                 return None, look  # another model, or a copy whose tensors have swapped names
         doubtful = result.lineage.cosine < CLEAR_COSINE or bool(suspect.unread_files)
         doubtful |= request.base_ref is None and bool(found.not_read)
+        doubtful |= any(_may_hold_twice(base, suspect) for base in bases)
         if not result.accused and doubtful and _may_download_all(suspect):
-            # channels may be permuted, or the copy is in another file, or of a base without a share in the first rows
+            # channels may be permuted, or the copy is in another file, under other names, or of a base without a share
+            # in the first rows
             return None, look
+        twice = not result.accused and any(_may_hold_twice(base, suspect) for base in bases)
         limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit_hint(suspect)}"
         result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look), found, limit)
         if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:
             whole = f"To see whether they were permuted, all of it must be read: {_limit_hint(suspect)}"
             reason = f"{result.reason} {whole}"
             result = replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
+        elif result.outcome is Outcome.NOBODY and twice:
+            reason = f"It may hold the model twice, so all of it must be read: {_limit_hint(suspect)}"
+            result = replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
     return _with_transfer_counts(result, suspect, looks.complete), look
+
+
+def _may_hold_twice(base: Base, suspect: RangedCheckpoint) -> bool:
+    """Whether the tensors that have no namesake in the base may hold a copy of it, by their shapes."""
+    shapes = {normalize_name(name): record.shape for name, record in base.tensors.items()}
+    rest = copy(suspect)
+    rest.tensors = {n: i for n, i in suspect.tensors.items() if shapes.get(normalize_name(n)) != i.shape}
+    return could_detect_copy(base, fitting_carriers(base, rest, whole=True))
 
 
 def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult | None:

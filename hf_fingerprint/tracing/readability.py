@@ -41,7 +41,7 @@ class HiddenTensor(NamedTuple):
     carrier: str
 
 
-def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> bool:
+def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: float, share: float = 1.0) -> bool:
     """Whether a verbatim copy would be accused with this many of its weights at each position.
 
     Simulates codewords of no recipient, with noise as large as the mark in every weight.
@@ -51,6 +51,7 @@ def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: floa
         mass (`np.ndarray` of shape `(V,)`): the number of weights at each position.
         recipients (`int`): how many recipients the bound pays for.
         alpha (`float`): the level at which this look accuses.
+        share (`float`, *optional*, defaults to 1): the share of the weights that are a copy's.
     """
     if not mass.any():
         return False
@@ -59,7 +60,7 @@ def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: floa
         key = hashlib.sha256(f"hf_fingerprint: nobody's copy {trial}".encode()).digest()
         packed = codebook.packed([key])[0]
         noise = NOISE * np.sqrt(mass) * np.random.default_rng(trial).standard_normal(len(mass))
-        signal = mass * (2.0 * np.unpackbits(packed) - 1) + noise
+        signal = share * mass * (2.0 * np.unpackbits(packed) - 1) + noise
         if not prove_codeword(codebook, packed, signal, mass, recipients, alpha)[1]:
             return False
     return True
@@ -75,11 +76,12 @@ def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
     return mass
 
 
-def fitting_carriers(base: Base, suspect: TensorReader) -> list[str]:
-    """The carriers that may have a counterpart in a suspect, readable or not, according to its headers."""
+def fitting_carriers(base: Base, suspect: TensorReader, whole: bool = False) -> list[str]:
+    """The carriers that may have a counterpart in a suspect, readable or not, according to its headers; with `whole`,
+    those that it may hold all weights of."""
     named = to_base_names(base, suspect)
     found = list(match_names(base, named))
-    by_shape = carriers_with_fitting_shape(base, suspect)
+    by_shape = carriers_with_fitting_shape(base, suspect, whole)
     found = found if len(found) >= len(by_shape) else by_shape
     missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
     return found + [each.carrier for each in find_hidden(base, named, missing, unreadable_tensors(suspect))]
@@ -100,7 +102,8 @@ def find_hidden(
 ) -> list[HiddenTensor]:
     """Finds tensors of a suspect that may hold the carriers without a counterpart.
 
-    These have a carrier's size in another shape, or an unreadable type and its size or module, or can't be opened.
+    These have a carrier's size in another shape, or an unreadable type and its size or module, or can't be opened, or
+    are too long for a bias: a model's parameters in one row, one after the other.
 
     Args:
         base, suspect: see [`extract`].
@@ -140,6 +143,12 @@ def find_hidden(
                     if name not in taken:
                         take(carrier, name, left_out[name])
                         break
+    for info in suspect.tensors.values():
+        room = _room_in_flat(base, info) if info.name not in taken else 0
+        for carrier in sorted(left, key=lambda carrier: -int(np.prod(left[carrier]))):
+            if (weights := int(np.prod(left[carrier]))) <= room:
+                room -= weights
+                take(carrier, info.name, f"{info.dtype}, {_count_weights(info):,} weights in one row")
     largest = sorted(left, key=lambda carrier: -int(np.prod(left[carrier])))
     for carrier, name in zip(largest, [name for name in left_out if name not in taken], strict=False):
         take(carrier, name, left_out[name])
@@ -148,7 +157,7 @@ def find_hidden(
 
 def format_hidden(hidden: Iterable[HiddenTensor]) -> str:
     """The tensors that were not read, as a part of a sentence: `a (I8), b (I8) and 3 more`."""
-    found = [f"{_printable(each.name)} ({each.reason})" for each in hidden]
+    found = list(dict.fromkeys(f"{_printable(each.name)} ({each.reason})" for each in hidden))
     more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
     return ", ".join(found[:MAX_LISTED]) + more
 
@@ -166,6 +175,13 @@ def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool, 
     ):
         return f"{info.dtype}, shape {'x'.join(map(str, info.shape))} where {'x'.join(map(str, shape))} is expected"
     return None
+
+
+def _room_in_flat(base: Base, info: TensorInfo) -> int:
+    """How many weights a tensor of a single long axis has; 0 for others, such as biases."""
+    longest = max(max(record.shape, default=1) for record in base.tensors.values())
+    is_flat = sum(size > 1 for size in info.shape) == 1 and info.dtype in READABLE
+    return _count_weights(info) if is_flat and _count_weights(info) > longest else 0
 
 
 def _count_weights(info: TensorInfo) -> int:
