@@ -158,7 +158,7 @@ def test_bytes_in_files_next_to_the_model_are_read(tmp_path):
     [
         (external("../weights.bin"), "in a file outside its folder: ../weights.bin"),
         (external("/weights.bin"), "in a file outside its folder: /weights.bin"),
-        (external("other.bin"), "in other.bin, which is missing: download it to the same folder"),
+        (external("other.bin"), "in other.bin, which is missing: download the model again, all of its files"),
         (external("weights.bin", start=8), "cut off or damaged"),
         (external("weights.bin", start=1 << 63), "cut off or damaged"),
         (external("weights.bin", fields={4: "zip"}), "packed as zip"),

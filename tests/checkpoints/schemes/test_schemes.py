@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from hf_fingerprint.checkpoints.formats.code_tables import F4_E2M1 as FP4
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.schemes import bitsandbytes, compressed_tensors, gptq, hqq, mlx, quanto, torchao
-from hf_fingerprint.checkpoints.schemes.compressed_tensors import FP4
 from tests.helpers.quantized import Unsigned, dequantized, packed_bits, stored, values_of
 
 
