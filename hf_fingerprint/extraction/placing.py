@@ -36,6 +36,8 @@ MAX_PARTS = 1 << 15  # slices of a suspect's tensors that are compared
 MAX_SLICED = 1 << 10  # shapes of a suspect's tensors that are sliced
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
+MIN_ROW_SIMILARITY = 0.8
+MAX_SCALED_WEIGHTS = 1 << 26  # that are compared row by row
 MIN_CODE_COSINE = 0.4  # of integers, whose scales are then fitted to the base's weights
 MIN_SLICE_COSINE = 0.3  # since more of them are compared
 
@@ -140,24 +142,31 @@ class _Search:
         if not self._missing or not self._free_tensors():
             return {}
         whole = self._whole_tensors()
-        clear = {each.name: each.placement for each in whole if each.cosine >= CLEAR_COSINE}
-        self._take(clear.values())
-        self._missing = [name for name in self._missing if name not in clear]
+        clear = self._accept(each for each in whole if each.cosine >= CLEAR_COSINE)
+        clear |= self._accept(self._scaled_tensors())
         free = self._free_tensors()
         candidates = [each for each in whole if each.name not in clear]
         if self._missing and free:
             candidates += [*self._slices(free), *self._joined(free), *self._stacked(free)]
+        return clear | self._accept(each for each in candidates if each.cosine >= least)
+
+    def _accept(self, candidates: Iterable[_Candidate]) -> dict[str, Placement]:
+        """The placements of the most similar candidates, each of a carrier and of weights that no other has."""
         found: dict[str, Placement] = {}
         held: dict[str, list[Bounds]] = defaultdict(list)
-        for each in sorted((one for one in candidates if one.cosine >= least), key=lambda one: -one.cosine):
+        taken = frozenset(self.taken)
+        for each in sorted(candidates, key=lambda one: -one.cosine):
             views = [piece.view for piece in each.placement.pieces]
-            if each.name in found or any(overlap(v.bounds, o) for v in views for o in held[v.info.name]):
+            if each.name in found or any(view.info.name in taken for view in views):
+                continue
+            if any(overlap(v.bounds, o) for v in views for o in held[v.info.name]):
                 continue
             found[each.name] = each.placement
             for view in views:
                 held[view.info.name].append(view.bounds)
         self._take(found.values())
-        return clear | found
+        self._missing = [name for name in self._missing if name not in found]
+        return found
 
     def place_namesakes(self, names: Iterable[str]) -> dict[str, Placement]:
         """Placements by name of tensors that aren't similar to the base's, such as those of permuted channels."""
@@ -191,6 +200,31 @@ class _Search:
 
     def _whole_tensors(self) -> list[_Candidate]:
         return self._find(self._targets(), map(whole_part, self._free_tensors()))
+
+    def _scaled_tensors(self) -> list[_Candidate]:
+        """Whole tensors whose rows were scaled, such as small ones that a normalization was folded into."""
+        by_size: dict[int, list[TensorInfo]] = defaultdict(list)
+        for info in self._free_tensors():
+            by_size[prod(info.shape)].append(info)
+        work, found = 0, []
+        for size, name in sorted((prod(self._shape(name)), name) for name in self._missing):
+            shape, views = self._shape(name), []
+            for info in by_size[size]:
+                layouts = find_layouts(info.shape, shape)
+                work += size * len(layouts)
+                if work <= MAX_SCALED_WEIGHTS:
+                    views += [TensorView(info, full_bounds(info.shape), layout, shape) for layout in layouts]
+            if not views:
+                continue
+            info = self._original.tensors[name]
+            ours = to_float32(self._original.read(info), info.dtype).reshape(shape)
+            scores = [row_similarity(ours, view.load(self._suspect)) for view in views]
+            found += [
+                _Candidate(name, _whole(shape, view), score)
+                for view, score in zip(views, scores, strict=True)
+                if score >= MIN_ROW_SIMILARITY
+            ]
+        return found
 
     def _targets(self) -> list[Target]:
         return [Target(name, self._shape(name), full_bounds(self._shape(name))) for name in self._missing]
@@ -312,6 +346,19 @@ class _Scaling:
             ours = to_float32(self._original.read(self._info), self._info.dtype).reshape(self._info.shape)
             self._fit = fit_scales(codes, ours)
         return self._fit(codes)
+
+
+def row_similarity(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How similar the rows of two tensors are in direction, up to scale and sign: about 0 by chance, at most 1."""
+    a, b = (
+        np.nan_to_num(each, posinf=0, neginf=0).reshape(len(each), -1).astype(np.float64) for each in (ours, theirs)
+    )
+    powers = np.einsum("rc,rc->r", a, a) * np.einsum("rc,rc->r", b, b)
+    known, columns = powers > 0, a.shape[1]
+    if columns < 2 or not known.any():
+        return 0.0
+    squares = float((np.einsum("rc,rc->r", a, b)[known] ** 2 / powers[known]).mean())
+    return max(0.0, (squares - 1 / columns) / (1 - 1 / columns)) ** 0.5
 
 
 def _sorted_norms(weights: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from hf_fingerprint.printable import printable
 
 
 SAFETENSORS, PYTORCH = "safetensors", "PyTorch"
-WEIGHT_SUFFIXES = re.compile(r"\.(safetensors|bin|pth|pt|ckpt|th|pkl|pickle)(\.tar)?$", re.IGNORECASE)
+WEIGHT_SUFFIXES = re.compile(r"\.(safetensors|bin|pth|pt|ptl|ckpt|th|pkl|pickle)(\.tar)?$", re.IGNORECASE)
 _HEAD_BYTES = 512
 _OLD_PICKLE = re.compile(rb"\((dp|lp|i?d)\d|c[\w.]+\n[\w.]+\n")
 _CONVERT = "convert it to safetensors"

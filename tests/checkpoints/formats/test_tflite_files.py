@@ -182,6 +182,16 @@ def test_signatures_share_their_weights(tmp_path):
     assert [name for name, _ in read(write(tmp_path, subgraphs=graphs, raw=[bytes(8)]))[0]] == ["a", "tied"]
 
 
+@pytest.mark.parametrize(
+    "decoy", [scales(9), scales(1, zeros=(5,)), {4: ("<B", 2), 5: {0: ("<i", 7)}}], ids=["scale", "zero", "blocks"]
+)
+def test_a_subgraph_does_not_hide_how_another_scales_the_same_integers(tmp_path, decoy):
+    graphs = [{0: [constant([2], INT8, name=n, quantization=q)]} for n, q in (("decoy", decoy), ("w", scales(1)))]
+    tensors, _, _ = read(write(tmp_path, subgraphs=graphs, raw=[b"\x01\x02"]))
+
+    np.testing.assert_array_equal(dict(tensors)["w"], [1, 2])
+
+
 def sparsity(order, block_map, *levels):
     tables = [
         {0: ("<b", 0), 1: ("<i", level)} if isinstance(level, int) else
