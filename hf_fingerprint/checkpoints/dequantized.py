@@ -38,7 +38,7 @@ def dequantize_schemes(checkpoint: Checkpoint) -> Checkpoint:
         checkpoint ([`Checkpoint`]): the open suspect.
 
     Returns:
-        [`Checkpoint`]: the checkpoint itself if no known scheme is found. Integers of other schemes stay as they are.
+        [`Checkpoint`]: the checkpoint itself if no known scheme is found. Integers of other schemes stay unchanged.
     """
     endings: dict[str, list[tuple[str, int]]] = {}
     for number, scheme in enumerate(SCHEMES):
@@ -95,7 +95,7 @@ class DequantizedCheckpoint(Checkpoint):
 
     @property
     def stored(self) -> Checkpoint:
-        """The dequantized model, which can be built from its weights; one in memory runs as it is."""
+        """The dequantized model, which can be built from its weights; one in memory runs unchanged."""
         return self._stored.stored if self.source.in_memory else self
 
     def reopen(self) -> Checkpoint:

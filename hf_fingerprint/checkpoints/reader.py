@@ -191,8 +191,8 @@ class Checkpoint:
                 found = self._memory[info.name].read(start, start + count)
             except InvalidFileError as error:
                 raise CheckpointError(
-                    f"{self.source.weights[info.file]}: tensor {printable(info.name)} can't be read ({error}): download "
-                    f"the file again."
+                    f"{self.source.weights[info.file]}: tensor {printable(info.name)} can't be read ({error}): "
+                    f"download the file again."
                 ) from None
             if out is None:  # a pickle's tensors lie anywhere in its file
                 return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
