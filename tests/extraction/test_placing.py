@@ -104,6 +104,22 @@ def test_projections_in_any_layout_are_joined(case):
     assert_all_found(case, nameless(arrays))
 
 
+def test_inputs_that_are_flattened_in_another_order_are_put_in_order(case):
+    arrays = dict(case.arrays)
+    for i in range(4):
+        arrays[FC2.format(i)] = arrays[FC2.format(i)].reshape(48, 48, 4).swapaxes(1, 2).reshape(48, 192).T
+
+    assert_all_found(case, nameless(arrays))
+
+
+def test_projections_that_are_ordered_by_head_are_put_in_order(case):
+    arrays = dict(case.arrays)
+    for i in range(4):
+        arrays[QKV.format(i)] = arrays[QKV.format(i)].reshape(3, 3, 16, 48).swapaxes(0, 1).reshape(144, 48).T
+
+    assert_all_found(case, nameless(arrays))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("moved", [False, True])
 def test_tensors_that_are_fused_are_split(case, axis, moved):
