@@ -27,7 +27,7 @@ MIN_COSINE = 0.2
 MIN_DEVIATIONS = 5.0  # of the cosine of unrelated tensors, of which many are compared
 MAX_HYPOTHESES = 1 << 13  # pairs of a carrier and a layout whose samples are compared at once
 MAX_KEPT = 128  # candidates of each carrier
-_WHOLE_BYTES = 1 << 14  # a smaller part is read at once
+_WHOLE_BYTES = 1 << 16  # a smaller part is read at once
 _CHUNK_WEIGHTS = 1 << 22  # the suspect's weights that are compared at a time
 _MAX_ABS = np.float32(1e15)  # squares of larger values overflow
 

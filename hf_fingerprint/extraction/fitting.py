@@ -6,6 +6,7 @@ from math import prod
 
 from hf_fingerprint.checkpoints import TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.extraction.codes import CodeTensors, stored_name
 from hf_fingerprint.extraction.layouts import Shape, find_layouts, refines, squeeze
 from hf_fingerprint.extraction.slices import find_slices, find_stacked_slices
 from hf_fingerprint.vault import Base
@@ -19,6 +20,8 @@ def carriers_with_fitting_shape(base: Base, suspect: TensorReader) -> list[str]:
     tensors, or that can be put together from its tensors."""
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
+    codes = CodeTensors(suspect).codes.values()
+    left.update(shape for _, shape in {(stored_name(info.name), info.shape) for info in codes})
     left = Counter(dict(left.most_common(MAX_SHAPES)))
     found = []
     for name in [*shapes]:

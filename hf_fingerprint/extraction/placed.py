@@ -9,7 +9,7 @@ Where the weights are in the base's order in the file, their bytes are passed on
 they are first read, one tensor at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from threading import Lock
@@ -19,6 +19,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import SIZES, to_float32
+from hf_fingerprint.extraction.codes import stored_name
 from hf_fingerprint.extraction.layouts import PLAIN, Layout, Shape
 
 
@@ -125,6 +126,8 @@ class PlacedWeights:
         suspect ([`TensorReader`]): the open suspect.
         placements (mapping of `str` to [`Placement`]): by the base's names. A tensor of the suspect that is placed is
             left out under its own name.
+        scaled (mapping of `str` to a callable, *optional*): from the codes that a tensor's placement gives to its
+            weights, both `float32` in its shape.
 
     Attributes:
         source ([`Source`]): the suspect's source.
@@ -132,13 +135,18 @@ class PlacedWeights:
         placements (mapping of `str` to [`Placement`]): the placements.
     """
 
-    def __init__(self, suspect: TensorReader, placements: Mapping[str, Placement]):
+    def __init__(
+        self,
+        suspect: TensorReader,
+        placements: Mapping[str, Placement],
+        scaled: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    ):
         self.source, self.placements = suspect.source, placements
-        self._suspect = suspect
+        self._suspect, self._scaled = suspect, scaled or {}
         self._cache: dict[str, np.ndarray] = {}
         self._lock = Lock()
-        self._ranges = {name: each.byte_ranges() for name, each in placements.items()}
-        used = {piece.view.info.name for each in placements.values() for piece in each.pieces}
+        self._ranges = {n: None if n in self._scaled else each.byte_ranges() for n, each in placements.items()}
+        used = {stored_name(piece.view.info.name) for each in placements.values() for piece in each.pieces}
         self.tensors = {name: info for name, info in suspect.tensors.items() if name not in used}
         for name, each in placements.items():
             first = each.pieces[0].view.info
@@ -149,8 +157,8 @@ class PlacedWeights:
     @property
     def used(self) -> tuple[str, ...]:
         """The names, in the suspect's files, of tensors that are placed."""
-        inner = self._suspect.used if isinstance(self._suspect, PlacedWeights) else ()
-        own = (piece.view.info.name for each in self.placements.values() for piece in each.pieces)
+        inner: tuple[str, ...] = getattr(self._suspect, "used", ())
+        own = (stored_name(piece.view.info.name) for each in self.placements.values() for piece in each.pieces)
         return tuple(dict.fromkeys((*inner, *own)))
 
     @property
@@ -187,7 +195,10 @@ class PlacedWeights:
         """A tensor's bytes. The last few tensors are cached, since callers read them in pieces."""
         with self._lock:
             if name not in self._cache:
-                values = np.ascontiguousarray(self.placements[name].load(self._suspect), np.float32)
+                values = self.placements[name].load(self._suspect)
+                if name in self._scaled:
+                    values = self._scaled[name](values)
+                values = np.ascontiguousarray(values, np.float32)
                 self._cache[name] = values.reshape(-1).view(np.uint8)
             kept = self._cache[name]
             for oldest in list(self._cache)[:-CACHED_TENSORS]:

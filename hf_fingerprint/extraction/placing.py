@@ -5,6 +5,7 @@ Nothing here sees a codeword, so a wrong placement can lose evidence but can't c
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction.base_names import to_base_names
+from hf_fingerprint.extraction.codes import CodeTensors
 from hf_fingerprint.extraction.counterparts import (
     SHORT_RUN_WEIGHTS,
     Counterpart,
@@ -25,14 +27,18 @@ from hf_fingerprint.extraction.counterparts import (
 from hf_fingerprint.extraction.layouts import Shape, find_layouts
 from hf_fingerprint.extraction.match import match_names, similar_namesakes
 from hf_fingerprint.extraction.placed import Bounds, Piece, PlacedWeights, Placement, TensorView, full_bounds, overlap
+from hf_fingerprint.extraction.scales import ScaleFit, fit_scales
 from hf_fingerprint.extraction.slices import find_padded, find_slices, find_stacked_slices
 from hf_fingerprint.vault import Base
 
 
-MAX_PARTS = 1 << 18  # slices of a suspect's tensors that are compared
+MAX_PARTS = 1 << 15  # slices of a suspect's tensors that are compared
 MAX_SLICED = 1 << 10  # shapes of a suspect's tensors that are sliced
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
+MIN_ROW_SIMILARITY = 0.8
+MAX_SCALED_WEIGHTS = 1 << 26  # that are compared row by row
+MIN_CODE_COSINE = 0.4  # of integers, whose scales are then fitted to the base's weights
 MIN_SLICE_COSINE = 0.3  # since more of them are compared
 
 
@@ -69,14 +75,24 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
     if not missing:
         return PlacedSuspect(suspect, matches, _used(suspect))
-    search = _Search(base, original, suspect, missing, {info.name for info in matches.values()})
+    taken = {info.name for info in matches.values()}
+    floats = [info for info in suspect.tensors.values() if info.dtype in READABLE]
+    search = _Search(base, original, suspect, floats, missing, taken)
     placements = search.run()
+    codes, scaled = CodeTensors(suspect), {}
+    if codes.codes:
+        left = [name for name in missing if name not in placements]
+        integers = _Search(base, original, codes, codes.codes.values(), left, set())
+        found = integers.run(MIN_CODE_COSINE)
+        scaled = {name: _Scaling(original, original.tensors[name]) for name in found}
+        placements |= found
+        search.complete &= integers.complete
     free = {name: info for name, info in by_name.items() if name not in matches | placements}
     matches |= {name: info for name, info in free.items() if info.name not in search.taken}
     placements |= search.place_namesakes([name for name in missing if name not in matches | placements])
     if not placements:
         return PlacedSuspect(suspect, matches, _used(suspect), search.complete)
-    placed = PlacedWeights(suspect, placements | _moved(matches, placements))
+    placed = PlacedWeights(codes, placements | _moved(matches, placements), scaled)
     matches |= {name: placed.tensors[name] for name in placed.placements}
     return PlacedSuspect(placed, matches, placed.used, search.complete)
 
@@ -108,33 +124,49 @@ class _Search:
     """
 
     def __init__(
-        self, base: Base, original: Checkpoint, suspect: TensorReader, missing: Sequence[str], taken: set[str]
+        self,
+        base: Base,
+        original: Checkpoint,
+        suspect: TensorReader,
+        tensors: Iterable[TensorInfo],
+        missing: Sequence[str],
+        taken: set[str],
     ):
         self.taken, self.complete = taken, True
+        self._tensors = list(tensors)
         self._base, self._original, self._suspect = base, original, suspect
         self._missing = list(missing)
 
-    def run(self) -> dict[str, Placement]:
+    def run(self, least: float = 0.0) -> dict[str, Placement]:
         """The placements of those carriers that are found: the most similar first, none on what another has."""
+        if not self._missing or not self._free_tensors():
+            return {}
         whole = self._whole_tensors()
-        clear = {each.name: each.placement for each in whole if each.cosine >= CLEAR_COSINE}
-        self._take(clear.values())
-        self._missing = [name for name in self._missing if name not in clear]
+        clear = self._accept(each for each in whole if each.cosine >= CLEAR_COSINE)
+        clear |= self._accept(self._scaled_tensors())
         free = self._free_tensors()
         candidates = [each for each in whole if each.name not in clear]
         if self._missing and free:
             candidates += [*self._slices(free), *self._joined(free), *self._stacked(free)]
+        return clear | self._accept(each for each in candidates if each.cosine >= least)
+
+    def _accept(self, candidates: Iterable[_Candidate]) -> dict[str, Placement]:
+        """The placements of the most similar candidates, each of a carrier and of weights that no other has."""
         found: dict[str, Placement] = {}
         held: dict[str, list[Bounds]] = defaultdict(list)
+        taken = frozenset(self.taken)
         for each in sorted(candidates, key=lambda one: -one.cosine):
             views = [piece.view for piece in each.placement.pieces]
-            if each.name in found or any(overlap(v.bounds, o) for v in views for o in held[v.info.name]):
+            if each.name in found or any(view.info.name in taken for view in views):
+                continue
+            if any(overlap(v.bounds, o) for v in views for o in held[v.info.name]):
                 continue
             found[each.name] = each.placement
             for view in views:
                 held[view.info.name].append(view.bounds)
         self._take(found.values())
-        return clear | found
+        self._missing = [name for name in self._missing if name not in found]
+        return found
 
     def place_namesakes(self, names: Iterable[str]) -> dict[str, Placement]:
         """Placements by name of tensors that aren't similar to the base's, such as those of permuted channels."""
@@ -161,14 +193,38 @@ class _Search:
         self.taken |= {piece.view.info.name for each in placements for piece in each.pieces}
 
     def _free_tensors(self) -> list[TensorInfo]:
-        tensors = self._suspect.tensors.values()
-        return [info for info in tensors if info.dtype in READABLE and info.name not in self.taken]
+        return [info for info in self._tensors if info.name not in self.taken]
 
     def _shape(self, name: str) -> Shape:
         return self._base.tensors[name].shape
 
     def _whole_tensors(self) -> list[_Candidate]:
         return self._find(self._targets(), map(whole_part, self._free_tensors()))
+
+    def _scaled_tensors(self) -> list[_Candidate]:
+        """Whole tensors whose rows were scaled, such as small ones that a normalization was folded into."""
+        by_size: dict[int, list[TensorInfo]] = defaultdict(list)
+        for info in self._free_tensors():
+            by_size[prod(info.shape)].append(info)
+        work, found = 0, []
+        for size, name in sorted((prod(self._shape(name)), name) for name in self._missing):
+            shape, views = self._shape(name), []
+            for info in by_size[size]:
+                layouts = find_layouts(info.shape, shape)
+                work += size * len(layouts)
+                if work <= MAX_SCALED_WEIGHTS:
+                    views += [TensorView(info, full_bounds(info.shape), layout, shape) for layout in layouts]
+            if not views:
+                continue
+            info = self._original.tensors[name]
+            ours = to_float32(self._original.read(info), info.dtype).reshape(shape)
+            scores = [row_similarity(ours, view.load(self._suspect)) for view in views]
+            found += [
+                _Candidate(name, _whole(shape, view), score)
+                for view, score in zip(views, scores, strict=True)
+                if score >= MIN_ROW_SIMILARITY
+            ]
+        return found
 
     def _targets(self) -> list[Target]:
         return [Target(name, self._shape(name), full_bounds(self._shape(name))) for name in self._missing]
@@ -181,8 +237,11 @@ class _Search:
     def _find_slices(self, targets: Sequence[Target], parts: Iterable[Part]) -> list[Counterpart]:
         if not targets:
             return []
-        found, complete = find_counterparts(self._original, targets, self._suspect, parts, run=SHORT_RUN_WEIGHTS)
-        self.complete &= complete
+        some = list(islice(parts, MAX_PARTS + 1))
+        found, complete = find_counterparts(
+            self._original, targets, self._suspect, some[:MAX_PARTS], run=SHORT_RUN_WEIGHTS
+        )
+        self.complete &= complete and len(some) <= MAX_PARTS
         return [each for each in found if each.cosine >= MIN_SLICE_COSINE]
 
     def _slices(self, free: Sequence[TensorInfo]) -> list[_Candidate]:
@@ -191,7 +250,7 @@ class _Search:
         for parts in (self._sliced(free, find_slices), self._sliced(free, find_stacked_slices), self._padded(free)):
             found += [
                 _Candidate(each.target.name, _whole(each.target.shape, _view(each)), each.cosine)
-                for each in self._find_slices(self._targets(), _bounded(parts))
+                for each in self._find_slices(self._targets(), parts)
             ]
         return found
 
@@ -210,7 +269,7 @@ class _Search:
                 slices = [each for size in sizes if size < prod(info.shape) for each in find_slices(info.shape, size)]
                 known[info.shape] = [each for each in slices if any(end - begin == 1 for begin, end in each)]
         parts = (Part(info, bounds) for info in free for bounds in known.get(info.shape, ()))
-        return self._join(self._find_slices(targets, _bounded(parts)))
+        return self._join(self._find_slices(targets, parts))
 
     def _target_slices(self, sizes: Collection[int]) -> list[Target]:
         """Slices of the missing carriers that have one of these numbers of weights."""
@@ -275,6 +334,33 @@ class _Search:
                 yield Part(info, bounds)
 
 
+class _Scaling:
+    """Turns a carrier's codes into weights, with scales that are fitted when they are first needed."""
+
+    def __init__(self, original: Checkpoint, info: TensorInfo):
+        self._original, self._info = original, info
+        self._fit: ScaleFit | None = None
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        if self._fit is None:
+            ours = to_float32(self._original.read(self._info), self._info.dtype).reshape(self._info.shape)
+            self._fit = fit_scales(codes, ours)
+        return self._fit(codes)
+
+
+def row_similarity(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How similar the rows of two tensors are in direction, up to scale and sign: about 0 by chance, at most 1."""
+    a, b = (
+        np.nan_to_num(each, posinf=0, neginf=0).reshape(len(each), -1).astype(np.float64) for each in (ours, theirs)
+    )
+    powers = np.einsum("rc,rc->r", a, a) * np.einsum("rc,rc->r", b, b)
+    known, columns = powers > 0, a.shape[1]
+    if columns < 2 or not known.any():
+        return 0.0
+    squares = float((np.einsum("rc,rc->r", a, b)[known] ** 2 / powers[known]).mean())
+    return max(0.0, (squares - 1 / columns) / (1 - 1 / columns)) ** 0.5
+
+
 def _sorted_norms(weights: np.ndarray) -> np.ndarray:
     """The norms of output channels and of input channels, each sorted and relative to their sum."""
     squares = np.square(np.nan_to_num(weights, posinf=0, neginf=0), dtype=np.float64)
@@ -289,10 +375,6 @@ def _whole(shape: Shape, view: TensorView) -> Placement:
 
 def _view(found: Counterpart) -> TensorView:
     return TensorView(found.part.info, found.part.bounds, found.layout, found.target.shape)
-
-
-def _bounded(parts: Iterator[Part]) -> list[Part]:
-    return [part for _, part in zip(range(MAX_PARTS), parts, strict=False)]
 
 
 def _moved(matches: Mapping[str, TensorInfo], placements: Mapping[str, Placement]) -> dict[str, Placement]:

@@ -22,7 +22,7 @@ LARGEST_ERRORS = {
     "vit/made/compressed_int8.safetensors": 0.01,
     "vit/made/compressed_nvfp4.safetensors": 0.11,
     "vit/made/hqq_4bit.safetensors": 0.1,
-    "vit/made/hqq_pickle.pt": 0.1,
+    "vit/made/hqq_4bit_nested.pt": 0.1,
     "vit/made/quanto_qint2.safetensors": 0.7,
     "vit/made/quanto_qint4.safetensors": 0.2,
     "vit/made/quanto_qint8.safetensors": 0.01,

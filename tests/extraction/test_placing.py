@@ -156,6 +156,20 @@ def test_shards_of_rows_are_joined_and_a_missing_one_is_read_as_zeros(case):
     assert not found["conv.weight"][:24].any()
 
 
+def test_tensors_whose_rows_were_scaled_are_found_in_any_layout(case):
+    """As where normalizations were folded into layers, by factors of any size and sign."""
+    rng = np.random.default_rng(2)
+    factors = (rng.lognormal(0, 2, 192) * rng.choice([-1, 1], 192)).astype(np.float32)
+    scaled = {n: (case.arrays[n].T * factors[: len(case.arrays[n])]).T for n in case.names}
+    arrays = {n: scaled[n].T if n in case.names else a for n, a in case.arrays.items()}
+
+    found = placed(case, nameless(arrays))
+
+    assert found.keys() == {*case.names}
+    for name, values in found.items():
+        assert np.array_equal(values, scaled[name]), name
+
+
 def test_a_transposed_square_under_its_own_name_is_seen_through(case):
     arrays = {n: a.T if a.shape == (48, 48) else a for n, a in case.arrays.items()}
 

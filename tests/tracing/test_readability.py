@@ -52,6 +52,10 @@ def integers(weights: np.ndarray) -> np.ndarray:
 
 
 HIDING = {
+    "scrambled": lambda w: np.random.default_rng(9).permutation(256).astype(np.uint8)[integers(w).astype(int) + 128],
+    "64 bits": lambda w: integers(w).astype(np.int64),
+}
+CODES = {
     "integers": integers,
     "unsigned": lambda w: (integers(w).astype(int) + 128).astype(np.uint16),
 }
@@ -87,6 +91,19 @@ def test_what_is_hidden_in_part_clears_nobody(case, tmp_path, hiding, share, who
 
     assert result.outcome is (Outcome.ACCUSED if whose == "a copy's" else Outcome.NOT_READABLE)
     assert {score.recipient for score in result.accused} <= {"a"}
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("layout", ["the base's", "axes turned"])
+def test_integers_without_scales_are_fitted_to_the_base(case, tmp_path, codes, layout):
+    plain = traced(case, case.copies["a"], tmp_path)
+    arrays = changed(case, lambda w: LAYOUTS.get(layout, np.asarray)(CODES[codes](w)))
+
+    result = traced(case, {f"t{i}": array for i, array in enumerate(arrays.values())}, tmp_path)
+
+    assert [score.recipient for score in result.accused] == ["a"]
+    assert result.tensors_matched == result.tensors_marked
+    assert result.accused[0].score > 0.5 * plain.accused[0].score
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

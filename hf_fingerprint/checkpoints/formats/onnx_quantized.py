@@ -172,7 +172,8 @@ def _dequantized(
         sizes = [1] * len(tensor.shape)
         sizes[axis] = block
         blocks = tuple(sizes)
-    scale = reduce(np.multiply, factors)
+    with np.errstate(all="ignore"):
+        scale = reduce(np.multiply, factors)
     for each in (scale, *(() if zeros is None else (zeros,))):
         scales.spend(sum(size for size, count in zip(tensor.shape, each.shape, strict=True) if count not in (1, size)))
     return dequantize(tensor.rows(), tensor.shape, scale, zeros, tensor.dtype, blocks)

@@ -13,6 +13,7 @@ from hf_fingerprint.checkpoints.formats import (
     onnx_files,
     openvino_files,
     ort_files,
+    tensorflow_graphs,
     tflite_files,
 )
 from hf_fingerprint.checkpoints.formats.containers import Format
@@ -31,5 +32,6 @@ FORMATS: tuple[Format, ...] = (
     onnx_files.FORMAT,
     openvino_files.FORMAT,
     ort_files.FORMAT,
+    tensorflow_graphs.FORMAT,
     tflite_files.FORMAT,
 )

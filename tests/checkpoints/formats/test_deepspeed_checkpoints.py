@@ -89,7 +89,7 @@ def test_frozen_weights_are_joined_from_the_fragments_of_each_rank(tmp_path):
 def test_a_missing_rank_is_named(folder):
     (folder / OPTIMIZER.format(1)).unlink()
 
-    with pytest.raises(InvalidFileError, match=r"rank_1_.*missing: download it"):
+    with pytest.raises(InvalidFileError, match=r"rank_1_.*missing: download"):
         load(folder / MAIN)
 
 

@@ -197,6 +197,18 @@ def test_external_data_may_not_leave_the_folder(tmp_path):
     assert found.companions == (folder / "inside" / "w.data",)
 
 
+def test_external_data_in_the_cache_of_the_hub_is_read(tmp_path):
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0123" / "onnx"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    write(blobs / "a", model([external("w", (4, 8), "model.onnx_data")]))
+    write(blobs / "b", VALUES.tobytes())
+    (snapshot / "model.onnx").symlink_to(blobs / "a")
+    (snapshot / "model.onnx_data").symlink_to(blobs / "b")
+
+    np.testing.assert_array_equal(load(snapshot / "model.onnx")[1]["w"], VALUES)
+
+
 @pytest.mark.parametrize(("offset", "length"), [(64, 128), (1 << 62, 1), ("-1", 4), ("1e3", 4), (0, 1 << 62)])
 def test_external_data_beyond_its_file_is_left_out(tmp_path, offset, length):
     (tmp_path / "w.data").write_bytes(VALUES.tobytes())
