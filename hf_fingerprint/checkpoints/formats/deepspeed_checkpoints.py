@@ -142,12 +142,9 @@ def _add_partitioned(
         reason = next((each for each in reasons if each is not None), None)
         if reason is None and sum(piece.size for piece in pieces) < prod(shape):
             reason = "a part of it is missing: run zero_to_fp32.py on the folder"
-        try:
-            if reason is None:
-                tensors.append((name, join_pieces(pieces, shape)))
-        except InvalidFileError as error:
-            reason = str(error)
-        if reason is not None:
+        if reason is None:
+            tensors.append((name, join_pieces(pieces, shape)))
+        else:
             left_out[printable(name)] = reason
 
 

@@ -71,6 +71,12 @@ def test_two_codes_in_a_byte_are_taken_apart():
         ((3, 4), (4, 1), ("s", "1", 0), "qint8 of an unknown scheme"),
         ((3, 4), (4, 1), ("s", LazyTensor("float64", reason="no data"), numbers([0.0]), 0), "no data"),
         ((3, -4), (4, 1), ("s", 1.0, 0), "impossible sizes"),
+        (
+            (3, 1 << 40),
+            (0, 0),
+            ("s", *(LazyTensor("float64", (1 << 40,), (0,), 0, numbers([1.0]).storage) for _ in "12"), 1),
+            "scales of another shape",
+        ),
         ((3, 1 << 61), (0, 0), ("s", numbers([1.0]), numbers([0.0]), 1), "scales of another shape"),
     ],
 )
