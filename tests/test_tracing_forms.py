@@ -95,3 +95,16 @@ def test_each_form_is_found_in_a_repo_with_its_further_files(vaults, tmp_path, m
     here = find_weight_sets(form)
     assert [len(source.weights) for source in found.sets] == [len(source.weights) for source in here.sets]
     assert found.unread == here.unread == ()
+
+
+@pytest.mark.parametrize("form", (FORMS / "vit" / "made").glob("*.safetensors"), ids=lambda path: path.name)
+def test_a_quantized_checkpoint_in_a_repo_is_traced(vaults, tmp_path, monkeypatch, form):
+    (tmp_path / "repo").mkdir()
+    shutil.copy(form, tmp_path / "repo" / "model.safetensors")
+    with LoopbackHub() as hub:
+        hub.add("org/name", tmp_path / "repo")
+        hub.point_client(monkeypatch, tmp_path / "cache")
+
+        result = trace("org/name", vaults["vit"], base=FORMS / "vit" / "base")
+
+    assert {score.recipient for score in result.accused} == {RECIPIENT}

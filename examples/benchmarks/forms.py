@@ -1,7 +1,7 @@
 """Traces a copy in every form in which a stolen classifier turns up: containers, integers, layouts, lost names.
 
     python -m examples.benchmarks.forms_models --out forms
-    python examples/forms/onnx.py forms/lite0/copies/alice forms/lite0/made      # each script, each model
+    python examples/forms/onnx_files.py forms/lite0/copies/alice forms/lite0/made      # each script, each model
     python -m examples.benchmarks.forms --models forms
 
 The scripts of `examples/forms` call the public converters; each has its requirements next to it. A form's score is

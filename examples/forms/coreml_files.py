@@ -27,7 +27,7 @@ from sklearn.cluster import KMeans
 
 IOS = {15: coremltools.target.iOS15, 16: coremltools.target.iOS16, 18: coremltools.target.iOS18}
 NAMES = {"FLOAT16": "fp16", "FLOAT32": "fp32", "FLOAT64": "fp64", "BFLOAT16": "bf16"}
-SMALLEST = 64  # weights with fewer elements stay as they are
+SMALLEST = 64  # elements of a weight; smaller ones are not compressed
 
 
 def load_model(folder: Path) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -153,7 +153,7 @@ def _lines(program: MIL_pb2.Program) -> Iterator[str]:
     yield "program(1.3)"
     yield (
         '[buildInfo = dict<string, string>({{"coremlc-component-MIL", "3404.23.1"}, {"coremlc-version", "3404.23.1"}, '
-        '{"coremltools-component-torch", "2.14.1"}, {"coremltools-source-dialect", "TorchScript"}, '
+        '{"coremltools-component-torch", "2.14.1"}, '
         '{"coremltools-version", "9.0"}})]'
     )
     yield "{"
@@ -253,7 +253,6 @@ def main() -> None:
         "palette3_grouped": palettes(new, 3, **grouped),
         "palette2_vectors": palettes(new, 2, cluster_dim=2, **grouped),
         "palette4_int8_tables": joint_linear(palettes(new, 4, **grouped), "per_tensor"),
-        "palette1": palettes(new, 1),
         "sparse": prune(old),
         "sparse18": prune(new),
         "sparse_palette4": palettes(prune(new), 4, joint=True),

@@ -1,151 +1,17 @@
 """A timm model's weights as integers with scales, as the quantization libraries for PyTorch save them.
 
-    python examples/forms/integer_schemes.py MODEL_FOLDER OUT_FOLDER [DEQUANTIZED_FOLDER]
+    python examples/forms/integer_schemes.py MODEL_FOLDER OUT_FOLDER [DEQUANTIZED_FOLDER [NAME ...]]
 
-`integer_schemes.txt` pins the libraries; those that are missing are skipped. The third folder receives the weights
-that the libraries themselves dequantize, in float32, as `NAME.safetensors`.
+`integer_schemes.txt` pins the libraries; those that are missing are skipped.
 """
 
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import timm
 import torch
-from safetensors.torch import load_file, save_file
+from quantized_models import State, as_float, linears, write_forms
+from safetensors.torch import save_file
 from torch import nn
-
-
-State = dict[str, torch.Tensor]
-
-
-def load_model(folder: Path) -> nn.Module:
-    """The model of a timm folder, in evaluation mode."""
-    config = json.loads((folder / "config.json").read_text())
-    model = timm.create_model(
-        config["architecture"], num_classes=config["num_classes"], **config.get("model_args", {})
-    )
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval()
-
-
-def linears(model: nn.Module, group: int = 1, rows: int = 1) -> dict[str, nn.Linear]:
-    """The linear layers whose inputs are a multiple of a group, and whose outputs of a number of rows."""
-    found = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    return {k: part for k, part in found.items() if not part.in_features % group and not part.out_features % rows}
-
-
-def as_float(state: State) -> State:
-    """A state dict in float32, dequantized where its tensors offer it."""
-    found = {}
-    for name, values in state.items():
-        values = values.dequantize() if hasattr(values, "dequantize") and type(values) is not torch.Tensor else values
-        found[name] = values.float().contiguous() if values.is_floating_point() else values
-    return found
-
-
-def torchao_state(model: nn.Module, config: object, convolutions: bool = False) -> State:
-    """The state dict of a model that torchao quantizes."""
-    from torchao.quantization import quantize_
-
-    kinds = nn.Linear | nn.Conv2d if convolutions else nn.Linear
-    quantize_(model, config, filter_fn=lambda part, _: isinstance(part, kinds))
-    return {
-        name: values.detach() if type(values) is nn.Parameter else values
-        for name, values in model.state_dict().items()
-    }
-
-
-def torchao_safetensors(model: nn.Module, out: Path, config: object, dtype: torch.dtype = torch.float32) -> State:
-    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-
-    state = torchao_state(model.to(dtype), config)
-    tensors, metadata = flatten_tensor_state_dict({name: plain(values) for name, values in state.items()})
-    save_file(tensors, out.with_suffix(".safetensors"), metadata)
-    return as_float(state)
-
-
-def plain(values: torch.Tensor) -> torch.Tensor:
-    """A parameter as a tensor; subclasses stay."""
-    return values.data if isinstance(values, nn.Parameter) else values
-
-
-def torchao_pickle(model: nn.Module, out: Path, config: object) -> State:
-    state = torchao_state(model, config)
-    torch.save(state, out.with_suffix(".pth"))
-    return as_float(state)
-
-
-def torchao_int8(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return torchao_safetensors(model, out, Int8WeightOnlyConfig(version=2))
-
-
-def torchao_int8_dynamic(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-    return torchao_pickle(model, out, Int8DynamicActivationInt8WeightConfig(version=2))
-
-
-def torchao_float8(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import Float8WeightOnlyConfig
-
-    return torchao_safetensors(model, out, Float8WeightOnlyConfig(version=2))
-
-
-def torchao_float8_pickle(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import Float8WeightOnlyConfig
-
-    return torchao_pickle(model, out, Float8WeightOnlyConfig(version=2))
-
-
-def torchao_intx(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import IntxWeightOnlyConfig
-    from torchao.quantization.granularity import PerGroup
-
-    return torchao_safetensors(model, out, IntxWeightOnlyConfig(torch.int4, granularity=PerGroup(16), version=2))
-
-
-def torchao_nf4(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import to_nf4
-
-    state = dict(model.state_dict())
-    for name, part in linears(model, 64, rows=8).items():
-        state[f"{name}.weight"] = to_nf4(part.weight.detach(), 64, 4)
-    torch.save(state, out.with_suffix(".pth"))
-    return {
-        name: values.get_original_weight().float() if hasattr(values, "get_original_weight") else values
-        for name, values in state.items()
-    }
-
-
-def torchao_int4_tiles(model: nn.Module, out: Path) -> State:
-    """The layout of tinygemm, which torchao packs on a GPU alone: packed by PyTorch's kernel if there is one."""
-    if not torch.cuda.is_available():
-        raise ImportError("needs a GPU")
-    from torchao.quantization import Int4WeightOnlyConfig
-
-    config = Int4WeightOnlyConfig(group_size=32, int4_packing_format="tile_packed_to_4d")
-    return torchao_safetensors(model.cuda(), out, config, torch.bfloat16)
-
-
-def affine_quantized(model: nn.Module, out: Path) -> State:
-    """torchao before version 0.12: subclasses in a pickle."""
-    from torchao.quantization import int8_weight_only
-
-    state = torchao_state(model, int8_weight_only())
-    torch.save(state, out.with_suffix(".pth"))
-    return as_float(state)
-
-
-def affine_quantized_int4(model: nn.Module, out: Path) -> State:
-    from torchao.quantization import uintx_weight_only
-
-    state = torchao_state(model, uintx_weight_only(torch.uint4, group_size=16))
-    torch.save(state, out.with_suffix(".pth"))
-    return as_float(state)
 
 
 def replace(model: nn.Module, name: str, part: nn.Module) -> None:
@@ -257,7 +123,7 @@ def hqq_3bit(model: nn.Module, out: Path) -> State:
     return expected
 
 
-def hqq_pickle(model: nn.Module, out: Path) -> State:
+def hqq_4bit_nested(model: nn.Module, out: Path) -> State:
     """What `AutoHQQHFModel.save_quantized` writes: a dictionary of each layer's dictionary."""
     state, expected = hqq(model, bits=4, axis=0, group=16, encoded=False)
     nested: dict[str, object] = {name: values for name, values in state.items() if "." not in name}
@@ -345,37 +211,14 @@ def mlx_3bit(model: nn.Module, out: Path) -> State:
     return mlx(model, out, 3, 32)
 
 
-FORMS: dict[str, Callable[[nn.Module, Path], State]] = {
+FORMS = {
     made.__name__: made
     for made in (
-        torchao_int8, torchao_int8_dynamic, torchao_float8, torchao_float8_pickle, torchao_intx, torchao_nf4,
-        torchao_int4_tiles, affine_quantized, affine_quantized_int4, bitsandbytes_int8, bitsandbytes_nf4,
-        bitsandbytes_fp4, quanto_qint8, quanto_qint4, quanto_qint2, quanto_qfloat8, hqq_4bit, hqq_3bit, hqq_pickle,
-        compressed_int8, compressed_float8, compressed_int4, compressed_int3, compressed_nvfp4, compressed_mxfp4,
-        mlx_4bit, mlx_3bit,
+        bitsandbytes_int8, bitsandbytes_nf4, bitsandbytes_fp4, quanto_qint8, quanto_qint4, quanto_qint2,
+        quanto_qfloat8, hqq_4bit, hqq_3bit, hqq_4bit_nested, compressed_int8, compressed_float8, compressed_int4,
+        compressed_int3, compressed_nvfp4, compressed_mxfp4, mlx_4bit, mlx_3bit,
     )
 }  # fmt: skip
 
-
-def main(model_folder: Path, out: Path, dequantized: Path | None = None, *names: str) -> None:
-    """Writes the forms of a model whose libraries are there."""
-    for folder in (out, dequantized):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    for name, make in FORMS.items():
-        if names and name not in names:
-            continue
-        try:
-            with torch.no_grad():
-                expected = make(load_model(model_folder), out / name)
-        except (ImportError, AttributeError) as error:
-            print(f"{name}: skipped ({error})")
-            continue
-        if dequantized is not None:
-            tensors = {k: v.detach().float().contiguous() for k, v in expected.items()}
-            save_file(tensors, dequantized / f"{name}.safetensors")
-        print(name)
-
-
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *sys.argv[4:])
+    write_forms(FORMS, *sys.argv[1:])

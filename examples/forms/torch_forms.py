@@ -56,23 +56,31 @@ def exported(model: torch.nn.Module, example: torch.Tensor) -> torch.export.Expo
     return program
 
 
-def forms(model: torch.nn.Module, example: torch.Tensor, out: Path) -> dict[str, Callable[[Path], object]]:
+def forms(model: torch.nn.Module, example: torch.Tensor) -> dict[str, Callable[[Path], object]]:
     """By file name, what writes each form."""
     traced = torch.jit.trace(model, example)
     torch.backends.quantized.engine = "fbgemm"
     dynamic = quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
-    static = {engine: quantized_static(model, example, engine) for engine in ("fbgemm", "qnnpack")}
-    return {
+    found = {
         "frozen_torchscript.pt": lambda path: torch.jit.save(torch.jit.freeze(traced), path),
         "lite.ptl": lambda path: torch.jit.freeze(traced)._save_for_lite_interpreter(str(path)),
         "flatbuffer.ptl": lambda path: traced._save_for_lite_interpreter(str(path), _use_flatbuffer=True),
         "dynamic_int8.pt": lambda path: torch.save(dynamic.state_dict(), path),
         "dynamic_int8_module.pt": lambda path: torch.save(dynamic, path),
+        f"exported_{VERSION}.pt2": lambda path: torch.export.save(exported(model, example), path),
+    }
+    try:
+        static = {engine: quantized_static(model, example, engine) for engine in ("fbgemm", "qnnpack")}
+    except torch.fx.proxy.TraceError:  # a model whose padding depends on its input
+        return found
+    return found | {
+        "static_int8_flatbuffer.ptl": lambda path: torch.jit.script(static["qnnpack"])._save_for_lite_interpreter(
+            str(path), _use_flatbuffer=True
+        ),
         "static_int8_torchscript.pt": lambda path: torch.jit.save(torch.jit.script(static["fbgemm"]), path),
         "static_int8_per_tensor.ptl": lambda path: torch.jit.freeze(
             torch.jit.script(static["qnnpack"])
         )._save_for_lite_interpreter(str(path)),
-        f"exported_{VERSION}.pt2": lambda path: torch.export.save(exported(model, example), path),
     }
 
 
@@ -98,7 +106,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     model, example = load(folder)
-    for name, write in forms(model, example, out).items():
+    for name, write in forms(model, example).items():
         write(out / name)
     arguments = 4, folder / "model.safetensors", out / "distributed"
     torch.multiprocessing.spawn(save_distributed, args=arguments, nprocs=4)

@@ -21,6 +21,9 @@ from hf_fingerprint.tracing.verdict import AccusationLevel, decide
 from hf_fingerprint.vault import Base
 
 
+_SCALED = frozenset({"F8_E4M3", "F8_E5M2"})  # weights of so few bits have scales next to them, which are read with all
+
+
 def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[TraceResult | None, int]:
     """Traces a suspect by ranges.
 
@@ -28,7 +31,8 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
         `(result, looks)`: the result, or `None` if all of it must and may be downloaded; and the looks decided.
     """
     bases = request.bases
-    if not any(has_unambiguous_names(base, suspect) for base in bases):
+    scaled = any(info.dtype in _SCALED for info in suspect.tensors.values())
+    if scaled or not any(has_unambiguous_names(base, suspect) for base in bases):
         return _result_from_headers(suspect, bases), 0
     with ExitStack() as stack:
         found = find_bases(

@@ -49,6 +49,7 @@ class Constant:
         tensor ([`LazyTensor`]): the tensor with its values.
         place (hashable): what it was made from, which is equal for equal constants, or `None`.
         spread (`bool`): whether it stands for the elements of itself that a mask selects.
+        steps (`int`): how many operations it went through.
     """
 
     dtype: str
@@ -58,6 +59,7 @@ class Constant:
     raw: np.ndarray | None = None
     place: object = None
     spread: bool = False
+    steps: int = 0
 
     @property
     def size(self) -> int:

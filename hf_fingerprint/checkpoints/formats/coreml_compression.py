@@ -17,6 +17,7 @@ from hf_fingerprint.checkpoints.formats.coreml_blobs import FLOATS, Constant, co
 
 Inputs = dict[str, Constant]
 MAX_PARAMETERS = 1 << 25  # scales, zero points and entries of tables of one file
+MAX_STEPS = 8  # operations that one constant went through; a table of integers in a sparse tensor goes through 3
 _CHUNK = 1 << 21  # elements looked up at once
 _SPARSE, _MASK = "sparse", "a mask of another shape"
 
@@ -26,6 +27,7 @@ class Decompressor:
 
     def __init__(self) -> None:
         self._left = MAX_PARAMETERS
+        self._places: dict[object, int] = {}
         self._known: dict[str, Callable[[Inputs], tuple[Constant, ...]]] = {
             "constexpr_affine_dequantize": self._affine,
             "dequantize": self._affine,  # an operation of activations, which may receive weights
@@ -50,13 +52,17 @@ class Decompressor:
         Raises:
             [`InvalidFileError`]: if an input is missing, or the shapes don't fit.
         """
+        steps = 1 + max((each.steps for each in inputs.values()), default=0)
+        if steps > MAX_STEPS:
+            raise InvalidFileError("constants nested too deep")
         try:
             found = self._known[kind](inputs)
         except KeyError as error:
             raise InvalidFileError(f"no {error.args[0]}") from None
-        places = [(name, each.place) for name, each in sorted(inputs.items())]
-        place = None if any(each is None for _, each in places) else (kind, *places)
-        return tuple(replace(each, place=place) for each in found)
+        places = (kind, *((name, inputs[name].place) for name in sorted(inputs)))
+        known = all(each.place is not None for each in inputs.values())
+        place = self._places.setdefault(places, len(self._places)) if known else None
+        return tuple(replace(each, place=place, steps=steps) for each in found)
 
     def values(self, constant: Constant) -> np.ndarray:
         """All values of a small constant, in its shape."""

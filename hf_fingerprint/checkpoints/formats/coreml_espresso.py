@@ -52,6 +52,8 @@ def load_network(path: Path, left_out: dict[str, str]) -> FoundTensors:
     blobs = _read_blobs(map_file(weights))
     found: list[tuple[str, LazyTensor]] = []
     for layer in layers:
+        if len(found) + len(left_out) > MAX_TENSORS:
+            raise InvalidFileError(f"more than {MAX_TENSORS:,} weights")
         if isinstance(layer, dict):
             for name, each in _layer_weights(layer, blobs).items():
                 if isinstance(each, str):

@@ -20,16 +20,17 @@ from hf_fingerprint.checkpoints.limits import MAX_NAME, MB
 
 
 MAX_TEXT = 32 * MB  # bytes of a program; the largest of image generators have 5
-MAX_TOKENS = 2_000_000  # a program of 10,000 operations has 500,000; a million take 3 s
+MAX_TOKENS = 2_000_000  # 40 a line, of which the largest image generators have 20,000; they take 3 s
+MAX_NUMBERS = 2_000_000  # in the text itself, where converters put constants of less than 10 elements
 TEXT_HEAD = re.compile(rb"\s{0,64}program\s?\(\d+(\.\d+)?\)\s*[\[{]")
 _TOKEN = re.compile(
-    r"""\s*(?:
-    (?P<text>"[^"\\]*(?:\\.[^"\\]*)*")|
+    r"""
+    (?P<text>"[^"\\]*(?:\\.[^"\\]*){0,999}")|
     (?P<list>\[[-+.,\s\da-fA-FxXpPin]*\])|
     (?P<name>[A-Za-z_][\w@./]*)|
     (?P<number>[-+]?(?:0x[\da-fA-F.]+(?:p[-+]?\d+)?|[\d.]+(?:[eE][-+]?\d+)?|inf|nan))|
     (?P<mark>->|\S)
-    )""",
+    """,
     re.VERBOSE | re.DOTALL,
 )
 _NUMBER = re.compile(r"[^\s,\[\]]+")
@@ -61,7 +62,7 @@ class ProgramText:
     """
 
     def __init__(self, text: str, files: WeightFiles):
-        self.producer = ""
+        self.producer, self._left = "", MAX_NUMBERS
         self._files, self._tokens = files, _tokenize(text)
         self._next = next(self._tokens, _END)
         self._header()
@@ -236,8 +237,9 @@ class ProgramText:
             elif kind == "number":
                 found.numbers.append(token)
             elif kind == "list":
-                if len(found.numbers) + len(token) // 2 > MAX_TOKENS:
-                    raise InvalidFileError(f"more than {MAX_TOKENS:,} numbers in a value")
+                self._left -= len(token) // 2
+                if self._left < 0:
+                    raise InvalidFileError(f"more than {MAX_NUMBERS:,} numbers")
                 found.numbers += _NUMBER.findall(token)
             elif token == "BLOBFILE":
                 found.blob = True

@@ -16,7 +16,7 @@ from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, 
 from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, OpaqueKey
 from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
 from hf_fingerprint.checkpoints.formats.mapped_files import TRUNCATED, map_file, slice_bytes
-from hf_fingerprint.checkpoints.formats.nesting import WRAPPERS, unique_name
+from hf_fingerprint.checkpoints.formats.nesting import WRAPPERS, all_tensors, unique_name
 from hf_fingerprint.checkpoints.formats.sharded_tensors import Chunk, join_chunks
 from hf_fingerprint.checkpoints.formats.torch_calls import build_call
 from hf_fingerprint.checkpoints.formats.torch_files import load_torch_zip
@@ -91,15 +91,19 @@ def load_distributed(path: Path, left_out: dict[str, str]) -> FoundTensors:
         if not isinstance(name, str) or not isinstance(entry, CallRecord):
             continue
         layout = _layout(entry)
-        if layout is None:
-            continue  # not a tensor
-        shape, boxes = layout
-        budget -= len(boxes)
-        tensor = _TOO_MANY if budget < 0 else _join(path, name, shape, boxes, places.get(name, {}), files)
-        if isinstance(tensor, str):
-            left_out[printable(name)] = tensor
-        else:
-            found.append((unique_name(_own_name(name, described.get("planner_data")), taken), tensor))
+        budget -= 1 if layout is None else len(layout[1])
+        try:
+            if budget < 0:
+                raise InvalidFileError(_TOO_MANY)
+            if layout is not None:
+                own = [("", _join(path, *layout, places.get(name, {}), files))]
+            else:
+                own = list(_object_tensors(path, places.get(name, {}), files, left_out))
+        except InvalidFileError as error:
+            left_out[printable(name)] = str(error)
+            continue
+        name = _own_name(name, described.get("planner_data"))
+        found += [(unique_name(f"{name}{end}", taken), tensor) for end, tensor in own]
     if not found and not left_out:
         raise InvalidFileError("no weights")
     companions = tuple(path.parent / name for name, opened in files.items() if not isinstance(opened, str))
@@ -166,40 +170,48 @@ def _layout(entry: CallRecord) -> tuple[tuple[int, ...], list[tuple[Any, Any]]] 
 
 def _join(
     path: Path,
-    name: str,
     shape: tuple[int, ...],
     boxes: list[tuple[Any, Any]],
     places: dict[str, _Place],
     files: dict[str, np.ndarray | str],
-) -> LazyTensor | str:
-    """The tensor, or why it can't be read."""
+) -> LazyTensor:
+    """The tensor that the chunks at these offsets, of these sizes, make up."""
     chunks: list[Chunk] = []
     for offsets, sizes in boxes:
         place = places.get(str(offsets))
         if offsets is None or sizes is None or place is None:
-            return "a chunk without a place"
-        if place.transforms:
-            return "compressed chunks"
-        if place.file not in files:
-            files[place.file] = _open(path, place.file) if len(files) < MAX_SHARDS else "in too many files"
-        opened = files[place.file]
-        if isinstance(opened, str):
-            return opened
-        try:
-            tensor = _read_chunk(slice_bytes(opened, place.offset, place.length))
-            if tensor.shape != sizes:
-                return "a chunk of another shape"
-            if tensor.nbytes > place.length:
-                return "larger than its file"
-            if (reason := tensor.unreadable_reason()) is not None:
-                return reason
-        except InvalidFileError as error:
-            return str(error)
+            raise InvalidFileError("a chunk without a place")
+        tensor = _read_item(path, place, files)
+        if not isinstance(tensor, LazyTensor) or tensor.shape != sizes:
+            raise InvalidFileError("a chunk of another shape")
+        if tensor.nbytes > place.length:
+            raise InvalidFileError("larger than its file")
+        if (reason := tensor.unreadable_reason()) is not None:
+            raise InvalidFileError(reason)
         chunks.append(Chunk(offsets, tensor))
-    try:
-        return join_chunks(chunks, shape)
-    except InvalidFileError as error:
-        return str(error)
+    return join_chunks(chunks, shape)
+
+
+def _object_tensors(
+    path: Path, places: dict[str, _Place], files: dict[str, np.ndarray | str], left_out: dict[str, str]
+) -> Iterator[tuple[str, LazyTensor]]:
+    """Yields the tensors in an object that is no tensor, each with the end of its name."""
+    place = places.get("()")
+    if place is not None:
+        content = _read_item(path, place, files)
+        yield from ((f".{name}", tensor) for name, tensor in all_tensors(content, left_out))
+
+
+def _read_item(path: Path, place: _Place, files: dict[str, np.ndarray | str]) -> Any:
+    """What lies at a place. `files` keeps the open files, or why they can't be opened."""
+    if place.transforms:
+        raise InvalidFileError("compressed chunks")
+    if place.file not in files:
+        files[place.file] = _open(path, place.file) if len(files) < MAX_SHARDS else "in too many files"
+    opened = files[place.file]
+    if isinstance(opened, str):
+        raise InvalidFileError(opened)
+    return load_torch_zip(slice_bytes(opened, place.offset, place.length), _LARGEST_PART, _LARGEST_PART).content
 
 
 def _open(path: Path, file: str) -> np.ndarray | str:
@@ -211,23 +223,18 @@ def _open(path: Path, file: str) -> np.ndarray | str:
         return f"in {printable(file)[:100]}, which can't be read ({error.strerror or error})"
 
 
-def _read_chunk(raw: np.ndarray) -> LazyTensor:
-    content = load_torch_zip(raw, _LARGEST_PART, _LARGEST_PART).content
-    if not isinstance(content, LazyTensor):
-        raise InvalidFileError("not a tensor")
-    return content
-
-
 def _parts(data: np.ndarray, left_out: dict[str, str]) -> Iterator[tuple[str, LazyTensor]]:
-    """Yields the tensors of a `.distcp` file, numbered. Those of no tensor are passed over."""
+    """Yields the tensors of a `.distcp` file, numbered."""
     for number, raw in enumerate(_split_zips(data)):
         if number >= _MOST_CHUNKS:
             left_out["..."] = _TOO_MANY
             return
+        name = f"chunk_{number}"
         try:
-            yield f"chunk_{number}", _read_chunk(raw)
+            content = load_torch_zip(raw, _LARGEST_PART, _LARGEST_PART).content
+            yield from ((f"{name}.{own}", tensor) for own, tensor in all_tensors(content, left_out))
         except InvalidFileError as error:
-            left_out[f"chunk_{number}"] = str(error)
+            left_out[name] = str(error)
 
 
 def _split_zips(data: np.ndarray) -> Iterator[np.ndarray]:

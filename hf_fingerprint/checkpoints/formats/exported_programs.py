@@ -14,7 +14,7 @@ from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.nesting import all_tensors, unique_name
 from hf_fingerprint.checkpoints.formats.torch_files import load_torch_zip
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage, as_sizes, element_bytes, is_size
-from hf_fingerprint.checkpoints.formats.zip_members import TRUNCATED, ZIP_MAGIC, ZipMembers, list_members
+from hf_fingerprint.checkpoints.formats.zip_members import TRUNCATED, ZIP_MAGIC, ZipMembers, names_if_zip
 from hf_fingerprint.checkpoints.limits import MAX_JSON, MAX_TENSORS, parse_json
 from hf_fingerprint.printable import printable
 
@@ -30,21 +30,12 @@ _NESTED = re.compile(r"([^/]+/)?(serialized_(state_dict|constants)\.(pt|json)|da
 _CONFIG = re.compile(r"([^/]+/)?data/(weights|constants)/[^/]+_config\.json")
 _MODEL = re.compile(r"([^/]+/)?(models/[^/]+|serialized_exported_program)\.json")
 _MOST_CONFIGS = 64
-_MOST_PICKLED, _LARGEST_PART = (
-    5_000,
-    4_096,
-)  # tensors with a pickle of their own; bytes of it and of its zip's directory
+_MOST_PICKLED, _LARGEST_PART = 5_000, 4_096  # tensors with a pickle of their own; bytes of it and of its directory
 _VERSION = re.compile(rb'"torch_version": ?"([^"\\]{1,40})"')
 
 
 def _is_exported(head: bytes, path: Path) -> bool:
-    if not head.startswith(ZIP_MAGIC) or _PYTORCH.match(head):
-        return False
-    try:
-        names = list_members(path)
-    except (InvalidFileError, OSError):
-        return False
-    return any(map(_MARK.fullmatch, names))
+    return not _PYTORCH.match(head) and any(map(_MARK.fullmatch, names_if_zip(head, path)))
 
 
 def load_exported_program(path: Path, left_out: dict[str, str]) -> FoundTensors:

@@ -9,7 +9,7 @@ from hf_fingerprint.checkpoints.formats.hdf5_datasets import Hdf5Datasets
 from hf_fingerprint.checkpoints.formats.hdf5_objects import HDF5_MAGIC, Hdf5File
 from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
-from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, ZipMembers, list_members
+from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, ZipMembers, names_if_zip
 from hf_fingerprint.checkpoints.limits import parse_json
 
 
@@ -79,12 +79,7 @@ def _read_version(members: ZipMembers) -> str:
 def _matches(head: bytes, path: Path) -> bool:
     if head.startswith(HDF5_MAGIC):
         return True
-    if not head.startswith(ZIP_MAGIC):
-        return False
-    try:
-        names = list_members(path)
-    except (InvalidFileError, OSError):
-        return False
+    names = names_if_zip(head, path)
     return _METADATA in names and any("/" not in name and name.endswith(_WEIGHTS) for name in names)
 
 

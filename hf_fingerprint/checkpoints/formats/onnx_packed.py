@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.code_tables import NF4
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, Rows, dequantize, packed_rows
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.onnx_graph import Graph, Node, StoredTensor
@@ -14,12 +15,8 @@ from hf_fingerprint.checkpoints.formats.onnx_quantized import Scales
 from hf_fingerprint.checkpoints.formats.torch_tensors import is_size
 
 
-_NORMAL = (
-    -1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0, 0.0795803, 0.1609302,
-    0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1,
-)  # fmt: skip
 _FLOAT = (0, 0.0052083333, 0.6666667, 1, 0.33333334, 0.5, 0.16666667, 0.25)
-_BNB4 = {0: np.array([*_FLOAT, *(-each for each in _FLOAT)], np.float32), 1: np.array(_NORMAL, np.float32)}
+_BNB4 = {0: np.array([*_FLOAT, *(-each for each in _FLOAT)], np.float32), 1: NF4}
 _LARGE_BLOCK = 1 << 16  # padding that a short row may have
 _BAD_SIZES = "sizes that don't fit"
 

@@ -76,7 +76,7 @@ class Scales:
 
 
 def dequantize_weights(graph: Graph, scales: Scales, left_out: dict[str, str]) -> dict[str, ComputedTensor]:
-    """The weights that a graph stores as integers and whose scales it tells, by their tensors' names.
+    """The weights that a graph stores as integers and whose scales it shows, by their tensors' names.
 
     Args:
         graph ([`Graph`]): the graph.
@@ -108,7 +108,7 @@ def _uses(graph: Graph) -> Iterator[tuple[Node, _Use]]:
 
 
 def _scale_names(graph: Graph, node: Node, use: _Use, name: str) -> list[str]:
-    """The tensors whose product is a weight's scale. None, if they can't be told."""
+    """The tensors whose product is a weight's scale. None, if they can't be found."""
     if use.scales:
         named = [graph.tensor_behind(node.input(place)) for place in use.scales]
     else:
@@ -172,7 +172,8 @@ def _dequantized(
         sizes = [1] * len(tensor.shape)
         sizes[axis] = block
         blocks = tuple(sizes)
-    scale = reduce(np.multiply, factors)
+    with np.errstate(all="ignore"):
+        scale = reduce(np.multiply, factors)
     for each in (scale, *(() if zeros is None else (zeros,))):
         scales.spend(sum(size for size, count in zip(tensor.shape, each.shape, strict=True) if count not in (1, size)))
     return dequantize(tensor.rows(), tensor.shape, scale, zeros, tensor.dtype, blocks)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.code_tables import F4_E2M1, NF4
 from hf_fingerprint.checkpoints.formats.companion_files import find_companion
 from hf_fingerprint.checkpoints.formats.computed_tensors import (
     ComputedTensor,
@@ -40,13 +41,9 @@ _DENSE = {
     "f8e5m2": "float8_e5m2", "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "u8": "uint8",
 }  # fmt: skip
 _PACKED = {"i4": 4, "u4": 4, "u2": 2, "u1": 1, "nf4": 4, "f4e2m1": 4, "f8e8m0": 8}  # bits
-_F4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _TABLES: dict[str, np.ndarray] = {
-    "nf4": np.array([
-        -1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0,
-        0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1,
-    ], np.float32),
-    "f4e2m1": np.concatenate([_F4, -_F4]),
+    "nf4": NF4,
+    "f4e2m1": F4_E2M1,
     "f8e8m0": np.array([*np.exp2(np.arange(255) - 127.0), np.nan], np.float32),
 }  # fmt: skip
 
@@ -54,7 +51,7 @@ _TABLES: dict[str, np.ndarray] = {
 def load_openvino(path: Path, left_out: dict[str, str]) -> FoundTensors:
     """The weights of an OpenVINO IR, dequantized to `float32` where they are compressed.
 
-    A weight has the name of its constant or of the layer that completes it, whichever tells more. Constants of fewer
+    A weight has the name of its constant or of the layer that completes it, whichever says more. Constants of fewer
     than 16 elements are settings of layers and not given.
 
     Args:
@@ -69,7 +66,7 @@ def load_openvino(path: Path, left_out: dict[str, str]) -> FoundTensors:
     weights = find_companion(path, PurePosixPath(path.with_suffix(".bin").name))
     constants = _Constants(map_file(weights))
     tensors = [found for graph in graphs for found in constants.weights_of(graph, left_out)]
-    return FoundTensors(tensors, f"OpenVINO {version}" if version else "", (weights,))
+    return FoundTensors(tensors, f"OpenVINO {version.partition('-')[0]}" if version else "", (weights,))
 
 
 class _Constants:
@@ -107,7 +104,7 @@ class _Constants:
             for user, port in graph[key].users[:_MOST_USERS]:
                 try:
                     following = self._apply(graph, key, user, port, tensor, used)
-                except InvalidFileError:  # its scales can't be read: the codes are given as they are
+                except InvalidFileError:  # its scales can't be read: the codes are given unchanged
                     following = None
                 if following is not None:
                     key, tensor = user, following
@@ -115,8 +112,8 @@ class _Constants:
                     break
             else:
                 break
-        told = [name for name in names if not _UNNAMED.fullmatch(name)]
-        return min(told, key=len, default=names[0]), tensor
+        telling_names = [name for name in names if not _UNNAMED.fullmatch(name)]
+        return min(telling_names, key=len, default=names[0]), tensor
 
     def _apply(
         self, graph: Graph, key: str, user: str, port: str, tensor: LazyTensor, used: set[str]
@@ -192,7 +189,7 @@ def _constant_before(graph: Graph, key: str) -> str | None:
 def _reshape(tensor: LazyTensor, target: np.ndarray) -> LazyTensor | None:
     """A dequantized tensor in another shape of as many rows, such as without its groups, or `None`."""
     shape = tensor.shape
-    if not isinstance(tensor, ComputedTensor) or target.ndim != 1 or target.size > MAX_DIMENSIONS:
+    if not isinstance(tensor, ComputedTensor) or target.ndim != 1 or target.dtype.kind != "i":
         return None
     sizes = [shape[i] if size == 0 and i < len(shape) else int(size) for i, size in enumerate(target)]
     if sizes.count(-1) == 1:
@@ -211,9 +208,9 @@ def _stored(tensor: LazyTensor) -> str:
 
 def _sizes(layer: Layer) -> tuple[int, ...] | None:
     """The shape of a constant, or `None`."""
-    text = layer.data.get("shape", "")
-    listed = text.split(",") if text.strip() else []
-    if layer.kind != "Const" or len(listed) > MAX_DIMENSIONS:
+    text = layer.data.get("shape")
+    listed = text.split(",") if text and text.strip() else []
+    if layer.kind != "Const" or text is None or len(listed) > MAX_DIMENSIONS:
         return None
     sizes = [_number(each) for each in listed]
     return None if None in sizes else tuple(size for size in sizes if size is not None)

@@ -1,5 +1,6 @@
 """Read the model's tensors from PyTorch files (.bin, .pt, .pth, .ckpt, ...)."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, LazyTensor
 from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_EXPANSION_RATIO
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
+
+
+_FLAT = re.compile(r"(\A|\.)_?flat_param(_\d+)?(\.|\Z)")
 
 
 class PickledTensors(NamedTuple):
@@ -98,6 +102,8 @@ def _unreadable_reason(name: object, tensor: LazyTensor, byte_budget: int, suspe
         return "an invalid name"
     if suspect and not tensor.numel():
         return EMPTY
+    if suspect and _FLAT.search(str(name)):
+        return "a flat vector of FSDP, without shapes: save a full or a sharded state dict"
     return "larger than its file" if tensor.nbytes > byte_budget else None
 
 

@@ -48,7 +48,7 @@ class QuantizedTensor(ComputedTensor):
             self._prepare()
         except InvalidFileError as error:
             return str(error)
-        return None
+        return super().unreadable_reason()
 
     def _compute(self, start: int, stop: int) -> np.ndarray:
         return self._prepare()(start, stop)
@@ -62,10 +62,10 @@ class QuantizedTensor(ComputedTensor):
             if axis:
                 wide = [1] * len(self.shape)
                 wide[axis[0]] = self.shape[axis[0]]
-                try:
-                    scales, zeros = (stored_values(each).reshape(wide) for each in (scales, zeros))
-                except ValueError:
-                    raise InvalidFileError("scales of another shape") from None
+                for each in (scales, zeros):
+                    if each.numel() != self.shape[axis[0]] or not each.contiguous:  # a view may be of any size
+                        raise InvalidFileError(each.unreadable_reason() or "scales of another shape")
+                scales, zeros = (stored_values(each).reshape(wide) for each in (scales, zeros))
             with np.errstate(all="ignore"):
                 scales, zeros = (np.asarray(each, np.float64).astype(np.float32) for each in (scales, zeros))
                 self._computed = dequantize(rows, self.shape, scales, zeros, self.stored).rows
@@ -121,7 +121,7 @@ def packed_parameters(name: str, value: Any) -> tuple[str, dict[Any, Any]] | Non
         parts = value.state if scripted else None
     else:
         parts = value if name.endswith(_PACKED) else None
-    if not isinstance(parts, tuple):
+    if not isinstance(parts, tuple | list):
         return None
     tensors = _flat_tensors(parts)
     weights = [each for each in tensors if isinstance(each, QuantizedTensor)]

@@ -6,13 +6,13 @@ from pathlib import Path
 from hf_fingerprint.checkpoints.formats.containers import Format
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
 from hf_fingerprint.checkpoints.formats.registry import FORMATS
-from hf_fingerprint.checkpoints.formats.torch_files import list_members
+from hf_fingerprint.checkpoints.formats.zip_members import list_members
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
 SAFETENSORS, PYTORCH = "safetensors", "PyTorch"
-WEIGHT_SUFFIXES = re.compile(r"\.(safetensors|bin|pth|pt|ckpt|th|pkl|pickle)(\.tar)?$", re.IGNORECASE)
+WEIGHT_SUFFIXES = re.compile(r"\.(safetensors|bin|pth|pt|ptl|ckpt|th|pkl|pickle)(\.tar)?$", re.IGNORECASE)
 _HEAD_BYTES = 512
 _OLD_PICKLE = re.compile(rb"\((dp|lp|i?d)\d|c[\w.]+\n[\w.]+\n")
 _CONVERT = "convert it to safetensors"
@@ -152,7 +152,7 @@ def _describe_by_name(path: Path, head: bytes) -> str:
     """The format or message for a file whose first bytes are not known, by its name."""
     suffix = path.suffix.lower()
     if suffix == ".bin" and (path.with_suffix(".xml").is_file() or path.name.lower().startswith("openvino")):
-        return "holds OpenVINO weights, which are not supported: give the model that it was converted from"
+        return "holds OpenVINO weights, which are read with their graph: give the .xml file next to it"
     for pattern, message in _BY_NAME:
         if re.search(pattern, path.name.lower()):
             return message

@@ -56,3 +56,43 @@ def join_chunks(chunks: list[Chunk], shape: tuple[int, ...]) -> LazyTensor:
         return found
 
     return ComputedTensor(compute, shape, parts[0].tensor.dtype)
+
+
+class FlatPiece(NamedTuple):
+    """Adjacent elements of a flat vector.
+
+    Attributes:
+        tensor ([`LazyTensor`]): the vector.
+        start (`int`): the first element.
+        size (`int`): how many they are.
+    """
+
+    tensor: LazyTensor
+    start: int
+    size: int
+
+
+def join_pieces(pieces: list[FlatPiece], shape: tuple[int, ...]) -> ComputedTensor:
+    """The tensor whose elements in row-major order are those of the pieces, one after another, as `float32`.
+
+    Args:
+        pieces (`list[FlatPiece]`): readable pieces; they may have more elements than the tensor.
+        shape (`tuple[int, ...]`): its shape.
+    """
+    rows = [stored_rows(each.tensor) for each in pieces]
+    ends = np.cumsum([each.size for each in pieces])
+    row = prod(shape[1:])
+
+    def compute(start: int, stop: int) -> np.ndarray:
+        first, last = start * row, stop * row
+        found = np.empty(last - first, np.float32)
+        for number in range(int(np.searchsorted(ends, first, "right")), len(pieces)):
+            piece, begin = pieces[number], int(ends[number]) - pieces[number].size
+            if begin >= last:
+                break
+            low, high = max(first, begin), min(last, begin + piece.size)
+            values = rows[number](piece.start + low - begin, piece.start + high - begin)
+            found[low - first : high - first] = values
+        return found.reshape(stop - start, *shape[1:])
+
+    return ComputedTensor(compute, shape, pieces[0].tensor.dtype if pieces else "float32")

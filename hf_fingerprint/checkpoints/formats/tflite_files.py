@@ -16,7 +16,7 @@ from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, 
 from hf_fingerprint.checkpoints.formats.flatbuffers import FlatTable
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor, map_file
 from hf_fingerprint.checkpoints.formats.tflite_buffers import TfliteBuffers
-from hf_fingerprint.checkpoints.formats.tflite_quantization import CODES, FLOATS, dequantize_codes, stored
+from hf_fingerprint.checkpoints.formats.tflite_quantization import CODES, FLOATS, dequantize_codes, scaling_key, stored
 from hf_fingerprint.checkpoints.formats.tflite_sparsity import SparseTensor
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, as_sizes, element_bytes
 from hf_fingerprint.checkpoints.limits import (
@@ -91,20 +91,31 @@ class _Siblings:
 def _distinct_tensors(model: FlatTable, buffers: TfliteBuffers) -> Iterator[tuple[str, FlatTable, _Siblings]]:
     """Names and tables of all tensors, constant or not, each with the tensors of its subgraph.
 
-    A file of several signatures has a subgraph for each, and they share the weights: these are given once.
+    A file of several signatures has a subgraph for each, and they share the weights: these are given once, unless
+    subgraphs scale the same integers in different ways.
     """
-    earlier: set[tuple[int, int, int, bytes]] = set()
+    earlier: set[tuple[object, ...]] = set()
     for subgraph in model.tables(_SUBGRAPH_LIST):
-        tables, own = list(subgraph.tables(0)), set()
-        siblings = _Siblings(tables, buffers)
+        tables = list(subgraph.tables(0))
+        siblings, own = _Siblings(tables, buffers), set[tuple[object, ...]]()
         for index, table in enumerate(tables):
-            numbers = [table.integer(slot, "<I") for slot in (_BUFFER, _EXTERNAL_BUFFER)]
-            shape = table.numbers(_SHAPE, "<i4")[:MAX_DIMENSIONS].tobytes()
-            key = (numbers[0], numbers[1], table.integer(_TYPE, "<b"), shape)
+            key = _values_key(table)
             own.add(key)
             if key not in earlier:
                 yield table.text(_NAME)[:MAX_NAME] or f"tensor {index}", table, siblings
         earlier |= own
+
+
+def _values_key(table: FlatTable) -> tuple[object, ...]:
+    """Equal for tensors of subgraphs only if they have the same values."""
+    quantization, sparsity = table.table(_QUANTIZATION), table.table(_SPARSITY)
+    return (
+        *(table.integer(slot, "<I") for slot in (_BUFFER, _EXTERNAL_BUFFER)),
+        table.integer(_TYPE, "<b"),
+        table.numbers(_SHAPE, "<i4")[:MAX_DIMENSIONS].tobytes(),
+        None if quantization is None else scaling_key(quantization),
+        None if sparsity is None else sparsity.place,
+    )
 
 
 def _read_tensor(table: FlatTable, siblings: _Siblings) -> LazyTensor | None:
@@ -154,7 +165,7 @@ def _shape(table: FlatTable) -> tuple[int, ...]:
 
 
 def _producer(model: FlatTable, buffers: TfliteBuffers) -> str:
-    """The converter: TensorFlow's version if the file tells it, or the file's description."""
+    """The converter: TensorFlow's version if the file names it, or the file's description."""
     for entry in model.tables(_METADATA):
         if entry.text(0) == "CONVERSION_METADATA":
             with suppress(InvalidFileError):

@@ -1,6 +1,7 @@
 """Integer tensors of TFLite files, dequantized: with one scale, one for each channel, or one for each block."""
 
 from collections.abc import Callable
+from hashlib import blake2b
 from math import prod
 from typing import NamedTuple
 
@@ -109,6 +110,14 @@ def dequantize_codes(
     axis = quantization.integer(_AXIS)
     zero = _along(axis, zeros, shape) if zeros.any() else None
     return dequantize(rows, shape, _along(axis, scales, shape), zero, stored_as)
+
+
+def scaling_key(quantization: FlatTable) -> tuple[object, ...]:
+    """Equal for `QuantizationParameters` of several subgraphs only if they scale integers in the same way."""
+    details = quantization.table(_DETAILS)
+    vectors = quantization.numbers(_SCALE, "<f4"), quantization.numbers(_ZERO, "<i8")
+    digest = blake2b(b"".join(np.ascontiguousarray(each).data for each in vectors), digest_size=16).digest()
+    return digest, len(vectors[0]), quantization.integer(_AXIS), None if details is None else details.place
 
 
 def _along(axis: int, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

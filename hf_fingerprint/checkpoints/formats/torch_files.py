@@ -17,7 +17,6 @@ from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
 from hf_fingerprint.checkpoints.formats.torch_calls import build_call, parse_storage
 from hf_fingerprint.checkpoints.formats.torch_tensors import Storage
 from hf_fingerprint.checkpoints.formats.zip_members import TRUNCATED, ZipMembers
-from hf_fingerprint.checkpoints.formats.zip_members import list_members as list_members
 from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY
 
 

@@ -5,10 +5,12 @@ from math import prod
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
 
 
 _NOTHING = np.empty(0, np.uint8)
+_NAN = 0xFF  # each byte of NaN, in every format of floats
 
 
 class UnpackedTensor(LazyTensor):
@@ -32,6 +34,11 @@ class UnpackedTensor(LazyTensor):
         return 0, 0
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Bytes `start` to `stop` in row-major order, as `uint8`."""
+        """Bytes `start` to `stop` in row-major order, as `uint8`; of damaged parts, those of NaN."""
         stop = self.nbytes if stop is None else stop
-        return self._unpack(start, stop) if start < stop else _NOTHING
+        try:
+            return self._unpack(start, stop) if start < stop else _NOTHING
+        except (
+            InvalidFileError
+        ):  # one damaged tensor, which nothing may need, must not keep the others from being read
+            return np.full(stop - start, _NAN, np.uint8)

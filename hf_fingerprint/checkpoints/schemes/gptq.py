@@ -11,6 +11,7 @@ from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, S
 
 _ORDER = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])  # of AWQ's columns in an integer
 _SAMPLE = 1 << 20  # codes
+_FEW = 64  # groups that are read one by one
 
 
 def _columns(found: Companions) -> Dequantized | None:
@@ -70,7 +71,13 @@ def _by_index(index: np.ndarray | None, values: LazyTensor, shape: tuple[int, in
     if np.array_equal(index, np.arange(shape[0]) // -(-shape[0] // groups)):
         return values
     read = stored_rows(values)
-    return ComputedTensor(lambda start, stop: read(0, groups)[index[start:stop]], shape, "")
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        used, places = np.unique(index[start:stop], return_inverse=True)
+        found = [read(group, group + 1) for group in used] if len(used) < _FEW else [read(0, groups)[used]]
+        return np.concatenate(found)[places]
+
+    return ComputedTensor(rows, shape, "")
 
 
 COLUMNS = Scheme("GPTQ", ("qweight",), _columns)

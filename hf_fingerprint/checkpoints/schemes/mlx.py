@@ -1,4 +1,4 @@
-"""MLX: `weight` as `uint32` with `scales` and `biases` for each group of a row; nothing tells the bits of a code."""
+"""MLX: `weight` as `uint32` with `scales` and `biases` for each group of a row; nothing says the bits of a code."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, S
 
 _BITS = (8, 6, 5, 4, 3, 2)
 _GROUPS = (16, 32, 64, 128, 256)
-_SAMPLE = 64  # rows
+_SAMPLE = 1 << 20  # bytes
 _FULL = 0.95  # of the codes' range that an honest group takes
 
 
@@ -29,7 +29,10 @@ def _groups(found: Companions) -> Dequantized | None:
     bits = possible[0]
     if len(possible) > 1:
         sample = {each: bit_rows(codes, each, stored_bits // each) for each in possible}
-        bits = max(possible, key=lambda each: _full_groups(sample[each], min(rows, _SAMPLE), groups, each))
+        count = min(rows, _SAMPLE // (stored_bits // 8))
+        if count < 1:
+            raise InvalidFileError("rows that are too long")
+        bits = max(possible, key=lambda each: _full_groups(sample[each], count, groups, each))
     shape = (rows, stored_bits // bits)
     tensor = dequantize(bit_rows(codes, bits, shape[1]), shape, scales, stored=f"uint{bits}", offsets=biases)
     return Dequantized(f"{found.prefix}weight", tensor)

@@ -1,5 +1,7 @@
 """optimum-quanto: `weight._data`, `weight._scale`; below 8 bits also `weight._shift`, and codes stacked by rows."""
 
+from math import prod
+
 from hf_fingerprint.checkpoints.formats.computed_tensors import dequantize, stored_rows
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.schemes.packed_codes import stacked_rows
@@ -8,6 +10,7 @@ from hf_fingerprint.checkpoints.schemes.scheme import (
     Companions,
     Dequantized,
     Scheme,
+    check_elements,
     fit_scale,
     matrix_shape,
     reshaped,
@@ -19,6 +22,7 @@ def _eight_bits(found: Companions) -> Dequantized | None:
     scales = fit_scale(found.get("weight._scale"), codes.shape)
     found.drop("input_scale", "output_scale")
     name = f"{found.prefix}weight"
+    found.shape_of(name)
     return Dequantized(name, dequantize(stored_rows(codes), codes.shape, scales, stored=codes.dtype))
 
 
@@ -37,8 +41,10 @@ def _stacked(found: Companions) -> Dequantized | None:
     else:
         grid = dequantize(rows, shape, scales, shifts, stored=stored)
     found.drop("input_scale", "output_scale")
-    whole = shape if len(shape) > 2 else matrix_shape(grid.numel(), found.peek("bias"), shape)
-    return Dequantized(f"{found.prefix}weight", reshaped(grid, whole))
+    name, elements = f"{found.prefix}weight", prod(shape)
+    if (whole := found.shape_of(name)) is None:
+        whole = shape if len(shape) > 2 else matrix_shape(elements, found.peek("bias"), shape)
+    return Dequantized(name, reshaped(grid, check_elements(whole, elements)))
 
 
 EIGHT_BITS = Scheme("optimum-quanto", ("weight._data",), _eight_bits)

@@ -1,7 +1,7 @@
 """What a scheme declares, and how it gets the tensors of one weight.
 
 A scheme gets hostile tensors: it decides by their names, types and shapes, and checks all sizes before anything is
-read. It raises an [`InvalidFileError`] or returns `None` for tensors that are not its own, which stay as they are.
+read. It raises an [`InvalidFileError`] or returns `None` for tensors that are not its own, which stay unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.computed_tensors import stored_values
+from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor, stored_rows, stored_values
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS
@@ -19,6 +19,8 @@ from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS
 
 SHAPE = "shape"  # what follows the name of a tensor subclass in a pickle
 MAX_VALUES = 1 << 16  # elements of a companion that is read when a file is opened, such as a code book or a shape
+_MAX_GROUP = 1 << 20  # elements of a row that is computed for a part of it
+_FEW_COLUMNS = 2048  # which are faster to read than to select
 _MAX_SETTING = 16  # elements of a setting of a layer, such as the name of a type
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
@@ -168,12 +170,28 @@ class _Reshaped(LazyTensor):
 def reshaped(tensor: LazyTensor, shape: tuple[int, ...], dtype: str | None = None) -> LazyTensor:
     """The elements of a tensor, in row-major order, in another shape; those beyond the end are zero or left out.
 
+    Rows of a tensor that is computed must be short, since a row of the new shape may need a whole one.
+
     Args:
         tensor ([`LazyTensor`]): the tensor.
         shape (`tuple[int, ...]`): the new shape.
         dtype (`str`, *optional*): PyTorch dtype that its bytes are taken as; by default its own.
+
+    Raises:
+        [`InvalidFileError`]: if its rows are too long.
     """
+    if tensor.shape != shape and isinstance(tensor, ComputedTensor) and prod(tensor.shape[1:]) > _MAX_GROUP:
+        raise InvalidFileError(f"groups of more than {_MAX_GROUP:,} elements")
     return tensor if tensor.shape == shape and dtype is None else _Reshaped(tensor, shape, dtype or tensor.dtype)
+
+
+def columns_of(values: LazyTensor, start: int, stop: int) -> np.ndarray:
+    """Columns `start` to `stop` of a tensor of shape `(groups, columns, ...)`, of which few more are read."""
+    groups, columns = values.shape[:2]
+    if columns <= _FEW_COLUMNS:
+        return stored_rows(values)(0, groups)[:, start:stop]
+    read = stored_rows(reshaped(values, (groups * columns, *values.shape[2:])))
+    return np.stack([read(group * columns + start, group * columns + stop) for group in range(groups)])
 
 
 def matrix_shape(elements: int, bias: LazyTensor | None, otherwise: tuple[int, ...]) -> tuple[int, ...]:

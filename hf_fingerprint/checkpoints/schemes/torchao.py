@@ -20,6 +20,7 @@ from hf_fingerprint.checkpoints.schemes.scheme import (
     Dequantized,
     Scheme,
     check_elements,
+    columns_of,
     fit_scale,
     reshaped,
 )
@@ -27,6 +28,7 @@ from hf_fingerprint.checkpoints.schemes.scheme import (
 
 _NESTS = re.compile(r"(\.(tensor_impl|layout_tensor|original_weight_tensor))*\.$")
 _SHARDS = {"int4_shard": 4, "int2_shard": 2, "int1_shard": 1}
+_MIN_GROUP = 16  # codes that share a scale
 _TILE = 1024  # columns that the tiles of a GPU are padded to
 
 
@@ -86,6 +88,8 @@ def _affine(
 
 def _four_bits(codes: LazyTensor, scales: LazyTensor, zeros: LazyTensor) -> ComputedTensor:
     """Codes of 4 bits with the groups of a column in the rows of the scales."""
+    if scales.shape[0] * _MIN_GROUP > codes.nbytes * 2 // codes.shape[0]:
+        raise InvalidFileError("groups that are too small")
     whole = codes.dtype == "int32"
     shape = (codes.shape[0], codes.shape[1] * (8 if whole else 2))
     rows = bit_rows(codes, 4, shape[1], signed=not whole)
@@ -96,23 +100,23 @@ def _four_bits(codes: LazyTensor, scales: LazyTensor, zeros: LazyTensor) -> Comp
 
 
 def _transposed(values: LazyTensor) -> ComputedTensor:
-    """A matrix with its axes exchanged, which is read as a whole."""
+    """A matrix with its axes exchanged."""
     groups, rows = values.shape
-    read = stored_rows(values)
-    return ComputedTensor(lambda start, stop: read(0, groups)[:, start:stop].T, (rows, groups), "")
+    return ComputedTensor(lambda start, stop: columns_of(values, start, stop).T, (rows, groups), "")
 
 
 def _tiles(found: Companions) -> Dequantized | None:
     """Codes of 4 bits in tiles for a GPU, with `(scale, zero)` of shape `(groups, rows, 2)`."""
     name, codes, pairs = weight_name(found.prefix), found.get(found.ending), found.get("scale_and_zero")
     rows, padded = tiled_rows(codes)
-    if len(pairs.shape) != 3 or pairs.shape[1:] != (padded[0], 2) or padded[1] % max(pairs.shape[0], 1):
+    if len(pairs.shape) != 3 or pairs.shape[1:] != (padded[0], 2) or padded[1] // _MIN_GROUP < pairs.shape[0]:
         raise InvalidFileError("scales of another shape")
     groups = pairs.shape[0]
-    read = stored_rows(pairs)
 
     def part(number: int) -> ComputedTensor:
-        return ComputedTensor(lambda start, stop: read(0, groups)[:, start:stop, number].T, (padded[0], groups), "")
+        return ComputedTensor(
+            lambda start, stop: columns_of(pairs, start, stop)[..., number].T, (padded[0], groups), ""
+        )
 
     whole = dequantize(rows, padded, part(0), 8, "uint4", offsets=part(1))
     shape = _shape_of(found, name) or padded

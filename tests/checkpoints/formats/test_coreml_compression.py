@@ -245,6 +245,17 @@ def test_scales_are_counted_over_all_constants(monkeypatch):
         decompressor.outputs("constexpr_blockwise_shift_scale", inputs)
 
 
+def test_constants_are_not_followed_without_end():
+    decompressor, steps = Decompressor(), coreml_compression.MAX_STEPS
+    constant, scale = codes(TWO, 8), plain(np.full((1, 1), 2, np.float32))
+    for _ in range(steps):
+        (constant,) = decompressor.outputs("constexpr_blockwise_shift_scale", {"data": constant, "scale": scale})
+
+    np.testing.assert_array_equal(stored_values(constant.tensor), TWO * 2**steps)
+    with pytest.raises(InvalidFileError, match="nested too deep"):
+        decompressor.outputs("constexpr_blockwise_shift_scale", {"data": constant, "scale": scale})
+
+
 def test_rows_too_long_to_be_computed_are_refused():
     raw = np.zeros(1 << 22, np.uint8)
 

@@ -196,10 +196,10 @@ def test_what_is_no_program_is_refused(body, tmp_path):
         FORMAT.load(path, {})
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MAX_TOKENS", 50), ("MAX_TEXT", 100)])
+@pytest.mark.parametrize(("limit", "value"), [("MAX_TOKENS", 50), ("MAX_TEXT", 100), ("MAX_NUMBERS", 5)])
 def test_programs_are_bounded(limit, value, tmp_path, monkeypatch):
     monkeypatch.setattr(coreml_text, limit, value)
     monkeypatch.setattr("hf_fingerprint.checkpoints.formats.coreml_files.MAX_TEXT", coreml_text.MAX_TEXT)
 
     with pytest.raises(InvalidFileError, match="more than"):
-        read(function(weight("w") * 3), tmp_path)
+        read(function(weight("w") * 3 + weight("v", "[1, 2, 3, 4]", "tensor<fp32, [2, 2]>") * 2), tmp_path)

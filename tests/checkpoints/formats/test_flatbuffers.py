@@ -87,7 +87,7 @@ def test_a_table_may_not_begin_before_the_file():
 
 
 def test_one_table_can_not_be_visited_forever(monkeypatch):
-    monkeypatch.setattr(flatbuffers, "MAX_FIELDS", 100)
+    monkeypatch.setattr(flatbuffers, "MAX_VISITED", 100)
 
     with pytest.raises(InvalidFileError, match="more than 100 fields"):
         list(root({0: [{}] * 30}).tables(0))

@@ -148,3 +148,27 @@ def test_modules_nested_in_each_other_again_and_again_are_refused(tmp_path, monk
 
     for suspect in (True, False):
         assert "more than 10,000 nested values" in refused(lambda s=suspect: open_checkpoint(path, suspect=s))
+
+
+class Odd(torch.nn.Module):
+    """A module that keeps tensors where its state dict has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2, bias=False)
+        self.kept = A
+        self.listed = [B, torch.nn.Linear(2, 1, bias=False)]
+        self.again = {"same": self.inner.weight, "module": self.inner}
+
+
+def test_a_suspects_module_gives_what_it_keeps_besides_its_state_dict(tmp_path):
+    odd = Odd()
+
+    found = suspect(saved(tmp_path / "x.pt", {"model": odd}))
+
+    assert found == {
+        "inner.weight": odd.inner.weight.flatten().tolist(),
+        "kept": A.tolist(),
+        "listed.0": B.tolist(),
+        "listed.1.weight": odd.listed[1].weight.flatten().tolist(),
+    }

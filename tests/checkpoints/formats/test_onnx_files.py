@@ -50,7 +50,7 @@ def folded(name: str, norm: str) -> np.ndarray:
 
 def nearest(wanted: np.ndarray, found: dict[str, np.ndarray]) -> np.ndarray:
     """Of the tensors of this shape, or its transpose, the one with the smallest error."""
-    either = [turned for each in found.values() if each.ndim == wanted.ndim for turned in (each, each.T)]
+    either = [transposed for each in found.values() if each.ndim == wanted.ndim for transposed in (each, each.T)]
     fitting = [each for each in either if each.shape == wanted.shape]
     return min(fitting, key=lambda each: float(np.abs(each - wanted).max()))
 
@@ -195,6 +195,18 @@ def test_external_data_may_not_leave_the_folder(tmp_path):
     assert "outside its folder" in left_out["up"] and "outside its folder" in left_out["link"]
     assert "missing" in left_out["missing"]
     assert found.companions == (folder / "inside" / "w.data",)
+
+
+def test_external_data_in_the_cache_of_the_hub_is_read(tmp_path):
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "0123" / "onnx"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    write(blobs / "a", model([external("w", (4, 8), "model.onnx_data")]))
+    write(blobs / "b", VALUES.tobytes())
+    (snapshot / "model.onnx").symlink_to(blobs / "a")
+    (snapshot / "model.onnx_data").symlink_to(blobs / "b")
+
+    np.testing.assert_array_equal(load(snapshot / "model.onnx")[1]["w"], VALUES)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(64, 128), (1 << 62, 1), ("-1", 4), ("1e3", 4), (0, 1 << 62)])

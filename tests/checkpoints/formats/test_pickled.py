@@ -416,3 +416,13 @@ def test_reading_needs_no_pytorch(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "['a']"
+
+
+def test_flat_vectors_of_fsdp_are_named_with_what_to_do(tmp_path):
+    path = saved(
+        tmp_path / "x.pt", {"model": {"_fsdp_wrapped_module._flat_param": torch.ones(5), "head": torch.ones(2)}}
+    )
+
+    with open_checkpoint(path, suspect=True) as opened:
+        assert list(opened.tensors) == ["head"]
+        assert "sharded state dict" in opened.left_out["_fsdp_wrapped_module._flat_param"]

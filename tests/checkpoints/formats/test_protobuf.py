@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.checkpoints.formats import protobuf
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.formats.protobuf import Message
+from hf_fingerprint.checkpoints.formats.protobuf import Message, first_numbers
 
 
 def varint(value):
@@ -98,3 +98,11 @@ def test_fields_are_counted_over_all_messages_of_a_file(monkeypatch):
     with pytest.raises(InvalidFileError, match="more than 10 fields"):
         for inner in found.messages(1):
             inner.integers(1)
+
+
+def test_the_first_fields_are_known_without_reading_the_rest():
+    raw = np.frombuffer(field(1, 0, b"\x08") + field(2, 2, b"ab") + field(502, 2, b"\xff" * 9) + b"\xff", np.uint8)
+
+    assert first_numbers(raw, 2) == [1, 2]
+    assert first_numbers(raw, 9) == [1, 2, 502]
+    assert first_numbers(raw[:4], 9) == [1]

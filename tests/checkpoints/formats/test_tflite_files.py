@@ -158,7 +158,7 @@ def test_bytes_in_files_next_to_the_model_are_read(tmp_path):
     [
         (external("../weights.bin"), "in a file outside its folder: ../weights.bin"),
         (external("/weights.bin"), "in a file outside its folder: /weights.bin"),
-        (external("other.bin"), "in other.bin, which is missing: download it to the same folder"),
+        (external("other.bin"), "in other.bin, which is missing: download the model again, all of its files"),
         (external("weights.bin", start=8), "cut off or damaged"),
         (external("weights.bin", start=1 << 63), "cut off or damaged"),
         (external("weights.bin", fields={4: "zip"}), "packed as zip"),
@@ -180,6 +180,16 @@ def test_signatures_share_their_weights(tmp_path):
     graphs = [{0: [constant([2], FLOAT32, name=name), constant([2], FLOAT32, name="tied")]} for name in "ab"]
 
     assert [name for name, _ in read(write(tmp_path, subgraphs=graphs, raw=[bytes(8)]))[0]] == ["a", "tied"]
+
+
+@pytest.mark.parametrize(
+    "decoy", [scales(9), scales(1, zeros=(5,)), {4: ("<B", 2), 5: {0: ("<i", 7)}}], ids=["scale", "zero", "blocks"]
+)
+def test_a_subgraph_does_not_hide_how_another_scales_the_same_integers(tmp_path, decoy):
+    graphs = [{0: [constant([2], INT8, name=n, quantization=q)]} for n, q in (("decoy", decoy), ("w", scales(1)))]
+    tensors, _, _ = read(write(tmp_path, subgraphs=graphs, raw=[b"\x01\x02"]))
+
+    np.testing.assert_array_equal(dict(tensors)["w"], [1, 2])
 
 
 def sparsity(order, block_map, *levels):

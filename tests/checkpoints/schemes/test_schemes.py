@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from hf_fingerprint.checkpoints.formats.code_tables import F4_E2M1 as FP4
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.schemes import bitsandbytes, compressed_tensors, gptq, hqq, mlx, quanto, torchao
-from hf_fingerprint.checkpoints.schemes.compressed_tensors import FP4
 from tests.helpers.quantized import Unsigned, dequantized, packed_bits, stored, values_of
 
 
@@ -179,6 +179,11 @@ def test_quanto_groups_are_rows_again_by_the_number_of_biases():
     exactly(dequantized(quanto.STACKED, "a.weight._data._data", **parts), expected)
     found = dequantized(quanto.STACKED, "a.weight._data._data", **parts, a__bias=np.zeros(16))
     exactly(found, expected.reshape(16, 64))
+    shape = {"a__weight.shape": np.array([8, 2, 8, 8])}  # as a whole module's pickle describes it
+    exactly(dequantized(quanto.STACKED, "a.weight._data._data", **parts, **shape), expected.reshape(8, 2, 8, 8))
+    with pytest.raises(InvalidFileError):
+        shape = {"a__weight.shape": np.array([8, 2, 8, -8])}
+        dequantized(quanto.STACKED, "a.weight._data._data", **parts, **shape)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
@@ -276,3 +281,21 @@ def test_awq_interleaves_the_columns_of_an_integer():
     found = dequantized(gptq.COLUMNS, "a.qweight", a__qweight=packed(CODES), a__qzeros=packed(zeros), a__scales=scales)
 
     exactly(found, (CODES - np.repeat(zeros, 4, 0).astype(np.float32)) * np.repeat(scales, 4, 0))
+
+
+def test_groups_that_would_be_computed_again_and_again_are_refused():
+    """A weight of short rows, each a part of a row of the codes that is as long as the file."""
+    size = (1 << 20) + 8
+    parts = {"W_q": np.zeros((2, size), np.uint8), "scale": np.zeros((1, size)), "zero": np.full((1, size), 127.5)}
+    shape = np.array([size // 4, 8])
+
+    with pytest.raises(InvalidFileError):
+        dequantized(hqq.GROUPS, "a.W_q", **{f"a__{key}": each for key, each in parts.items()}, a__shape=shape)
+
+
+def test_torchao_groups_that_are_as_small_as_a_code_are_refused():
+    zeros = np.zeros((64, 16), np.float32)
+    parts = {"a___weight_qdata": pairs(CODES), "a___weight_scale": zeros, "a___weight_zero_point": zeros}
+
+    with pytest.raises(InvalidFileError):
+        dequantized(torchao.PLAIN, "a._weight_qdata", **parts)
