@@ -2,7 +2,7 @@
 
 Codes of 8 bits and more are the integers themselves. Two codes of 4 bits lie in a byte, or eight in 32 bits: side by
 side or in halves, the low bits first or the high ones, with a sign or without. Each way is a tensor of its own; the
-comparison with the base tells which one is right.
+comparison with the base shows which one is right.
 """
 
 from collections.abc import Iterator, Mapping

@@ -2,7 +2,7 @@
 
 Of each part of the suspect a few runs of adjacent weights are read, in its own order. The base's weights at these
 places are gathered for every layout that leads to a carrier's shape. So a part is read once, however many layouts and
-carriers come into question, and all cosines are one product of matrices. They are centered and free of scale, since a
+carriers are compared, and all cosines are one product of matrices. They are centered and free of scale, since a
 suspect's values may be integer codes. One assignment for each number of weights settles which part is whose.
 """
 

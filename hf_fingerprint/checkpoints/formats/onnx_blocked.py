@@ -66,7 +66,7 @@ class _Filter(NamedTuple):
 def unblock_weights(graph: Graph, left_out: dict[str, str]) -> dict[str, LazyTensor]:
     """The filters and biases of blocked convolutions in their plain layout, by their tensors' names.
 
-    Padding is cut where the graph tells the number of channels, or where output channels are zero in both.
+    Padding is cut where the graph shows the number of channels, or where output channels are zero in both.
 
     Args:
         graph ([`Graph`]): the graph.
@@ -192,7 +192,7 @@ class _Channels:
         return true if stored - self._block < true <= stored else stored
 
     def _learn(self, node: Node) -> None:
-        """Takes the channels that a node tells: one that leaves the blocked layout, or a plain convolution."""
+        """Takes the channels that a node shows: one that leaves the blocked layout, or a plain convolution."""
         if node.op == "ReorderOutput" and node.numbers.get("channels", 0) > 0:
             self._known[self._root(node.input(0))] = node.numbers["channels"]
         elif node.op == "Conv" and node.domain != _DOMAIN and node.input(1) in self._graph.tensors:

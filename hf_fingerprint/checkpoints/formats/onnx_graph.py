@@ -89,7 +89,7 @@ class StoredTensor(NamedTuple):
         return self.rows(shape)(0, shape[0] if shape else 1).reshape(shape)
 
     def tensor(self) -> LazyTensor:
-        """The tensor as it is. Integers that PyTorch has no dtype for are given as `float32`."""
+        """The tensor, unchanged. Integers that PyTorch has no dtype for are given as `float32`."""
         if self.reason is None and (self.dtype in _PACKED or self.dtype in _WIDE):
             try:
                 return ComputedTensor(self.rows(), self.shape, self.dtype)

@@ -76,7 +76,7 @@ class Scales:
 
 
 def dequantize_weights(graph: Graph, scales: Scales, left_out: dict[str, str]) -> dict[str, ComputedTensor]:
-    """The weights that a graph stores as integers and whose scales it tells, by their tensors' names.
+    """The weights that a graph stores as integers and whose scales it shows, by their tensors' names.
 
     Args:
         graph ([`Graph`]): the graph.
@@ -108,7 +108,7 @@ def _uses(graph: Graph) -> Iterator[tuple[Node, _Use]]:
 
 
 def _scale_names(graph: Graph, node: Node, use: _Use, name: str) -> list[str]:
-    """The tensors whose product is a weight's scale. None, if they can't be told."""
+    """The tensors whose product is a weight's scale. None, if they can't be found."""
     if use.scales:
         named = [graph.tensor_behind(node.input(place)) for place in use.scales]
     else:

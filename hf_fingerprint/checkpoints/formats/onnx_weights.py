@@ -16,8 +16,8 @@ _OF_QUANTIZERS = re.compile(r"(_quantized|(_DQ)?_Q\d|_Bnb4|_quant)$")
 def find_graph_weights(graph: Graph, left_out: dict[str, str]) -> list[tuple[str, LazyTensor]]:
     """The weights of a graph, in its order. One that is dequantized loses the end that quantizers add to its name.
 
-    Scales, zero points, single numbers and a few integers are no weights. Integers whose scales aren't told are given
-    as they are.
+    Scales, zero points, single numbers and a few integers are no weights. Integers without known scales are given
+    unchanged.
 
     Args:
         graph ([`Graph`]): the graph.

@@ -51,7 +51,7 @@ _TABLES: dict[str, np.ndarray] = {
 def load_openvino(path: Path, left_out: dict[str, str]) -> FoundTensors:
     """The weights of an OpenVINO IR, dequantized to `float32` where they are compressed.
 
-    A weight has the name of its constant or of the layer that completes it, whichever tells more. Constants of fewer
+    A weight has the name of its constant or of the layer that completes it, whichever says more. Constants of fewer
     than 16 elements are settings of layers and not given.
 
     Args:
@@ -104,7 +104,7 @@ class _Constants:
             for user, port in graph[key].users[:_MOST_USERS]:
                 try:
                     following = self._apply(graph, key, user, port, tensor, used)
-                except InvalidFileError:  # its scales can't be read: the codes are given as they are
+                except InvalidFileError:  # its scales can't be read: the codes are given unchanged
                     following = None
                 if following is not None:
                     key, tensor = user, following
@@ -112,8 +112,8 @@ class _Constants:
                     break
             else:
                 break
-        told = [name for name in names if not _UNNAMED.fullmatch(name)]
-        return min(told, key=len, default=names[0]), tensor
+        telling_names = [name for name in names if not _UNNAMED.fullmatch(name)]
+        return min(telling_names, key=len, default=names[0]), tensor
 
     def _apply(
         self, graph: Graph, key: str, user: str, port: str, tensor: LazyTensor, used: set[str]

@@ -165,7 +165,7 @@ def _shape(table: FlatTable) -> tuple[int, ...]:
 
 
 def _producer(model: FlatTable, buffers: TfliteBuffers) -> str:
-    """The converter: TensorFlow's version if the file tells it, or the file's description."""
+    """The converter: TensorFlow's version if the file names it, or the file's description."""
     for entry in model.tables(_METADATA):
         if entry.text(0) == "CONVERSION_METADATA":
             with suppress(InvalidFileError):

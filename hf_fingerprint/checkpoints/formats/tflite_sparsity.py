@@ -1,6 +1,6 @@
 """Sparse tensors of TFLite files, made dense in rows.
 
-A level for each dimension tells which of its indices are stored: all (dense), or those listed for each index of the
+A level for each dimension says which of its indices are stored: all (dense), or those listed for each index of the
 level before (CSR). Block-sparse tensors have a further dense level for each dimension of the blocks.
 """
 

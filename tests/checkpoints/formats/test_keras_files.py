@@ -24,7 +24,7 @@ def loaded(path):
     return dict(found.tensors), left_out, found.producer
 
 
-@pytest.mark.parametrize("path", made("*.keras") + made("*.h5"), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", made("deflated.keras") + made("*.h5"), ids=lambda path: path.name)
 def test_the_weights_of_layers_are_found_with_their_values(path):
     tensors, left_out, _ = loaded(path)
 
@@ -42,6 +42,16 @@ def test_kernels_keep_the_order_of_axes_of_the_file():
     np.testing.assert_array_equal(kernel, copy_weights("conv")["layer4.0.conv1.weight"].transpose(2, 3, 1, 0))
     assert producer.startswith("Keras 3.")
     assert loaded(FORMS / "conv" / "made" / "deflated.keras")[2] == producer
+
+
+def test_codes_of_quantized_layers_are_given_with_their_scales():
+    tensors, left_out, _ = loaded(FORMS / "vit" / "made" / "int8.keras")
+
+    codes, scales = tensors["layers/dense/vars/0"], tensors["layers/dense/vars/2"]
+    kernel = values_of(codes) / values_of(scales)  # as Keras has it
+    assert left_out == {} and codes.dtype == "int8"
+    step = 1 / values_of(scales)
+    assert (np.abs(kernel - copy_weights("vit")["blocks.0.mlp.fc1.weight"].T) <= step * 0.501).all()
 
 
 @pytest.mark.parametrize("name", ["odd", "latest"])

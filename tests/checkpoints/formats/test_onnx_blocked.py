@@ -81,7 +81,7 @@ def test_filters_of_each_kind_are_taken_out_of_their_blocks(block):
 
 @pytest.mark.parametrize("block", [8, 16])
 @pytest.mark.parametrize("shape", [(32, 3, 3, 3), (64, 32, 1, 1), (48, 16, 3, 3), (96, 8, 5, 5)])
-def test_the_size_of_a_block_is_told_by_the_values_if_shapes_do_not(block, shape):
+def test_the_size_of_a_block_is_found_by_the_values_if_shapes_do_not_show_it(block, shape):
     values = draw(*shape)
 
     np.testing.assert_array_equal(unblocked(chain(block, (values, 1)))["w0"], values)

@@ -50,7 +50,7 @@ def folded(name: str, norm: str) -> np.ndarray:
 
 def nearest(wanted: np.ndarray, found: dict[str, np.ndarray]) -> np.ndarray:
     """Of the tensors of this shape, or its transpose, the one with the smallest error."""
-    either = [turned for each in found.values() if each.ndim == wanted.ndim for turned in (each, each.T)]
+    either = [transposed for each in found.values() if each.ndim == wanted.ndim for transposed in (each, each.T)]
     fitting = [each for each in either if each.shape == wanted.shape]
     return min(fitting, key=lambda each: float(np.abs(each - wanted).max()))
 

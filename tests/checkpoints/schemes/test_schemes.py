@@ -179,7 +179,7 @@ def test_quanto_groups_are_rows_again_by_the_number_of_biases():
     exactly(dequantized(quanto.STACKED, "a.weight._data._data", **parts), expected)
     found = dequantized(quanto.STACKED, "a.weight._data._data", **parts, a__bias=np.zeros(16))
     exactly(found, expected.reshape(16, 64))
-    shape = {"a__weight.shape": np.array([8, 2, 8, 8])}  # as a whole module's pickle tells it
+    shape = {"a__weight.shape": np.array([8, 2, 8, 8])}  # as a whole module's pickle describes it
     exactly(dequantized(quanto.STACKED, "a.weight._data._data", **parts, **shape), expected.reshape(8, 2, 8, 8))
     with pytest.raises(InvalidFileError):
         shape = {"a__weight.shape": np.array([8, 2, 8, -8])}
