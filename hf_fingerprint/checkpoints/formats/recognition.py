@@ -41,6 +41,7 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes,
     (0, rb"RKNN", f"is a Rockchip model (RKNN), {_BUILT}"),
     (0, rb"IMOD", f"is an Ascend model (.om), {_BUILT}"),
     (0, rb"7767517\s", f"is an NCNN graph, {_BUILT}"),
+    (0, rb"pbze", f"is a compressed Core ML network, {_BUILT}"),
     (0, rb"Salted__|age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
     (0, rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
