@@ -57,12 +57,11 @@ _BY_NAME: tuple[tuple[str, str], ...] = (  # pattern of a lower-case name, messa
     (r"\.(engine|plan|trt)$", f"holds TensorRT, {_BUILT}"),
     (r"\.mnn$", f"holds MNN, {_BUILT}"),
     (r"\.(om|dlc|rknn)$", f"is compiled for one kind of chip, {_BUILT}"),
-    (r"\.distcp$", f"holds a part of a distributed checkpoint, {_NOT_READ}"),
 )  # fmt: skip
 _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
     (
         r"(\A|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$",
-        "holds an exported program (torch.export), which is not supported: save the model's state dict",
+        "was compiled by AOTInductor, which keeps weights in machine code: give the exported program or a state dict",
     ),
     (r"\A(dlc\.metadata|model\.params\.bin)\Z", f"is a Qualcomm model (.dlc), {_BUILT}"),
     (r"MAR-INF/MANIFEST\.json\Z", f"is a TorchServe archive: {_UNPACK}"),
