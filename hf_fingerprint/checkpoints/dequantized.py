@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.formats.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
 from hf_fingerprint.checkpoints.limits import MAX_NAME

@@ -23,8 +23,8 @@ from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.formats.contained import Container, describe_container, load_contained
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
-from hf_fingerprint.checkpoints.formats.nesting import unique_name
-from hf_fingerprint.checkpoints.formats.pickled import load_pickled
+from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.pytorch.pickled import load_pickled
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, detect_format, other_format
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_size, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
