@@ -6,7 +6,7 @@ import pytest
 from hf_fingerprint.checkpoints.formats.computed_tensors import stored_values
 from hf_fingerprint.checkpoints.formats.onnx.onnx_blocked import unblock_weights
 from hf_fingerprint.checkpoints.formats.onnx.onnx_graph import Graph, Node, StoredTensor
-from tests.checkpoints.formats.test_onnx_files import form
+from tests.checkpoints.formats.onnx.test_onnx_files import form
 
 
 DOMAIN = "com.microsoft.nchwc"
