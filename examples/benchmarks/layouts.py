@@ -110,12 +110,12 @@ def disguise(arrays: Mapping[str, np.ndarray], carriers: Sequence[str], rng: np.
     by_shape: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
     for name in carriers:
         by_shape[arrays[name].shape].append(arrays[name])
-    for alike in by_shape.values():
-        rng.shuffle(alike)
-        while alike:
+    for similar in by_shape.values():
+        rng.shuffle(similar)
+        while similar:
             kind = rng.choice(["one", "one", "fuse", "stack", "cut"])
-            count = min(len(alike), int(rng.integers(2, 4)))
-            parts = [alike.pop() for _ in range(count if kind in ("fuse", "stack") else 1)]
+            count = min(len(similar), int(rng.integers(2, 4)))
+            parts = [similar.pop() for _ in range(count if kind in ("fuse", "stack") else 1)]
             if kind == "fuse" and count > 1:
                 parts = [np.concatenate(parts, int(rng.integers(2)))]
             elif kind == "stack" and count > 1:

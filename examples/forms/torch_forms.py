@@ -84,20 +84,20 @@ def forms(model: torch.nn.Module, example: torch.Tensor) -> dict[str, Callable[[
     }
 
 
-def save_distributed(rank: int, world: int, weights: Path, out: Path) -> None:
-    """Saves a state dict that is sharded over both dimensions, in one process of four."""
+def save_distributed(rank: int, across: int, weights: Path, out: Path) -> None:
+    """Saves a state dict whose rows are sharded over two processes, and its columns over `across`, in one of them."""
     from torch.distributed import checkpoint
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29611", RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    mesh = init_device_mesh("cpu", (2, 2))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29611", RANK=str(rank), WORLD_SIZE=str(2 * across))
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2, across))
     state = {}
     for name, tensor in load_file(weights).items():
         places = [Shard(0), Shard(1) if tensor.ndim > 1 else Replicate()]
         state[name] = distribute_tensor(tensor, mesh, places) if tensor.ndim else tensor
-    checkpoint.save({"model": state, "epoch": 3}, checkpoint_id=out)
+    checkpoint.save({"model": state, "step": 3}, checkpoint_id=out)
     dist.destroy_process_group()
 
 
@@ -108,8 +108,9 @@ def main() -> None:
     model, example = load(folder)
     for name, write in forms(model, example).items():
         write(out / name)
-    arguments = 4, folder / "model.safetensors", out / "distributed"
-    torch.multiprocessing.spawn(save_distributed, args=arguments, nprocs=4)
+    for across, name in ((1, "distributed"), (2, "distributed_2d")):
+        arguments = across, folder / "model.safetensors", out / name
+        torch.multiprocessing.spawn(save_distributed, args=arguments, nprocs=2 * across)
 
 
 if __name__ == "__main__":

@@ -366,7 +366,7 @@ def test_every_set_of_a_repo_is_fetched_and_nothing_else(hub, tmp_path):
     assert opened(found) == [["a", "b"], ["c"]]
     assert found.unread == (("tf_model.h5", "is not a complete Keras file: download it again"),)
     assert {(source.name, source.revision) for source in found.sets} == {("org/name", repo.refs["main"])}
-    assert served(hub) == {*SHARDS, "stolen/x.bin"}
+    assert served(hub) == {*SHARDS, "stolen/x.bin", "tf_model.h5"}
     hub.calls.clear()
     assert find_weight_sets("hf-hub:org/name") == found
     assert served(hub) == set()

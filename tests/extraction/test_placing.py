@@ -104,7 +104,7 @@ def test_projections_in_any_layout_are_joined(case):
     assert_all_found(case, nameless(arrays))
 
 
-def test_inputs_that_are_flattened_in_another_order_are_put_in_order(case):
+def test_inputs_that_are_flattened_in_another_order_are_placed(case):
     arrays = dict(case.arrays)
     for i in range(4):
         arrays[FC2.format(i)] = arrays[FC2.format(i)].reshape(48, 48, 4).swapaxes(1, 2).reshape(48, 192).T
@@ -112,7 +112,7 @@ def test_inputs_that_are_flattened_in_another_order_are_put_in_order(case):
     assert_all_found(case, nameless(arrays))
 
 
-def test_projections_that_are_ordered_by_head_are_put_in_order(case):
+def test_projections_that_are_ordered_by_head_are_placed(case):
     arrays = dict(case.arrays)
     for i in range(4):
         arrays[QKV.format(i)] = arrays[QKV.format(i)].reshape(3, 3, 16, 48).swapaxes(0, 1).reshape(144, 48).T

@@ -48,9 +48,9 @@ def half(arrays: Arrays) -> Arrays:
 def relaid(arrays: Arrays) -> Arrays:
     """The tensors without names, matrices transposed and convolutions as HWIO."""
     order = list(arrays)[::-1]
-    turned = {n: arrays[n].T if arrays[n].ndim == 2 else arrays[n] for n in order}
-    turned |= {n: arrays[n].transpose(2, 3, 1, 0) for n in order if arrays[n].ndim == 4}
-    return {f"onnx::{i}": np.ascontiguousarray(turned[n]) for i, n in enumerate(order)}
+    moved = {n: arrays[n].T if arrays[n].ndim == 2 else arrays[n] for n in order}
+    moved |= {n: arrays[n].transpose(2, 3, 1, 0) for n in order if arrays[n].ndim == 4}
+    return {f"onnx::{i}": np.ascontiguousarray(moved[n]) for i, n in enumerate(order)}
 
 
 def codes(arrays: Arrays) -> Arrays:

@@ -6,10 +6,11 @@ bytes. A program names the file and where the metadata is.
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.companion_files import find_companion
 from hf_fingerprint.checkpoints.formats.computed_tensors import (
     ComputedTensor,
     Rows,
@@ -154,18 +155,18 @@ def _wide_rows(raw: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> Rows
 
 
 class WeightFiles:
-    """The weight files in the folder of a program.
+    """The weight files of a program.
 
     Args:
-        folder (`Path`): the folder, which no path leaves.
+        container (`Path`): the program's file, out of whose folder no path leads.
 
     Attributes:
         found (`dict[str, Path]`): the files that were opened.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, container: Path):
         self.found: dict[str, Path] = {}
-        self._folder = folder
+        self._container = container
         self._data: dict[str, np.ndarray | str] = {}
 
     def constant(self, name: str, offset: int, dtype: str, shape: tuple[int, ...]) -> Constant:
@@ -196,7 +197,7 @@ class WeightFiles:
             if len(self._data) >= MAX_FILES:
                 raise InvalidFileError(f"more than {MAX_FILES} weight files")
             try:
-                self.found[name] = contained_file(self._folder, name.removeprefix(_FOLDER))
+                self.found[name] = find_companion(self._container, PurePosixPath(name.removeprefix(_FOLDER)))
                 self._data[name] = map_file(self.found[name])
             except (InvalidFileError, OSError) as error:
                 self.found.pop(name, None)
@@ -205,28 +206,3 @@ class WeightFiles:
         if isinstance(data, str):
             raise InvalidFileError(data)
         return data
-
-
-def contained_file(folder: Path, name: str) -> Path:
-    """The regular file that a model names by a path relative to its folder.
-
-    Raises:
-        [`InvalidFileError`]: if there is none, or it is outside.
-    """
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
-        raise InvalidFileError("weights outside the model's folder")
-    path = folder.joinpath(*parts)
-    try:
-        there = path.is_file()
-    except OSError:  # a name that is too long
-        there = False
-    if not there:
-        raise InvalidFileError("its weight file is missing")
-    target, roots = path.resolve(), [folder.resolve()]
-    snapshot = next((each for each in (folder, *folder.parents) if each.parent.name == "snapshots"), None)
-    if snapshot is not None:  # of the Hub's cache, whose files are links
-        roots.append(snapshot.resolve().parent.parent / "blobs")
-    if not any(target.is_relative_to(root) for root in roots):
-        raise InvalidFileError("weights outside the model's folder")
-    return path

@@ -5,14 +5,15 @@ A compiled folder has `model.espresso.net`, a JSON list of layers that refer to 
 """
 
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.companion_files import find_companion
 from hf_fingerprint.checkpoints.formats.computed_tensors import packed_rows
 from hf_fingerprint.checkpoints.formats.containers import FoundTensors, InvalidFileError
-from hf_fingerprint.checkpoints.formats.coreml_blobs import MAX_ROW, contained_file
+from hf_fingerprint.checkpoints.formats.coreml_blobs import MAX_ROW
 from hf_fingerprint.checkpoints.formats.coreml_networks import shifted
 from hf_fingerprint.checkpoints.formats.mapped_files import dense_tensor, map_file, slice_bytes
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage, as_sizes, is_size
@@ -48,7 +49,7 @@ def load_network(path: Path, left_out: dict[str, str]) -> FoundTensors:
     layers = network.get("layers") if isinstance(network, dict) else None
     if not isinstance(layers, list):
         raise InvalidFileError("a description without layers")
-    weights = contained_file(path.parent, path.name.removesuffix(NET) + WEIGHTS)
+    weights = find_companion(path, PurePosixPath(path.name.removesuffix(NET) + WEIGHTS))
     blobs = _read_blobs(map_file(weights))
     found: list[tuple[str, LazyTensor]] = []
     for layer in layers:

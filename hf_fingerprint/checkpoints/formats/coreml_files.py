@@ -38,7 +38,7 @@ def load_coreml(path: Path, left_out: dict[str, str]) -> FoundTensors:
     """
     if path.name.lower().endswith(NET):
         return load_network(path, left_out)
-    data, files = map_file(path), WeightFiles(path.parent)
+    data, files = map_file(path), WeightFiles(path)
     if TEXT_HEAD.match(bytes(data[:512])):
         if len(data) > MAX_TEXT:
             raise InvalidFileError(f"a program of more than {MAX_TEXT:,} bytes")

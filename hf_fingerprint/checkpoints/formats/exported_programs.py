@@ -1,15 +1,18 @@
 """Read PyTorch's exported programs (`torch.export.save`): `.pt2` files, zips with the raw bytes of each weight.
 
-Before PyTorch 2.8 the weights were a nested PyTorch file, and some tensors still are. The graph is not read.
+Before PyTorch 2.8 the weights were a nested PyTorch file, and some tensors still are. The graph
+is read for the scales of integers alone.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, InvalidFileError
+from hf_fingerprint.checkpoints.formats.exported_graphs import dequantize_by_graph
 from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.nesting import all_tensors, unique_name
 from hf_fingerprint.checkpoints.formats.torch_files import load_torch_zip
@@ -29,7 +32,7 @@ _MARK = re.compile(r"([^/]+/)?(serialized_exported_program\.json|data/(weights|c
 _NESTED = re.compile(r"([^/]+/)?(serialized_(state_dict|constants)\.(pt|json)|data/(weights|constants)/[^/]+\.pt)")
 _CONFIG = re.compile(r"([^/]+/)?data/(weights|constants)/[^/]+_config\.json")
 _MODEL = re.compile(r"([^/]+/)?(models/[^/]+|serialized_exported_program)\.json")
-_MOST_CONFIGS = 64
+_MOST_CONFIGS, _MOST_GRAPHS = 64, 2
 _MOST_PICKLED, _LARGEST_PART = 5_000, 4_096  # tensors with a pickle of their own; bytes of it and of its directory
 _VERSION = re.compile(rb'"torch_version": ?"([^"\\]{1,40})"')
 
@@ -66,7 +69,7 @@ def load_exported_program(path: Path, left_out: dict[str, str]) -> FoundTensors:
             tensors += [(unique_name(own, taken), tensor) for own, tensor in found]
     if not tensors and not left_out:
         raise InvalidFileError("no weights")
-    return FoundTensors(tensors, _producer(members))
+    return FoundTensors(_dequantized(members, tensors), _producer(members))
 
 
 FORMAT = Format("PyTorch exported program", (".pt2",), _is_exported, load_exported_program)
@@ -143,6 +146,15 @@ def _integers(found: Any) -> list[Any]:
     return [value.get("as_int") if isinstance(value, dict) else None for value in each]
 
 
+def _dequantized(members: ZipMembers, tensors: list[tuple[str, LazyTensor]]) -> list[tuple[str, LazyTensor]]:
+    """The tensors, with integers dequantized as the graphs do."""
+    if any(tensor.dtype in ("int8", "uint8") for _, tensor in tensors):
+        for name in list(filter(_MODEL.fullmatch, members))[:_MOST_GRAPHS]:
+            with suppress(InvalidFileError):  # then the scales are fitted
+                tensors = dequantize_by_graph(_read_json(members, name), tensors)
+    return tensors
+
+
 def _producer(members: ZipMembers) -> str:
     """Such as `"torch.export of PyTorch 2.8"`."""
     for name in filter(_MODEL.fullmatch, members):
@@ -155,7 +167,7 @@ def _producer(members: ZipMembers) -> str:
 def _read_json(members: ZipMembers, name: str) -> Any:
     raw = members.read(name)
     if raw is None or len(raw) > MAX_JSON:
-        raise InvalidFileError("a list of weights that is too large")
+        raise InvalidFileError("a list of weights or a graph that is too large")
     try:
         return parse_json(raw.tobytes())
     except ValueError:  # UnicodeDecodeError, too

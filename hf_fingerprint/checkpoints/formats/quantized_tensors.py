@@ -124,7 +124,9 @@ def packed_parameters(name: str, value: Any) -> tuple[str, dict[Any, Any]] | Non
     if not isinstance(parts, tuple | list):
         return None
     tensors = _flat_tensors(parts)
-    weights = [each for each in tensors if isinstance(each, QuantizedTensor)]
+    weights: list[LazyTensor] = [each for each in tensors if isinstance(each, QuantizedTensor)]
+    if not weights and isinstance(value, CallRecord):  # such as XNNPACK's, of optimized mobile models
+        weights = [each for each in tensors if len(each.shape) > 1]
     if len(weights) != 1:
         return None
     found: dict[Any, Any] = {"weight": weights[0]}

@@ -35,9 +35,10 @@ def entry(place: str = "weight_0", **described: Any) -> dict[str, Any]:
     return {"path_name": place, "is_param": True, "use_pickle": False, **described}
 
 
-def package(path: Path, config: Any, **members: bytes) -> Path:
+def package(path: Path, config: Any, graph: Any = None, **members: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as target:
         target.writestr("m/archive_format", "pt2")
+        target.writestr("m/models/model.json", json.dumps(graph))
         text = config if isinstance(config, bytes) else json.dumps({"config": config})
         target.writestr("m/data/weights/model_weights_config.json", text)
         for name, content in {"weight_0": VALUES.tobytes(), **members}.items():
@@ -150,3 +151,77 @@ def test_a_nested_file_may_not_be_compressed(tmp_path):
 
     with pytest.raises(InvalidFileError, match="many times"):
         load(path)
+
+
+BYTE_CODES = np.arange(6, dtype=np.int8)
+CODES, SCALES, ZEROS = "codes", "scales", "zeros"
+QUANTIZED = {
+    CODES: entry(tensor_meta=meta([2, 3], [3, 1], dtype=2)),
+    SCALES: entry("weight_1", tensor_meta=meta([3], [1])),
+    ZEROS: entry("weight_2", tensor_meta=meta([3], [1], dtype=5)),
+}
+STORED = {
+    "weight_0": BYTE_CODES.tobytes(),
+    "weight_1": np.array([1, 2, 4], "<f4").tobytes(),
+    "weight_2": np.array([0, 1, 0], "<i8").tobytes(),
+}
+
+
+def graph_of(target: str, *arguments: Any) -> dict[str, Any]:
+    """A graph with one node whose inputs `b_...` stand for the tensors."""
+    specs = [{"buffer": {"arg": {"name": f"b_{name}"}, "buffer_name": name}} for name in QUANTIZED]
+    inputs = [{"name": "x", "arg": each} for each in arguments]
+    node = {"target": f"torch.ops.quantized_decomposed.dequantize_per_{target}", "inputs": inputs}
+    return {"graph_module": {"signature": {"input_specs": specs}, "graph": {"nodes": [node]}}}
+
+
+def tensor(name: str) -> dict[str, Any]:
+    return {"as_tensor": {"name": f"b_{name}"}}
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (
+            graph_of("channel.default", tensor(CODES), tensor(SCALES), tensor(ZEROS), {"as_int": 1}),
+            {CODES: [[0, 0, 8], [3, 6, 20]]},
+        ),
+        (
+            graph_of("tensor.default", tensor(CODES), {"as_float": 0.5}, {"as_int": 1}),
+            {CODES: [[-0.5, 0, 0.5], [1, 1.5, 2]], SCALES: [1, 2, 4], ZEROS: [0, 1, 0]},
+        ),
+    ],
+)
+def test_codes_are_dequantized_as_the_graph_does(tmp_path, graph, expected):
+    found, left_out = load(package(tmp_path / "m.pt2", QUANTIZED, graph, **STORED))
+
+    assert not left_out
+    assert {name: value.tolist() for name, value in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        None,
+        [],
+        {
+            "graph_module": {
+                "signature": {"input_specs": [1, {}, {"a": []}]},
+                "graph": {"nodes": [None, {"target": 1}]},
+            }
+        },
+        graph_of("channel.default", tensor(CODES)),
+        graph_of("channel.default", tensor(CODES), tensor(SCALES), tensor(ZEROS), {"as_int": 2}),
+        graph_of("channel.default", tensor(CODES), tensor(SCALES), tensor(ZEROS), {"as_int": -1}),
+        graph_of("channel.default", tensor(CODES), tensor("other"), tensor(ZEROS), {"as_int": 1}),
+        graph_of("tensor.default", tensor(CODES), {"as_float": "0"}, {"as_int": 1 << 70}),
+        graph_of("tensor.tensor", tensor(CODES), tensor(SCALES), tensor(ZEROS)),
+    ],
+)
+def test_codes_whose_scales_are_not_found_stay_codes(tmp_path, graph):
+    found, left_out = load(package(tmp_path / "m.pt2", QUANTIZED, graph, **STORED))
+
+    assert not left_out
+    assert found[CODES].dtype == np.int8
+    assert found[CODES].reshape(-1).tolist() == BYTE_CODES.tolist()
+    assert found.keys() == QUANTIZED.keys()

@@ -96,6 +96,10 @@ def test_packed_parameters_are_named_by_their_module():
     )
     name, found = packed_parameters("stem.conv", scripted) or ("", {})
     assert (name, found["weight"], found["bias"]) == ("stem.conv", weight, bias)
+    prepacked = CallRecord(GlobalRef("__torch__.torch.classes.xnnpack", "LinearOpContext"), ())
+    plain = LazyTensor("float32", (3, 1), (1, 1), 0, bias.storage)
+    prepacked.state = (plain, bias, None, 1.0)
+    assert packed_parameters("0", prepacked) == ("0", {"weight": plain, "bias": bias})
     assert packed_parameters("pair", (weight, bias)) is None
     assert packed_parameters("fc._packed_params", (bias, bias)) is None
 
