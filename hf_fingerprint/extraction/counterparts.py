@@ -22,7 +22,8 @@ from hf_fingerprint.extraction.placed import Bounds, full_bounds
 
 
 RUNS, RUN_WEIGHTS = 8, 512  # the sample of a part
-SHORT_RUN_WEIGHTS = 128  # for slices, of which there are more, each compared with more slices
+SHORT_RUN_WEIGHTS = 128  # for slices, of which there are more, and if there are many parts
+MANY_PARTS = 1 << 13
 MIN_COSINE = 0.2
 MIN_DEVIATIONS = 5.0  # of the cosine of unrelated tensors, of which many are compared
 MAX_HYPOTHESES = 1 << 13  # pairs of a carrier and a layout whose samples are compared at once
@@ -90,6 +91,8 @@ def find_counterparts(
     grouped: dict[Shape, list[Part]] = defaultdict(list)
     for part in parts:
         grouped[part.shape].append(part)
+    if sum(map(len, grouped.values())) > MANY_PARTS:
+        run = min(run, SHORT_RUN_WEIGHTS)
     hypotheses, complete = _hypotheses(targets, grouped, plain)
     samples = _base_samples(original, targets, hypotheses, run)
     kept = {number: _Kept() for number in range(len(targets))}

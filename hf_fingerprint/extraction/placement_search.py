@@ -31,7 +31,7 @@ HEAD_WIDTHS = (16, 24, 32, 40, 48, 64, 72, 80, 88, 96, 112, 128)
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
 MIN_ROW_SIMILARITY = 0.8
-MAX_SCALED_WEIGHTS = 1 << 26  # that are compared row by row
+MAX_SCALED_WEIGHTS = 1 << 25  # that are compared row by row
 MIN_SLICE_COSINE = 0.3  # since more of them are compared
 
 

@@ -4,6 +4,7 @@ Nothing here sees a codeword, so a wrong placement can lose evidence but can't c
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -59,9 +60,9 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     floats = [info for info in suspect.tensors.values() if info.dtype in READABLE]
     search = PlacementSearch(base, original, suspect, floats, missing, taken)
     placements = search.run()
-    codes, scaled = CodeTensors(suspect), {}
+    left = [name for name in missing if name not in placements]
+    codes, scaled = CodeTensors(suspect, {prod(base.tensors[name].shape) for name in left}), {}
     if codes.codes:
-        left = [name for name in missing if name not in placements]
         integers = PlacementSearch(base, original, codes, codes.codes.values(), left, set())
         found = integers.run(MIN_CODE_COSINE)
         scaled = {name: _Scaling(original, original.tensors[name]) for name in found}
