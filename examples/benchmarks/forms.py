@@ -75,8 +75,12 @@ def score_of(result: TraceResult) -> float:
     return max((each.score for each in result.scores if each.recipient == RECIPIENT), default=0.0)
 
 
-def same_weights(base: Base, vault: Vault, form: Path, file: Path) -> Path | None:
-    """Writes the weights of a form, as they are read and placed, under the base's names; `None` if there are none."""
+def same_weights(base: Base, vault: Vault, form: Path, model: Path) -> Path | None:
+    """A safetensors file of the weights of a form: what the converter's library dequantizes, if a script saved it, in
+    `expected`; else the weights as they are read and placed. `None` if there are none."""
+    if (expected := model / "expected" / f"{form.stem}.safetensors").is_file():
+        return expected
+    file = model / "same.safetensors"
     with open_base(base, vault) as original:
         found: dict[str, np.ndarray] = {}
         for source in find_weight_sets(form).sets:
@@ -107,7 +111,7 @@ def traced_forms(model: Path) -> Iterator[Traced]:
         begun = time.perf_counter()
         result = trace(form, vault, base=model / "base", all_scores=True)
         seconds = time.perf_counter() - begun
-        same = same_weights(base, vault, form, model / "same.safetensors")
+        same = same_weights(base, vault, form, model)
         score = 0.0 if same is None else score_of(trace(same, vault, base=model / "base", all_scores=True))
         yield Traced(model.name, form.name, result, score, verbatim, seconds)
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from examples.benchmarks import fuzz_inputs as mutations
 from hf_fingerprint.checkpoints import digest_tensors, find_weight_sets, open_checkpoint
-from hf_fingerprint.checkpoints.formats.recognition import inspect_file
+from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, inspect_file
 from hf_fingerprint.checkpoints.formats.registry import FORMATS
 
 
 MADE = [Path(__file__).parents[2] / "tests" / "forms" / kind / "made" for kind in ("conv", "vit")]
-READERS = {f"form_{form.name.lower().replace(' ', '_')}": form.name for form in FORMATS}
+NAMES = (SAFETENSORS, PYTORCH, *(form.name for form in FORMATS))
+READERS = {f"form_{name.lower().replace(' ', '_')}": name for name in NAMES}
 _DIGITS = 3
 
 

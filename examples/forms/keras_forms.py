@@ -30,6 +30,10 @@ def main(folder: Path, out: Path) -> None:
     repack(out / "model.keras", out / "deflated.keras")
     with h5py.File(out / "legacy.h5") as source, h5py.File(out / "gzip.h5", "w") as target:
         source.visititems(lambda name, item: compress(name, item, target))
+    model.quantize("int8")  # dense layers alone; Keras leaves convolutions
+    model.save(out / "int8_stored.keras")
+    repack(out / "int8_stored.keras", out / "int8.keras")
+    (out / "int8_stored.keras").unlink()
 
 
 def repack(source: Path, target: Path) -> None:

@@ -56,40 +56,48 @@ def exported(model: torch.nn.Module, example: torch.Tensor) -> torch.export.Expo
     return program
 
 
-def forms(model: torch.nn.Module, example: torch.Tensor, out: Path) -> dict[str, Callable[[Path], object]]:
+def forms(model: torch.nn.Module, example: torch.Tensor) -> dict[str, Callable[[Path], object]]:
     """By file name, what writes each form."""
     traced = torch.jit.trace(model, example)
     torch.backends.quantized.engine = "fbgemm"
     dynamic = quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear}, dtype=torch.qint8)
-    static = {engine: quantized_static(model, example, engine) for engine in ("fbgemm", "qnnpack")}
-    return {
+    found = {
         "frozen_torchscript.pt": lambda path: torch.jit.save(torch.jit.freeze(traced), path),
         "lite.ptl": lambda path: torch.jit.freeze(traced)._save_for_lite_interpreter(str(path)),
         "flatbuffer.ptl": lambda path: traced._save_for_lite_interpreter(str(path), _use_flatbuffer=True),
         "dynamic_int8.pt": lambda path: torch.save(dynamic.state_dict(), path),
         "dynamic_int8_module.pt": lambda path: torch.save(dynamic, path),
+        f"exported_{VERSION}.pt2": lambda path: torch.export.save(exported(model, example), path),
+    }
+    try:
+        static = {engine: quantized_static(model, example, engine) for engine in ("fbgemm", "qnnpack")}
+    except torch.fx.proxy.TraceError:  # a model whose padding depends on its input
+        return found
+    return found | {
+        "static_int8_flatbuffer.ptl": lambda path: torch.jit.script(static["qnnpack"])._save_for_lite_interpreter(
+            str(path), _use_flatbuffer=True
+        ),
         "static_int8_torchscript.pt": lambda path: torch.jit.save(torch.jit.script(static["fbgemm"]), path),
         "static_int8_per_tensor.ptl": lambda path: torch.jit.freeze(
             torch.jit.script(static["qnnpack"])
         )._save_for_lite_interpreter(str(path)),
-        f"exported_{VERSION}.pt2": lambda path: torch.export.save(exported(model, example), path),
     }
 
 
-def save_distributed(rank: int, world: int, weights: Path, out: Path) -> None:
-    """Saves a state dict that is sharded over both dimensions, in one process of four."""
+def save_distributed(rank: int, across: int, weights: Path, out: Path) -> None:
+    """Saves a state dict whose rows are sharded over two processes, and its columns over `across`, in one of them."""
     from torch.distributed import checkpoint
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29611", RANK=str(rank), WORLD_SIZE=str(world))
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    mesh = init_device_mesh("cpu", (2, 2))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29611", RANK=str(rank), WORLD_SIZE=str(2 * across))
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2, across))
     state = {}
     for name, tensor in load_file(weights).items():
         places = [Shard(0), Shard(1) if tensor.ndim > 1 else Replicate()]
         state[name] = distribute_tensor(tensor, mesh, places) if tensor.ndim else tensor
-    checkpoint.save({"model": state, "epoch": 3}, checkpoint_id=out)
+    checkpoint.save({"model": state, "step": 3}, checkpoint_id=out)
     dist.destroy_process_group()
 
 
@@ -98,10 +106,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     model, example = load(folder)
-    for name, write in forms(model, example, out).items():
+    for name, write in forms(model, example).items():
         write(out / name)
-    arguments = 4, folder / "model.safetensors", out / "distributed"
-    torch.multiprocessing.spawn(save_distributed, args=arguments, nprocs=4)
+    for across, name in ((1, "distributed"), (2, "distributed_2d")):
+        arguments = across, folder / "model.safetensors", out / name
+        torch.multiprocessing.spawn(save_distributed, args=arguments, nprocs=2 * across)
 
 
 if __name__ == "__main__":

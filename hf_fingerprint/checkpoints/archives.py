@@ -122,7 +122,7 @@ def _unpack_into(path: Path, name: str, folder: Path, budget: _Budget) -> None:
     with path.open("rb", buffering=0) as stream:
         head = stream.read(512)
         stream.seek(0)
-        packing = next((opener for magic, opener in _PACKED if head.startswith(magic)), None)
+        packing = next((unpacker for magic, unpacker in _PACKED if head.startswith(magic)), None)
         if packing is None:
             _write_members(
                 _zip_members(stream, budget) if head[:4] == ZIP_MAGIC else _tar_members(stream, budget), folder, budget

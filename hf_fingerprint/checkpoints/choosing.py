@@ -31,7 +31,8 @@ TRAINING_STATE_FILES = (
     "training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "sampler.bin", "dl_state_dict.bin",
     "rng_state*", "random_states*",
 )  # fmt: skip
-NOT_MODELS = (*TRAINING_STATE_FILES, ADAPTER_FILES, "openvino_*")
+METADATA_FILES = ("coremldata.bin",)  # of a compiled Core ML model
+NOT_MODELS = (*TRAINING_STATE_FILES, ADAPTER_FILES, *METADATA_FILES, "openvino_*")
 
 
 def is_weight_file(name: str) -> bool:

@@ -19,8 +19,9 @@ from urllib.parse import unquote
 from hf_fingerprint.checkpoints import kinds, limits
 from hf_fingerprint.checkpoints.choosing import is_weight_file
 from hf_fingerprint.checkpoints.configs import clean_config, clean_index, names_local_files
+from hf_fingerprint.checkpoints.inside import check_inside
 from hf_fingerprint.checkpoints.limits import megabytes, parse_json, read_bounded
-from hf_fingerprint.checkpoints.source import Source, check_inside
+from hf_fingerprint.checkpoints.source import Source
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 

@@ -9,13 +9,12 @@ with dequantize_schemes(open_checkpoint("leaked.safetensors", suspect=True)) as 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
-from hf_fingerprint.checkpoints.formats.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage
 from hf_fingerprint.checkpoints.limits import MAX_NAME
@@ -39,7 +38,7 @@ def dequantize_schemes(checkpoint: Checkpoint) -> Checkpoint:
         checkpoint ([`Checkpoint`]): the open suspect.
 
     Returns:
-        [`Checkpoint`]: the checkpoint itself if no known scheme is found. Integers of other schemes stay as they are.
+        [`Checkpoint`]: the checkpoint itself if no known scheme is found. Integers of other schemes stay unchanged.
     """
     endings: dict[str, list[tuple[str, int]]] = {}
     for number, scheme in enumerate(SCHEMES):
@@ -96,7 +95,7 @@ class DequantizedCheckpoint(Checkpoint):
 
     @property
     def stored(self) -> Checkpoint:
-        """The dequantized model, which can be built from its weights; one in memory runs as it is."""
+        """The dequantized model, which can be built from its weights; one in memory runs unchanged."""
         return self._stored.stored if self.source.in_memory else self
 
     def reopen(self) -> Checkpoint:
@@ -138,7 +137,7 @@ class _StoredTensors(Mapping[str, LazyTensor]):
     def __init__(self, checkpoint: Checkpoint):
         self._checkpoint = checkpoint
         self._places = {name: number for number, name in enumerate(checkpoint.tensors)}
-        self.metadata = cache(self._read_metadata)
+        self._metadata: dict[str, str] | None = None
 
     def __getitem__(self, name: str) -> LazyTensor:
         return _StoredTensor(self._checkpoint, self._checkpoint.tensors[name])
@@ -153,14 +152,15 @@ class _StoredTensors(Mapping[str, LazyTensor]):
         """The number of a tensor in the order of the files."""
         return self._places.get(name, len(self._places))
 
-    def _read_metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
         """The metadata of all safetensors files, whose headers are checked when the checkpoint is opened."""
-        found: dict[str, str] = {}
-        if not self._checkpoint.source.pickled:
-            for path in self._checkpoint.source.weights:
-                with suppress(SafetensorError, OSError), safe_open(path, framework="numpy") as opened:
-                    found |= opened.metadata() or {}
-        return found
+        if self._metadata is None:
+            self._metadata = {}
+            if not self._checkpoint.source.pickled:
+                for path in self._checkpoint.source.weights:
+                    with suppress(SafetensorError, OSError), safe_open(path, framework="numpy") as opened:
+                        self._metadata |= opened.metadata() or {}
+        return self._metadata
 
 
 class _StoredTensor(LazyTensor):

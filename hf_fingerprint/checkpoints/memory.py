@@ -21,7 +21,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.formats.contained import describe_container
-from hf_fingerprint.checkpoints.formats.pickled import find_tied, is_valid_name
+from hf_fingerprint.checkpoints.formats.pytorch.pickled import find_tied, is_valid_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo, largest_tensors
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, Storage
 from hf_fingerprint.checkpoints.live_tensors import (

@@ -20,7 +20,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.choosing import choose_weights, indexed_weights, possible_shards
 from hf_fingerprint.checkpoints.folders import disk_full_error
-from hf_fingerprint.checkpoints.formats.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
 from hf_fingerprint.checkpoints.limits import megabytes, parse_json

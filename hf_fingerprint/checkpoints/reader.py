@@ -22,8 +22,9 @@ from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.formats.contained import Container, describe_container, load_contained
-from hf_fingerprint.checkpoints.formats.nesting import unique_name
-from hf_fingerprint.checkpoints.formats.pickled import load_pickled
+from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
+from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.pytorch.pickled import load_pickled
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, detect_format, other_format
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_size, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
@@ -186,7 +187,13 @@ class Checkpoint:
             for path in (self.source.weights[info.file], *self.companions):
                 if path.stat().st_size < self._sizes[path]:  # reading on would be fatal
                     raise CheckpointError(f"{path} ends too soon: it changed while it was read.")
-            found = self._memory[info.name].read(start, start + count)
+            try:
+                found = self._memory[info.name].read(start, start + count)
+            except InvalidFileError as error:
+                raise CheckpointError(
+                    f"{self.source.weights[info.file]}: tensor {printable(info.name)} can't be read ({error}): "
+                    f"download the file again."
+                ) from None
             if out is None:  # a pickle's tensors lie anywhere in its file
                 return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
             out[:count] = found

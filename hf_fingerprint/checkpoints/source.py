@@ -36,6 +36,7 @@ from hf_fingerprint.checkpoints.formats.recognition import (
 )
 from hf_fingerprint.checkpoints.hub_client import fetch_cached_snapshot, fetch_snapshot
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
+from hf_fingerprint.checkpoints.inside import check_inside
 from hf_fingerprint.checkpoints.limits import MAX_FILES_PER_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
 from hf_fingerprint.checkpoints.naming import HubId, LocalFile, exists, format_model_name, parse_hub_id
 from hf_fingerprint.errors import CheckpointError
@@ -218,32 +219,6 @@ def parse_shards(index: bytes) -> list[str]:
         if not is_weight_file(shard):
             raise ValueError(f"points to {printable(shard)}, which is not a weight file: don't use this model")
     return shards
-
-
-def check_inside(path: Path, folder: Path) -> None:
-    """Checks that a model's file is a regular file inside its folder. Links to the Hub cache's blobs are allowed.
-
-    Raises:
-        [`CheckpointError`]: with the file's name, if it is not.
-    """
-    reason = path_problem(path, folder)
-    if reason is not None:
-        raise CheckpointError(f"{path.parent / printable(path.name)} {reason}.")
-
-
-def path_problem(path: Path, folder: Path) -> str | None:
-    """What [`check_inside`] finds wrong with a file, to follow its name, or `None`."""
-    if not exists(path):
-        return "is missing: download the model again, all of its files"
-    if not path.is_file():
-        return "is not a regular file: remove it or replace it with the file itself"
-    target, roots = path.resolve(), [folder.resolve()]
-    snapshot = next((each for each in (folder, *folder.parents) if each.parent.name == "snapshots"), None)
-    if snapshot is not None:  # of the Hub's cache, whose files are links
-        roots.append(snapshot.resolve().parent.parent / "blobs")
-    if not any(target.is_relative_to(root) for root in roots):
-        return "is a link to outside its folder: replace it with the file itself"
-    return None
 
 
 def _from_snapshot(hub_id: HubId, folder: Path, commit: str) -> Source:

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from hf_fingerprint.checkpoints import kinds
 from hf_fingerprint.checkpoints.archives import ARCHIVE, ARCHIVE_NAMES
 from hf_fingerprint.checkpoints.choosing import (
+    METADATA_FILES,
     PREFERRED_FILES,
     TRAINING_STATE_FILES,
     choose_weights,
@@ -228,8 +229,8 @@ def is_safetensors(name: str) -> bool:
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file of this name holds training state. Safetensors files never do."""
-    return matches(name, TRAINING_STATE_FILES) and format_by_name(name) != SAFETENSORS
+    """Whether a file of this name holds training state or metadata. Safetensors files never do."""
+    return matches(name, (*TRAINING_STATE_FILES, *METADATA_FILES)) and format_by_name(name) != SAFETENSORS
 
 
 def unreadable_reason_by_name(name: str) -> str | None:

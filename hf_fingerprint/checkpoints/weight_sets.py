@@ -21,11 +21,12 @@ from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.formats.recognition import inspect_file, is_format, is_supported, unsupported_reason
 from hf_fingerprint.checkpoints.hub_files import HubFiles, OversizedDownload
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions, locate
+from hf_fingerprint.checkpoints.inside import path_problem
 from hf_fingerprint.checkpoints.limits import MAX_ARCHIVE_DEPTH, MAX_INDEX, MAX_SETS, megabytes
 from hf_fingerprint.checkpoints.naming import HubId, LocalFile
 from hf_fingerprint.checkpoints.opening_sets import WeightSets, limit_groups, open_groups
 from hf_fingerprint.checkpoints.reader import open_checkpoint
-from hf_fingerprint.checkpoints.source import Source, path_problem, resolve
+from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.checkpoints.weight_files import (
     MISSING,
     WeightFileGroup,

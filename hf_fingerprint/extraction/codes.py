@@ -2,10 +2,10 @@
 
 Codes of 8 bits and more are the integers themselves. Two codes of 4 bits lie in a byte, or eight in 32 bits: side by
 side or in halves, the low bits first or the high ones, with a sign or without. Each way is a tensor of its own; the
-comparison with the base tells which one is right.
+comparison with the base shows which one is right.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from math import prod
 from threading import Lock
@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.dtypes import SIZES
 
 
 INTEGERS = {"I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4"}
+MAX_INTEGERS = 1 << 12
 _PACKED = {"I8": 2, "U8": 2, "I32": 8, "U32": 8}  # codes of 4 bits in an element
 _SEPARATOR = "\0"  # no tensor of a file has it in its name
 
@@ -59,21 +61,29 @@ class _Packing(NamedTuple):
 class CodeTensors:
     """A suspect, and its integer tensors as codes.
 
+    Args:
+        suspect ([`TensorReader`]): the open suspect.
+        sizes (collection of `int`): the numbers of weights of the carriers in question. Of more than 4,096 integer
+            tensors, only those that hold as many codes are seen.
+
     Attributes:
         source, tensors: the suspect's.
         codes (`dict[str, TensorInfo]`): the codes, as `float32` tensors, by names that no other tensor has.
     """
 
-    def __init__(self, suspect: TensorReader):
+    def __init__(self, suspect: TensorReader, sizes: Collection[int]):
         self.source, self.tensors = suspect.source, suspect.tensors
         self.codes: dict[str, TensorInfo] = {}
         self._suspect = suspect
         self._packings: dict[str, tuple[TensorInfo, _Packing]] = {}
         self._last: tuple[str, np.ndarray] | None = None
         self._lock = Lock()
-        for info in suspect.tensors.values():
-            if info.dtype in INTEGERS and info.shape and info.nbytes:
-                for number, packing in enumerate(_packings(info)):
+        integers = [i for i in suspect.tensors.values() if i.dtype in INTEGERS and i.shape and i.nbytes]
+        wanted = {*sizes} if len(integers) > MAX_INTEGERS else None
+        for info in integers:
+            count = info.nbytes // SIZES[info.dtype]
+            for number, packing in enumerate(_packings(info)):
+                if wanted is None or count * packing.codes in wanted:
                     name, shape = f"{info.name}{_SEPARATOR}{number}", packing.shape(info.shape)
                     self.codes[name] = replace(info, name=name, dtype="F32", shape=shape, nbytes=4 * prod(shape))
                     self._packings[name] = info, packing

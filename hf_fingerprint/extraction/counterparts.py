@@ -2,7 +2,7 @@
 
 Of each part of the suspect a few runs of adjacent weights are read, in its own order. The base's weights at these
 places are gathered for every layout that leads to a carrier's shape. So a part is read once, however many layouts and
-carriers come into question, and all cosines are one product of matrices. They are centered and free of scale, since a
+carriers are compared, and all cosines are one product of matrices. They are centered and free of scale, since a
 suspect's values may be integer codes. One assignment for each number of weights settles which part is whose.
 """
 
@@ -22,7 +22,8 @@ from hf_fingerprint.extraction.placed import Bounds, full_bounds
 
 
 RUNS, RUN_WEIGHTS = 8, 512  # the sample of a part
-SHORT_RUN_WEIGHTS = 128  # for slices, of which there are more, each compared with more slices
+SHORT_RUN_WEIGHTS = 128  # for slices, of which there are more, and if there are many parts
+MANY_PARTS = 1 << 13
 MIN_COSINE = 0.2
 MIN_DEVIATIONS = 5.0  # of the cosine of unrelated tensors, of which many are compared
 MAX_HYPOTHESES = 1 << 13  # pairs of a carrier and a layout whose samples are compared at once
@@ -90,6 +91,8 @@ def find_counterparts(
     grouped: dict[Shape, list[Part]] = defaultdict(list)
     for part in parts:
         grouped[part.shape].append(part)
+    if sum(map(len, grouped.values())) > MANY_PARTS:
+        run = min(run, SHORT_RUN_WEIGHTS)
     hypotheses, complete = _hypotheses(targets, grouped, plain)
     samples = _base_samples(original, targets, hypotheses, run)
     kept = {number: _Kept() for number in range(len(targets))}

@@ -20,7 +20,7 @@ def carriers_with_fitting_shape(base: Base, suspect: TensorReader, whole: bool =
     tensors, or that can be put together from its tensors. With `whole`, these must have as many weights together."""
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
-    codes = CodeTensors(suspect).codes.values()
+    codes = CodeTensors(suspect, {prod(shape) for shape in shapes.values()}).codes.values()
     left.update(shape for _, shape in {(stored_name(info.name), info.shape) for info in codes})
     left = Counter(dict(left.most_common(MAX_SHAPES)))
     found = []

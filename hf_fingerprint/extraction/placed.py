@@ -5,7 +5,7 @@ piece = Piece(TensorView.whole(info).laid_out(layout, shape), 0, 0)
 placed = PlacedWeights(suspect, {"blocks.0.attn.proj.weight": Placement(shape, (piece,))})
 ```
 
-Where the weights are in the base's order in the file, their bytes are passed on as they are. Others are computed when
+Where the weights are in the base's order in the file, their bytes are passed on unchanged. Others are computed when
 they are first read, one tensor at a time.
 """
 
@@ -46,7 +46,7 @@ class TensorView:
 
     @classmethod
     def whole(cls, info: TensorInfo) -> "TensorView":
-        """A tensor as it is."""
+        """A whole tensor, unchanged."""
         return cls(info, full_bounds(info.shape), PLAIN, info.shape)
 
     def byte_range(self) -> tuple[int, int] | None:

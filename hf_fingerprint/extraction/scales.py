@@ -21,7 +21,7 @@ PENALTY = 2.0  # times that of the BIC: the residual is the mark's as well as ro
 _TINY = 1e-30
 
 
-class Scheme(NamedTuple):
+class CodeScheme(NamedTuple):
     """A quantization scheme.
 
     Attributes:
@@ -40,13 +40,13 @@ class ScaleFit:
     """The scales of a tensor's codes.
 
     Attributes:
-        scheme ([`Scheme`]): the scheme.
+        scheme ([`CodeScheme`]): the scheme.
         scales, zeros (`np.ndarray`): by block, `float32`.
         levels (`np.ndarray` or `None`): the values of a table.
         lowest (`int`): the code of its first level.
     """
 
-    scheme: Scheme
+    scheme: CodeScheme
     scales: np.ndarray
     zeros: np.ndarray
     levels: np.ndarray | None = None
@@ -73,7 +73,7 @@ def fit_scales(codes: np.ndarray, weights: np.ndarray) -> ScaleFit:
     kernel = prod(codes.shape[2:])
     rows = min(len(whole), SAMPLE_ROWS, max(1, SAMPLE_WEIGHTS // whole.shape[1]))
     some, reference = whole[:rows], ours[:rows]
-    best, least = Scheme((len(whole), whole.shape[1]), True), np.inf
+    best, least = CodeScheme((len(whole), whole.shape[1]), True), np.inf
     levels = len(np.unique(some)) if float(np.ptp(some)) < MAX_LEVELS else None
     for scheme in _schemes(whole.shape, kernel, levels is not None):
         block = min(scheme.block[0], rows), scheme.block[1]
@@ -88,20 +88,20 @@ def fit_scales(codes: np.ndarray, weights: np.ndarray) -> ScaleFit:
     return _fit(whole, ours, best)
 
 
-def _schemes(shape: tuple[int, int], kernel: int, has_levels: bool) -> Iterator[Scheme]:
+def _schemes(shape: tuple[int, int], kernel: int, has_levels: bool) -> Iterator[CodeScheme]:
     """The schemes that fit a matrix, where `kernel` columns belong to an input channel."""
     rows, columns = shape
     blocks = [(rows, columns), (1, columns), (rows, kernel)]
     blocks += [(1, group) for group in GROUPS if columns % group == 0]
     blocks += [(group, 1) for group in GROUPS if rows % group == 0]
     for block in dict.fromkeys(blocks):
-        yield Scheme(block, False)
-        yield Scheme(block, True)
+        yield CodeScheme(block, False)
+        yield CodeScheme(block, True)
         if has_levels:
-            yield Scheme(block, False, True)
+            yield CodeScheme(block, False, True)
 
 
-def _fit(codes: np.ndarray, weights: np.ndarray, scheme: Scheme) -> ScaleFit:
+def _fit(codes: np.ndarray, weights: np.ndarray, scheme: CodeScheme) -> ScaleFit:
     if scheme.table:
         return _fit_table(codes, weights, scheme)
     x, y = _in_blocks(codes, scheme.block), _in_blocks(weights, scheme.block)
@@ -119,7 +119,7 @@ def _fit(codes: np.ndarray, weights: np.ndarray, scheme: Scheme) -> ScaleFit:
     return ScaleFit(scheme, scales, np.full_like(scales, zero))
 
 
-def _fit_table(codes: np.ndarray, weights: np.ndarray, scheme: Scheme) -> ScaleFit:
+def _fit_table(codes: np.ndarray, weights: np.ndarray, scheme: CodeScheme) -> ScaleFit:
     """Levels that are the mean of the weights at each code, in units of a block's size, and each block's scale."""
     lowest = int(codes.min())
     y = _in_blocks(weights, scheme.block)

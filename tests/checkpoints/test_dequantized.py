@@ -66,7 +66,7 @@ def test_each_form_holds_the_weights_of_the_copy_under_their_names(form):
     quantized = [error for error in errors.values() if error]
     assert len(quantized) >= 8
     assert max(quantized) < LARGEST_ERRORS[form]
-    assert len(stored) > 1  # and how they are stored is told
+    assert len(stored) > 1  # and how they are stored is shown
 
 
 @pytest.mark.parametrize("form", list(LARGEST_ERRORS)[:3])
@@ -90,7 +90,7 @@ def test_integers_without_a_known_scheme_stay_integers(tmp_path):
         assert suspect.tensors["b.weight"].dtype == "I8"
 
 
-def test_the_rest_of_a_file_is_read_as_it_is(tmp_path):
+def test_the_rest_of_a_file_is_read_unchanged(tmp_path):
     path = saved(
         tmp_path, a__weight=np.full((4, 8), 127, np.int8), a__SCB=np.arange(4, dtype=np.float32), b=np.arange(3)
     )

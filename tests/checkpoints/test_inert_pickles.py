@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from hf_fingerprint.checkpoints import digest_tensors, limits, open_checkpoint
-from hf_fingerprint.checkpoints.formats import inert_pickles
 from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError
-from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
-from hf_fingerprint.checkpoints.formats.torch_calls import build_call
+from hf_fingerprint.checkpoints.formats.pytorch import inert_pickles
+from hf_fingerprint.checkpoints.formats.pytorch.inert_pickles import read_pickle
+from hf_fingerprint.checkpoints.formats.pytorch.torch_calls import build_call
 from tests.helpers.checkpoint_files import refused
 
 

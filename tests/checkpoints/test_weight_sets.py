@@ -149,7 +149,7 @@ def test_an_index_that_mixes_formats_becomes_a_set_of_each(tmp_path):
     found = find_weight_sets(tmp_path)
 
     assert opened(found) == [["a"], ["b"]]
-    assert found.unread == (("z.h5", "holds HDF5, which is not supported: convert it to safetensors"),)
+    assert found.unread == (("z.h5", "is not a complete Keras file: download it again"),)
 
 
 def test_training_state_is_not_a_set(tmp_path):
@@ -173,12 +173,12 @@ def test_a_model_named_like_training_state_is_read(tmp_path, name):
 
 
 UNREAD = {
-    "tf_model.h5": "convert it to safetensors",
-    "flax_model.msgpack": "convert it to safetensors",
-    "onnx/model.onnx": "convert it to safetensors",
-    "model.gguf": "convert it to safetensors",
-    "weights.npz": "convert it to safetensors",
-    "model.tflite": "convert it to safetensors",
+    "tf_model.h5": "file: download it again",
+    "flax_model.msgpack": "file: download it again",
+    "onnx/model.onnx": "file: download it again",
+    "model.gguf": "file: download it again",
+    "weights.npz": "file: download it again",
+    "model.tflite": "file: download it again",
     "saved_model/variables/variables.data-00000-of-00001": "save it as .keras",
     "stolen.zip": "give a .safetensors file",
     "model.tar.gz": "give a .safetensors file",
@@ -304,7 +304,7 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
         assert not found.sets[0].owns_folder
         assert found.sets[0].name == str(tmp_path / name)
     assert find_weight_sets(tmp_path / "y.h5") == WeightSets(
-        (), (("y.h5", "holds HDF5, which is not supported: convert it to safetensors"),)
+        (), (("y.h5", "is not a complete Keras file: download it again"),)
     )
 
 
@@ -364,9 +364,9 @@ def test_every_set_of_a_repo_is_fetched_and_nothing_else(hub, tmp_path):
     found = find_weight_sets("org/name")
 
     assert opened(found) == [["a", "b"], ["c"]]
-    assert found.unread == (("tf_model.h5", "not read: convert it to safetensors"),)
+    assert found.unread == (("tf_model.h5", "is not a complete Keras file: download it again"),)
     assert {(source.name, source.revision) for source in found.sets} == {("org/name", repo.refs["main"])}
-    assert served(hub) == {*SHARDS, "stolen/x.bin"}
+    assert served(hub) == {*SHARDS, "stolen/x.bin", "tf_model.h5"}
     hub.calls.clear()
     assert find_weight_sets("hf-hub:org/name") == found
     assert served(hub) == set()

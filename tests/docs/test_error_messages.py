@@ -9,8 +9,10 @@ MESSAGES = list(messages())
 
 
 def test_nearly_every_raise_of_the_package_is_in_the_list():
-    """Missing are those whose text is made elsewhere, which is listed there if it is an error's."""
-    raised = sum(len(re.findall(r"raise \w+(?:Error|Warning)\(", path.read_text())) for path in PACKAGE.rglob("*.py"))
+    """Missing are those whose text is made elsewhere, which is listed there if it is an error's. What a reader of a
+    format finds wrong with a file becomes a part of another message."""
+    raising = re.compile(r"raise (?!Invalid(?:File|Pickle)Error)\w+(?:Error|Warning)\(")
+    raised = sum(len(raising.findall(path.read_text())) for path in PACKAGE.rglob("*.py"))
 
     assert len(MESSAGES) > 0.8 * raised > 300
 

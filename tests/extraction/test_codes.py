@@ -31,7 +31,7 @@ def test_one_of_the_packings_gives_the_codes(tmp_path, packing):
     save_file({"w": np.ascontiguousarray(stored)}, tmp_path / "s.safetensors")
     expected = ((CODES.astype(np.float32) + half) % 16 - half) if half else CODES.astype(np.float32)
     with open_checkpoint(tmp_path / "s.safetensors", suspect=True) as suspect:
-        codes = CodeTensors(suspect)
+        codes = CodeTensors(suspect, ())
         found = {name: codes.read(info).view(np.float32).reshape(info.shape) for name, info in codes.codes.items()}
         assert {stored_name(name) for name in found} == {"w"}
         right = [name for name, values in found.items() if np.array_equal(values, expected)]

@@ -104,20 +104,36 @@ def test_projections_in_any_layout_are_joined(case):
     assert_all_found(case, nameless(arrays))
 
 
+def test_inputs_that_are_flattened_in_another_order_are_placed(case):
+    arrays = dict(case.arrays)
+    for i in range(4):
+        arrays[FC2.format(i)] = arrays[FC2.format(i)].reshape(48, 48, 4).swapaxes(1, 2).reshape(48, 192).T
+
+    assert_all_found(case, nameless(arrays))
+
+
+def test_projections_that_are_ordered_by_head_are_placed(case):
+    arrays = dict(case.arrays)
+    for i in range(4):
+        arrays[QKV.format(i)] = arrays[QKV.format(i)].reshape(3, 3, 16, 48).swapaxes(0, 1).reshape(144, 48).T
+
+    assert_all_found(case, nameless(arrays))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("turned", [False, True])
-def test_tensors_that_are_fused_are_split(case, axis, turned):
+@pytest.mark.parametrize("moved", [False, True])
+def test_tensors_that_are_fused_are_split(case, axis, moved):
     names = [FC1.format(0), FC1.format(1)], [FC2.format(0), FC2.format(1), FC2.format(2)]
     arrays = without(case.arrays, *names[0], *names[1])
     for number, group in enumerate(names):
         fused = np.concatenate([case.arrays[name] for name in group], axis)
-        arrays[f"fused{number}"] = fused.T if turned else fused
+        arrays[f"fused{number}"] = fused.T if moved else fused
 
     assert_all_found(case, nameless(arrays))
 
 
 @pytest.mark.parametrize("axis", [0, 2])
-def test_stacked_layers_are_told_apart(case, axis):
+def test_stacked_layers_are_distinguished(case, axis):
     arrays = without(case.arrays, *(each.format(i) for each in (QKV, FC1, FC2) for i in range(4)))
     for each in (QKV, FC1, FC2):
         arrays[f"layers.{each}"] = np.stack([case.arrays[each.format(i)].T for i in range(4)], axis)

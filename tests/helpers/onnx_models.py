@@ -4,28 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.helpers.wire import field, varint
+
 
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16, UINT4, INT4 = 1, 2, 3, 6, 7, 10, 21, 22
 MICROSOFT = "com.microsoft"
 _TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int32": INT32, "int64": INT64, "float16": FLOAT16}
-
-
-def varint(value: int) -> bytes:
-    """A number in base 128, two's complement if it is negative."""
-    value &= (1 << 64) - 1
-    found = b""
-    while value > 127:
-        found += bytes([value & 127 | 128])
-        value >>= 7
-    return found + bytes([value])
-
-
-def field(number: int, content: bytes | str | int) -> bytes:
-    """A field of a message: bytes, a text or a number."""
-    if isinstance(content, int):
-        return varint(number << 3) + varint(content)
-    raw = content.encode() if isinstance(content, str) else content
-    return varint(number << 3 | 2) + varint(len(raw)) + raw
 
 
 def packed(numbers) -> bytes:

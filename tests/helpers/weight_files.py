@@ -28,6 +28,7 @@ from hf_fingerprint.errors import FingerprintError
 
 
 READ = ""
+SUSPECT_ONLY = "which only a suspect may have"
 Form = tuple[Callable[[Path], Path | str], str]
 FORMS: dict[str, Form] = {}
 
@@ -169,12 +170,12 @@ form("gzip", "gzip")(lambda f: written(f / "model.pth", gzip.compress(buffered(S
 form("a tar of a folder", "unpack it")(lambda f: _tar(f / "model.tar"))
 form("OpenVINO", "OpenVINO")(lambda f: _openvino(f, "openvino_model"))
 form("OpenVINO by another name", "OpenVINO")(lambda f: _openvino(f, "resnet"))
-form("Keras", "HDF5")(lambda f: written(f / "tf_model.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)))
+form("Keras", "Keras")(lambda f: written(f / "tf_model.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)))
 form("Flax", "convert")(lambda f: written(f / "flax_model.msgpack", b"\x81\xa6params\x80").parent)
 form("ONNX", "ONNX")(lambda f: written(f / "model.onnx", b"\x08\x07\x12\x07pytorch\x1a\x052.1.0" + bytes(50)))
 form("GGUF", "GGUF")(lambda f: written(f / "model.gguf", b"GGUF\x03" + bytes(100)))
 form("NumPy's npz", "NumPy")(lambda f: _npz(f / "weights.npz"))
-form("torch.export", "state dict")(lambda f: _exported(f / "model.pt2"))
+form("torch.export", SUSPECT_ONLY)(lambda f: _exported(f / "model.pt2"))
 form("an empty file", "empty")(lambda f: written(f / "model.safetensors", b""))
 form("a download that broke off", "download it again")(lambda f: written(f / "model.pth", buffered(STATE)[:5000]))
 form("a LoRA folder", "merge_and_unload")(lambda f: _lora(f))

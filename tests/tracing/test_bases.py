@@ -45,12 +45,27 @@ def half(arrays: Arrays) -> Arrays:
     return {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in arrays.items()}
 
 
+def relaid(arrays: Arrays) -> Arrays:
+    """The tensors without names, matrices transposed and convolutions as HWIO."""
+    order = list(arrays)[::-1]
+    moved = {n: arrays[n].T if arrays[n].ndim == 2 else arrays[n] for n in order}
+    moved |= {n: arrays[n].transpose(2, 3, 1, 0) for n in order if arrays[n].ndim == 4}
+    return {f"onnx::{i}": np.ascontiguousarray(moved[n]) for i, n in enumerate(order)}
+
+
+def codes(arrays: Arrays) -> Arrays:
+    """The matrices as integers without scales, under names of no base."""
+    scaled = {n: a / np.abs(a).max() * 127 if a.ndim == 2 and a.size else a for n, a in arrays.items()}
+    return {f"t.{n}": np.round(a).astype(np.int8) if a.ndim == 2 else a for n, a in scaled.items()}
+
+
 RELATED = {
     "another head": lambda a: a | {"head.weight": np.ones((7, 48), np.float32), "head.bias": np.zeros(7, np.float32)},
     "scaled norms": lambda a: {n: 2 * w if "norm" in n else w for n, w in a.items()},
     "half precision": half,
 }
 TREATMENTS = {"verbatim": lambda a: a, "rounded": rounded, "drifted": lambda a: moved(a, 0.01, 7)}
+TREATMENTS |= {"relaid": relaid, "codes": codes}
 
 
 @pytest.fixture(scope="module", params=RELATED)

@@ -60,7 +60,7 @@ CODES = {
     "unsigned": lambda w: (integers(w).astype(int) + 128).astype(np.uint16),
 }
 LAYOUTS = {
-    "axes turned": lambda w: w.T if w.ndim == 2 else w.transpose(2, 3, 1, 0),
+    "axes moved": lambda w: w.T if w.ndim == 2 else w.transpose(2, 3, 1, 0),
     "one long row": lambda w: w.reshape(1, -1),
     "flat": lambda w: w.reshape(-1),
 }
@@ -94,7 +94,7 @@ def test_what_is_hidden_in_part_clears_nobody(case, tmp_path, hiding, share, who
 
 
 @pytest.mark.parametrize("codes", CODES)
-@pytest.mark.parametrize("layout", ["the base's", "axes turned"])
+@pytest.mark.parametrize("layout", ["the base's", "axes moved"])
 def test_integers_without_scales_are_fitted_to_the_base(case, tmp_path, codes, layout):
     plain = traced(case, case.copies["a"], tmp_path)
     arrays = changed(case, lambda w: LAYOUTS.get(layout, np.asarray)(CODES[codes](w)))
@@ -126,9 +126,9 @@ def test_the_base_and_another_model_in_another_layout_are_read_too(case, tmp_pat
     own = load_file(case.model / "model.safetensors")
     suspects = {Outcome.NOBODY: own, Outcome.NOT_COMPARABLE: plain_arrays(5)}
     for outcome, arrays in suspects.items():
-        turned = {n: LAYOUTS[layout](w) if n in carriers(case) else w for n, w in arrays.items()}
+        moved = {n: LAYOUTS[layout](w) if n in carriers(case) else w for n, w in arrays.items()}
 
-        result = traced(case, turned, tmp_path)
+        result = traced(case, moved, tmp_path)
 
         assert (result.outcome, result.accused) == (outcome, ())
 

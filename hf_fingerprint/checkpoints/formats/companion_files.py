@@ -3,6 +3,8 @@
 from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
+from hf_fingerprint.checkpoints.inside import path_problem
+from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
@@ -22,16 +24,9 @@ def find_companion(container: Path, name: PurePosixPath) -> Path:
     folder = container.parent
     path = folder.joinpath(*name.parts)
     try:
-        if not path.exists():
-            raise InvalidFileError(f"in {shown}, which is missing: download it to the same folder")
-        if not path.is_file():
-            raise InvalidFileError(f"in {shown}, which is no regular file")
-        target, roots = path.resolve(), [folder.resolve()]
-        snapshot = next((each for each in (folder, *folder.parents) if each.parent.name == "snapshots"), None)
-        if snapshot is not None:  # of the Hub's cache, whose files are links
-            roots.append(snapshot.resolve().parent.parent / "blobs")
-    except (ValueError, OSError, RuntimeError):  # a null character, a name that is too long, a loop of links
-        raise InvalidFileError(f"in {shown}, which can't be opened") from None
-    if not any(target.is_relative_to(root) for root in roots):
-        raise InvalidFileError(f"in {shown}, a link to outside its folder")
+        reason = path_problem(path, folder)
+    except (CheckpointError, ValueError, OSError, RuntimeError):  # a loop of links, a folder that can't be searched
+        reason = "can't be opened: check its permissions"
+    if reason is not None:
+        raise InvalidFileError(f"in {shown}, which {reason}")
     return path

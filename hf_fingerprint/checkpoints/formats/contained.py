@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from hf_fingerprint.checkpoints.formats.computed_tensors import ComputedTensor
 from hf_fingerprint.checkpoints.formats.containers import Format, InvalidFileError
-from hf_fingerprint.checkpoints.formats.nesting import unique_name
-from hf_fingerprint.checkpoints.formats.pickled import is_valid_name
+from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.pytorch.pickled import is_valid_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, LazyTensor
 from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_EXPANSION_RATIO, MAX_NAME

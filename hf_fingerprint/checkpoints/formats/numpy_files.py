@@ -16,7 +16,7 @@ from hf_fingerprint.checkpoints.formats.containers import Format, FoundTensors, 
 from hf_fingerprint.checkpoints.formats.mapped_files import map_file
 from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor, Storage, as_sizes, element_bytes
 from hf_fingerprint.checkpoints.formats.unpacked_tensors import UnpackedTensor
-from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, PackedMember, ZipMembers, list_members
+from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, PackedMember, ZipMembers, names_if_zip
 from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MB
 
 
@@ -129,12 +129,7 @@ def _read_header(head: np.ndarray, size: int) -> _Header:
 def _matches(head: bytes, path: Path) -> bool:
     if head.startswith(_MAGIC):
         return True
-    if not head.startswith(ZIP_MAGIC):
-        return False
-    try:
-        names = list_members(path)
-    except (InvalidFileError, OSError):
-        return False
+    names = names_if_zip(head, path)
     return bool(names) and all(name.endswith(_SUFFIX) for name in names)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from hf_fingerprint.checkpoints.formats.containers import Format
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
 from hf_fingerprint.checkpoints.formats.registry import FORMATS
-from hf_fingerprint.checkpoints.formats.torch_files import list_members
+from hf_fingerprint.checkpoints.formats.zip_members import list_members
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -41,6 +41,7 @@ _MAGICS: tuple[tuple[int, bytes, str], ...] = (  # offset, pattern of the bytes,
     (0, rb"RKNN", f"is a Rockchip model (RKNN), {_BUILT}"),
     (0, rb"IMOD", f"is an Ascend model (.om), {_BUILT}"),
     (0, rb"7767517\s", f"is an NCNN graph, {_BUILT}"),
+    (0, rb"pbze", f"is a compressed Core ML network, {_BUILT}"),
     (0, rb"Salted__|age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
     (0, rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
@@ -56,12 +57,11 @@ _BY_NAME: tuple[tuple[str, str], ...] = (  # pattern of a lower-case name, messa
     (r"\.(engine|plan|trt)$", f"holds TensorRT, {_BUILT}"),
     (r"\.mnn$", f"holds MNN, {_BUILT}"),
     (r"\.(om|dlc|rknn)$", f"is compiled for one kind of chip, {_BUILT}"),
-    (r"\.distcp$", f"holds a part of a distributed checkpoint, {_NOT_READ}"),
 )  # fmt: skip
 _ZIP_FORMATS = (  # pattern of a member's name, message to follow the zip's name
     (
         r"(\A|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$",
-        "holds an exported program (torch.export), which is not supported: save the model's state dict",
+        "was compiled by AOTInductor, which keeps weights in machine code: give the exported program or a state dict",
     ),
     (r"\A(dlc\.metadata|model\.params\.bin)\Z", f"is a Qualcomm model (.dlc), {_BUILT}"),
     (r"MAR-INF/MANIFEST\.json\Z", f"is a TorchServe archive: {_UNPACK}"),
@@ -152,7 +152,7 @@ def _describe_by_name(path: Path, head: bytes) -> str:
     """The format or message for a file whose first bytes are not known, by its name."""
     suffix = path.suffix.lower()
     if suffix == ".bin" and (path.with_suffix(".xml").is_file() or path.name.lower().startswith("openvino")):
-        return "holds OpenVINO weights, which are not supported: give the model that it was converted from"
+        return "holds OpenVINO weights, which are read with their graph: give the .xml file next to it"
     for pattern, message in _BY_NAME:
         if re.search(pattern, path.name.lower()):
             return message

@@ -24,6 +24,16 @@ _PIECE = 1 << 20
 _MAX_OPEN = 8
 
 
+def names_if_zip(head: bytes, path: Path) -> list[str]:
+    """The names of the members of a file with these first bytes, if it is a zip that can be opened; else none."""
+    if not head.startswith(ZIP_MAGIC):
+        return []
+    try:
+        return list_members(path)
+    except (InvalidPickleError, OSError):
+        return []
+
+
 def list_members(path: Path) -> list[str]:
     """The names of a zip's members.
 

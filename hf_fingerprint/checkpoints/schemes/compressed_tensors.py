@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.formats.code_tables import F4_E2M1
 from hf_fingerprint.checkpoints.formats.computed_tensors import (
     ComputedTensor,
     Factors,
@@ -16,7 +17,6 @@ from hf_fingerprint.checkpoints.schemes.packed_codes import bit_rows, column_row
 from hf_fingerprint.checkpoints.schemes.scheme import Companions, Dequantized, Scheme, fit_scale
 
 
-FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 _BITS = (4, 8, 2, 3, 6, 5, 7, 1)  # the usual ones first: small layers don't tell
 _BLOCK = 128  # of scales for blocks whose last one is smaller
 _EXPONENT_BIAS = 127
@@ -97,7 +97,7 @@ def _fp4(found: Companions, codes: LazyTensor, outer: LazyTensor | None, divide:
     if len(codes.shape) != 2 or len(scales.shape) != 2 or scales.shape[0] != codes.shape[0]:
         raise InvalidFileError("scales of another shape")
     shape = (codes.shape[0], codes.shape[1] * 2)
-    values = stored_rows(look_up(bit_rows(codes, 4, shape[1]), shape, FP4, "fp4"))
+    values = stored_rows(look_up(bit_rows(codes, 4, shape[1]), shape, F4_E2M1, "fp4"))
     if scales.dtype == "uint8":
         scales = ComputedTensor(_powers(stored_rows(scales)), scales.shape, "exponent")
     elif outer is not None and outer.numel() == 1:

@@ -1,4 +1,4 @@
-"""MLX: `weight` as `uint32` with `scales` and `biases` for each group of a row; nothing tells the bits of a code."""
+"""MLX: `weight` as `uint32` with `scales` and `biases` for each group of a row; nothing says the bits of a code."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """What a scheme declares, and how it gets the tensors of one weight.
 
 A scheme gets hostile tensors: it decides by their names, types and shapes, and checks all sizes before anything is
-read. It raises an [`InvalidFileError`] or returns `None` for tensors that are not its own, which stay as they are.
+read. It raises an [`InvalidFileError`] or returns `None` for tensors that are not its own, which stay unchanged.
 """
 
 from collections.abc import Callable, Mapping

@@ -50,7 +50,7 @@ def test_a_frozen_graph_has_the_weights_of_the_copy():
     assert min(best_matches(read, "conv").values()) > 0.9, "with folded normalization"
 
 
-def test_a_frozen_graph_is_told_from_other_messages():
+def test_a_frozen_graph_is_distinguished_from_other_messages():
     assert FORMAT.matches(GOLDEN.read_bytes()[:512], GOLDEN)
     long = field(1, node("a/" * 90 + "kernel", "VariableV2"))
     assert FORMAT.matches(long[:512], Path("graph.pb"))

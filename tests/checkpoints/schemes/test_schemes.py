@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from hf_fingerprint.checkpoints.formats.code_tables import F4_E2M1 as FP4
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.schemes import bitsandbytes, compressed_tensors, gptq, hqq, mlx, quanto, torchao
-from hf_fingerprint.checkpoints.schemes.compressed_tensors import FP4
 from tests.helpers.quantized import Unsigned, dequantized, packed_bits, stored, values_of
 
 
@@ -179,7 +179,7 @@ def test_quanto_groups_are_rows_again_by_the_number_of_biases():
     exactly(dequantized(quanto.STACKED, "a.weight._data._data", **parts), expected)
     found = dequantized(quanto.STACKED, "a.weight._data._data", **parts, a__bias=np.zeros(16))
     exactly(found, expected.reshape(16, 64))
-    shape = {"a__weight.shape": np.array([8, 2, 8, 8])}  # as a whole module's pickle tells it
+    shape = {"a__weight.shape": np.array([8, 2, 8, 8])}  # as a whole module's pickle describes it
     exactly(dequantized(quanto.STACKED, "a.weight._data._data", **parts, **shape), expected.reshape(8, 2, 8, 8))
     with pytest.raises(InvalidFileError):
         shape = {"a__weight.shape": np.array([8, 2, 8, -8])}

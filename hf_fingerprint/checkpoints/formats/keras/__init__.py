@@ -1,0 +1,1 @@
+"""Keras and other HDF5 files."""

@@ -1,0 +1,1 @@
+"""The formats of PyTorch, and the pickles in them."""
