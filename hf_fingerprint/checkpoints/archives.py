@@ -152,12 +152,12 @@ def _zip_members(stream: io.FileIO, budget: _Budget) -> Iterator[tuple[str, IO[b
 
 
 def _tar_members(stream: io.FileIO, budget: _Budget) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Yields the names of a tar's regular files, each with its open content."""
+    """Yields the names of a tar's regular files, each with its open content, or `None` if it is sparse."""
     with tarfile.open(fileobj=cast(IO[bytes], _BoundedReads(stream)), mode="r:") as archive:
         for info in archive:
             budget.add_member()
-            if info.isreg() and not info.issparse():
-                yield info.name, archive.extractfile(info)
+            if info.isreg():  # what a sparse file expands to can't be bounded by what is read
+                yield info.name, None if info.issparse() else archive.extractfile(info)
 
 
 class _BoundedReads(io.RawIOBase):
@@ -186,16 +186,16 @@ class _BoundedReads(io.RawIOBase):
 
 def _write_members(members: Iterator[tuple[str, IO[bytes] | None]], folder: Path, budget: _Budget) -> None:
     """Writes what may hold weights, under safe names: into folder "0", or one of its own if its name is taken."""
-    encrypted = 0
+    unread = 0
     for number, (name, content) in enumerate(members, 1):
         if content is None:
-            encrypted += 1
+            unread += 1
             continue
         parts = [_safe_name(part) for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", ".")]
         parts = parts[-_MAX_PARTS:] or ["unnamed"]
         _write(content, folder.joinpath("0", *parts), budget, folder / str(number) / parts[-1])
-    if encrypted:
-        raise InvalidFileError(f"holds {encrypted} encrypted files: decrypt them, and give the folder")
+    if unread:
+        raise InvalidFileError(f"holds {unread} encrypted or sparse files: unpack it, and give the folder")
 
 
 def _write(content: IO[bytes], target: Path, budget: _Budget, spare: Path | None = None) -> None:
@@ -203,7 +203,8 @@ def _write(content: IO[bytes], target: Path, budget: _Budget, spare: Path | None
     with content:
         block = content.read(_BLOCK)
         budget.spend(len(block))
-        if spare is not None and (len(block) < _SMALLEST or _OTHER_CONTENT.match(block)):
+        is_safetensors = block[8:9] == b"{"  # the size of its header, which comes first, may look like anything
+        if spare is not None and (len(block) < _SMALLEST or (_OTHER_CONTENT.match(block) and not is_safetensors)):
             return
         with _create(target, spare) as out:
             while block:

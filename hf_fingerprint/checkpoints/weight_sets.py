@@ -43,6 +43,7 @@ from hf_fingerprint.errors import CheckpointError
 _CONFIG = "config.json"
 _NOT_SEARCHED = "holds no model"
 _SKIPPED_FOLDERS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
+_NO_FOLDER = re.compile(r"(?!)")
 _OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
 
 
@@ -99,10 +100,13 @@ def _from_folder(folder: Path) -> WeightSets:
     return _open(Source(str(folder), folder, (), None, None, True), *_search(folder))
 
 
-def _search(folder: Path) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
-    """The groups of weight files in a folder and its subfolders, and the files that can't be read."""
+def _search(
+    folder: Path, skipped: re.Pattern[str] = _SKIPPED_FOLDERS
+) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
+    """The groups of weight files in a folder and its subfolders but the skipped ones, and the files that can't be
+    read."""
     names, unread = [], []
-    for path, reason in walk_folder(folder, lambda name: _NOT_SEARCHED if _SKIPPED_FOLDERS.fullmatch(name) else None):
+    for path, reason in walk_folder(folder, lambda name: _NOT_SEARCHED if skipped.fullmatch(name) else None):
         name = path.relative_to(folder).as_posix()
         if reason is None and (is_weight_file(name) or is_index(name) or is_supported(path) or is_archive(path)):
             names.append(name)
@@ -162,7 +166,7 @@ def _from_archive(model: Source, file: str, shown: str, depth: int) -> WeightSet
         return WeightSets((), (SkippedFile(shown, "an archive in too many archives: unpack it"),))
     try:
         unpacked = unpack_archive(model.folder / file, PurePosixPath(file).name)
-        groups, unread = _search(unpacked.folder)
+        groups, unread = _search(unpacked.folder, _NO_FOLDER)  # what its maker packed is all of it
         if unpacked.problem is not None:
             unread.append(SkippedFile("", unpacked.problem))
         inner = replace(model, folder=unpacked.folder, owns_folder=False, archive=(model.archive, unpacked))

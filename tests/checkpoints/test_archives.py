@@ -180,7 +180,7 @@ def test_encrypted_members_are_named(tmp_path):
     found = find_weight_sets(path)
 
     assert names_of(found) == [["b"]]
-    assert found.unread == (("x.zip", "holds 1 encrypted files: decrypt them, and give the folder"),)
+    assert found.unread == (("x.zip", "holds 1 encrypted or sparse files: unpack it, and give the folder"),)
 
 
 @pytest.mark.parametrize("cut", [40, 100, -30])
@@ -233,3 +233,31 @@ def test_weight_files_that_are_zips_are_no_archives(tmp_path):
     assert not is_archive(tmp_path / "model.pt")
     assert not is_archive(tmp_path / "missing")
     assert is_archive(zipped(tmp_path / "x.bin", {"a": MODEL}))
+
+
+def test_a_header_whose_size_looks_like_another_file_hides_no_model(tmp_path):
+    weights = b'{"a":{"dtype":"F32","shape":[16],"data_offsets":[0,64]}}'.ljust(256) + bytes(64)
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        archive.writestr("model.safetensors", (256).to_bytes(8, "little") + weights)  # as a font begins
+
+    found = find_weight_sets(tmp_path / "app.zip")
+
+    assert [source.shown_files for source in found.sets] == [("app.zip/model.safetensors",)]
+
+
+@pytest.mark.parametrize("folder", ["node_modules", ".git", "venv"])
+def test_every_folder_of_an_archive_is_searched(tmp_path, folder):
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        archive.writestr(f"{folder}/model.safetensors", save({"a": np.ones((8, 8), np.float32)}))
+
+    assert len(find_weight_sets(tmp_path / "app.zip").sets) == 1
+
+
+def test_a_sparse_file_in_a_tar_is_reported(tmp_path):
+    header = tarfile.TarInfo("model.safetensors")
+    header.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+
+    found = find_weight_sets(tmp_path / "a.tar")
+
+    assert not found.sets and "sparse" in found.unread[0].reason
