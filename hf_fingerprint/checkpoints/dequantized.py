@@ -8,11 +8,11 @@ with dequantize_schemes(open_checkpoint("leaked.safetensors", suspect=True)) as 
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from hf_fingerprint.checkpoints.formats.contained import describe_container
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.pytorch.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
@@ -87,10 +87,9 @@ class DequantizedCheckpoint(Checkpoint):
                 self.tensors[name] = TensorInfo(name, "F32", values.shape, info.file, 0, values.nbytes)
             if place not in hidden:
                 self.tensors[place] = info
-        kept = {info.dtype for name, info in self.tensors.items() if name not in self._values}
-        kinds = {str(getattr(values, "stored", "")) for values in self._values.values()}
-        self.container = replace(
-            stored.container, tensors=len(self.tensors), dtypes=tuple(sorted(filter(None, kept | kinds)))
+        memory = stored._memory | self._values
+        self.container = describe_container(
+            stored.container.format, stored.container.producer, self.tensors.values(), memory
         )
 
     @property

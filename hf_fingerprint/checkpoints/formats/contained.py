@@ -116,8 +116,8 @@ def describe_container(
         memory (`dict[str, LazyTensor]`): access to their bytes, if it is no safetensors file.
     """
     infos = list(infos)
-    dtypes = {getattr(memory.get(info.name), "stored", info.dtype) for info in infos}
-    return Container(name, producer, len(infos), tuple(sorted(dtypes)))
+    stored = {str(getattr(memory.get(info.name), "stored", info.dtype)) for info in infos}
+    return Container(name, producer, len(infos), tuple(sorted({DTYPES.get(each, each) for each in stored})))
 
 
 def _unreadable_reason(tensor: LazyTensor, cost: int, budget: int) -> str | None:
