@@ -31,6 +31,7 @@ HEAD_WIDTHS = (16, 24, 32, 40, 48, 64, 72, 80, 88, 96, 112, 128)
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
 MIN_ROW_SIMILARITY = 0.8
+LEAST_SCALED_WORK = 1 << 12  # what comparing a small tensor costs, in weights
 MAX_SCALED_WEIGHTS = 1 << 25  # that are compared row by row
 MIN_SLICE_COSINE = 0.3  # since more of them are compared
 
@@ -145,7 +146,7 @@ class PlacementSearch:
             shape, views = self._shape(name), []
             for info in by_size[size]:
                 layouts = find_layouts(info.shape, shape)
-                work += size * len(layouts)
+                work += max(size, LEAST_SCALED_WORK) * len(layouts)
                 if work <= MAX_SCALED_WEIGHTS:
                     views += [TensorView(info, full_bounds(info.shape), layout, shape) for layout in layouts]
             if not views:

@@ -7,6 +7,7 @@ that were not read face the same test: if they could hide a copy, the outcome ca
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -143,8 +144,11 @@ def find_hidden(
                     if name not in taken:
                         take(carrier, name, left_out[name])
                         break
+    least = _least_flat(base)
     for info in suspect.tensors.values():
-        room = _room_in_flat(base, info) if info.name not in taken else 0
+        room = _count_weights(info) if info.name not in taken and _is_flat(info) else 0
+        if room < least:
+            continue
         for carrier in sorted(left, key=lambda carrier: -int(np.prod(left[carrier]))):
             if (weights := int(np.prod(left[carrier]))) <= room:
                 room -= weights
@@ -177,11 +181,14 @@ def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool, 
     return None
 
 
-def _room_in_flat(base: Base, info: TensorInfo) -> int:
-    """How many weights a tensor of a single long axis has; 0 for others, such as biases."""
-    longest = max(max(record.shape, default=1) for record in base.tensors.values())
-    is_flat = sum(size > 1 for size in info.shape) == 1 and info.dtype in READABLE
-    return _count_weights(info) if is_flat and _count_weights(info) > longest else 0
+def _least_flat(base: Base) -> int:
+    """The weights of a row that is too long for a bias: as many as the largest carrier has, and as any axis."""
+    shapes = [base.tensors[carrier.name].shape for carrier in base.carriers]
+    return max(max(map(prod, shapes)), 1 + max(map(max, shapes)))
+
+
+def _is_flat(info: TensorInfo) -> bool:
+    return info.dtype in READABLE and sum(size > 1 for size in info.shape) == 1
 
 
 def _count_weights(info: TensorInfo) -> int:
