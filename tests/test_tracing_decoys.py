@@ -101,3 +101,17 @@ def test_the_base_in_front_of_a_copy_on_the_hub(kind, vault, tmp_path, monkeypat
 
 def hub_bytes(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_a_copy_that_another_file_names_as_its_weights_is_read(tmp_path):
+    vault = open_vault("conv", tmp_path)
+    folder = tmp_path / "suspect"
+    folder.mkdir()
+    save_file(base_weights("conv"), folder / "model.safetensors")
+    save_file(copy_weights("conv"), folder / "external.onnx.data")
+    (folder / "external.onnx").write_bytes((FORMS / "conv" / "made" / "external.onnx").read_bytes())
+
+    result = trace(folder, vault, base=FORMS / "conv" / "base")
+
+    assert [each.recipient for each in result.accused] == [RECIPIENT]
+    assert "external.onnx.data" in result.files

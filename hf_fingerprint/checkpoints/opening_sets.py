@@ -1,11 +1,13 @@
 """Open groups of weight files as the sets of a suspect, and list the files that can't be read."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.contents import SkippedFile, truncate_skipped
+from hf_fingerprint.checkpoints.formats.recognition import inspect_file, is_format
 from hf_fingerprint.checkpoints.formats.safetensors_files import headers_size
 from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_SETS, megabytes
 from hf_fingerprint.checkpoints.reader import open_checkpoint
@@ -63,7 +65,10 @@ def open_groups(
     skipped, headers = list(unread), 0
     used: set[str] = set()
     unused: list[tuple[str, str]] = []
-    for group in limit_groups(groups, model.name, skipped):
+    waiting = deque(limit_groups(groups, model.name, skipped))
+    grouped = {file for group in waiting for file in group.files}
+    while waiting:
+        group = waiting.popleft()
         paths = tuple(model.folder / file for file in group.files)
         index, folder = None if group.index is None else model.folder / group.index, paths[0].parent
         is_own = model.owns_folder and folder == model.folder
@@ -78,7 +83,12 @@ def open_groups(
         headers += headers_size(paths)
         opened: set[str] = set()
         reason = _opening_problem(source, opened) if headers <= MAX_HEADERS or not sets else _HEADERS
-        used |= {Path(path).relative_to(model.folder).as_posix() for path in opened}
+        companions = {Path(path).relative_to(model.folder).as_posix() for path in opened}
+        used |= companions
+        for name in sorted(companions - grouped):
+            if _is_model(model.folder / name):  # the file that names it may be there to hide it
+                waiting.append(WeightFileGroup((name,)))
+                grouped.add(name)
         if reason is None:
             sets.append(source)
             unused += [(name, group.name) for name in group.companions]
@@ -92,6 +102,16 @@ def open_groups(
     ]
     listed = [SkippedFile(shown(each.name), each.reason) for each in sorted(set(skipped)) if each.name not in used]
     return WeightSets(tuple(sets), tuple(truncate_skipped(listed)))
+
+
+def _is_model(companion: Path) -> bool:
+    """Whether a file that holds weights of another one is a model by itself; parts of a distributed one aren't."""
+    if companion.suffix.lower() in (".distcp", ".pt"):
+        return False
+    try:
+        return is_format(inspect_file(companion))
+    except CheckpointError:
+        return False
 
 
 def _readable_parts(source: Source, folder: Path, unread: list[SkippedFile]) -> Source | None:
