@@ -48,7 +48,7 @@ ARCHITECTURES = (
     "beit_base_patch16_224",
     "mixer_s16_224",
 )
-CLASSES, AMPLITUDE = 10, 0.003
+CLASSES, AMPLITUDE, IMAGES = 10, 0.003, 8
 PASSPHRASE = "a passphrase for the example"
 Arrays = dict[str, np.ndarray]
 COLUMNS = ("architecture", "carriers", "placed", "score / the copy's", "others accused", "seconds", "another model")
@@ -145,8 +145,8 @@ def _measure(architecture: str, folder: Path, seed: int) -> _Row:
     model = save_timm(random_model(architecture, seed), folder / "model")
     vault = Vault.create(folder / "vault", PASSPHRASE)
     vault.unlock(PASSPHRASE)
-    with Issuer(model, vault, FingerprintConfig(amplitude=AMPLITUDE)) as issuer:
-        copies = list(issuer.issue_all(["thief", "innocent"], folder / "copies"))
+    with Issuer(model, vault, FingerprintConfig(amplitude=AMPLITUDE, calibration_images=IMAGES)) as issuer:
+        copies = list(issuer.issue_all(["leaker", "innocent"], folder / "copies"))
         carriers = [carrier.name for carrier in issuer.base.carriers]
     arrays = load_file(copies[0].path / "model.safetensors")
     plain = _trace(arrays, folder, vault, model)
@@ -156,9 +156,9 @@ def _measure(architecture: str, folder: Path, seed: int) -> _Row:
     other = {name: values.numpy() for name, values in random_model(architecture, seed + 1).state_dict().items()}
     unrelated = _trace(disguise(other, carriers, np.random.default_rng(seed)), folder, vault, model)
     scores = {each.recipient: each.score for each in found.scores}
-    others = sum(each.recipient != "thief" for result in (found, unrelated) for each in result.accused)
+    others = sum(each.recipient != "leaker" for result in (found, unrelated) for each in result.accused)
     others += len(unrelated.accused)
-    ratio = scores["thief"] / next(each.score for each in plain.scores if each.recipient == "thief")
+    ratio = scores["leaker"] / next(each.score for each in plain.scores if each.recipient == "leaker")
     return _Row(architecture, len(carriers), found.tensors_matched, ratio, others, seconds, unrelated.outcome.value)
 
 
