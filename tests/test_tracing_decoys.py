@@ -50,6 +50,16 @@ def test_the_base_in_front_of_a_copy_does_not_hide_it(kind, vault, tmp_path, nam
     assert [each.recipient for each in result.accused] == [RECIPIENT]
 
 
+@pytest.mark.parametrize("join", [np.stack, np.concatenate])
+def test_the_base_and_a_copy_in_the_same_tensors(kind, vault, tmp_path, join):
+    base, copy = base_weights(kind), copy_weights(kind)
+    held = {f"x{i}": join([base[name], copy[name]]) for i, name in enumerate(base) if base[name].ndim}
+
+    result = traced(held, kind, vault, tmp_path)
+
+    assert [each.recipient for each in result.accused] == [RECIPIENT]
+
+
 def test_the_base_twice_accuses_nobody_and_pays_for_each_look(kind, vault, tmp_path):
     once = traced(base_weights(kind), kind, vault, tmp_path)
     assert once.outcome is Outcome.NOBODY and once.looks == 1

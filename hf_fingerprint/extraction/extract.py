@@ -3,9 +3,9 @@
 Alignment undoes permuted channels and rescaled rows. It depends on base and suspect alone, and is skipped if needless.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment import align_suspect
 from hf_fingerprint.extraction.match import match_unmarked_names, similar_namesakes
-from hf_fingerprint.extraction.placed import held_in
+from hf_fingerprint.extraction.placed import Bounds, held_bounds, held_in
 from hf_fingerprint.extraction.placing import PlacedSuspect, place_tensors
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.progress import Progress, counting
@@ -67,6 +67,7 @@ class Extraction:
             were not found by name.
         held (`frozenset[str]`): the tensors of the suspect's files that were compared with carriers, or are similar to
             unmarked tensors of the same names.
+        bounds (mapping of `str` to a sequence of `Bounds`): the parts of them that hold carriers, if they were moved.
     """
 
     values: np.ndarray
@@ -82,6 +83,7 @@ class Extraction:
     placed: tuple[str, ...] = ()
     all_compared: bool = False
     held: frozenset[str] = frozenset()
+    bounds: Mapping[str, Sequence[Bounds]] = field(default_factory=dict)
 
 
 def extract(
@@ -111,6 +113,7 @@ def extract(
     placed = place_tensors(base, original, suspect)
     same = similar_namesakes(original, placed.suspect, match_unmarked_names(base, original, placed.suspect))
     held = held_in(placed.suspect, [info.name for info in (*placed.matches.values(), *same.values())])
+    bounds = held_bounds(placed.suspect, placed.matches)
     suspect, matches, aligned_tensors = _align(base, original, placed, aligned, progress, device)
     sums = ExtractionSums(base, original, suspect)
     sums.add(
@@ -119,7 +122,12 @@ def extract(
     )
     found = sums.extraction(matches)
     return replace(
-        found, aligned=aligned_tensors, placed=placed.used, all_compared=placed.complete, held=frozenset(held)
+        found,
+        aligned=aligned_tensors,
+        placed=placed.used,
+        all_compared=placed.complete,
+        held=frozenset(held),
+        bounds=bounds,
     )
 
 

@@ -9,7 +9,7 @@ Where the weights are in the base's order in the file, their bytes are passed on
 they are first read, one tensor at a time.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from threading import Lock
@@ -210,6 +210,30 @@ class PlacedWeights:
             for oldest in list(self._cache)[:-CACHED_TENSORS]:
                 del self._cache[oldest]
             return kept
+
+
+def held_bounds(placed: TensorReader, names: Iterable[str]) -> dict[str, list[Bounds]]:
+    """The parts of a suspect's tensors that hold some of its placed tensors."""
+    found: dict[str, list[Bounds]] = {}
+    for name in names:
+        placement = placed.placements.get(name) if isinstance(placed, PlacedWeights) else None
+        for piece in () if placement is None else placement.pieces:
+            found.setdefault(piece.view.info.name, []).append(piece.view.bounds)
+    return found
+
+
+def free_slices(shape: Shape, held: Sequence[Bounds]) -> list[tuple[int, int, int]]:
+    """Axis, begin and end of what is left of a tensor besides some slices along one axis."""
+    cut = [[i for i, (size, each) in enumerate(zip(shape, one, strict=True)) if each != (0, size)] for one in held]
+    axes = {axis for each in cut for axis in each}
+    if len(axes) != 1 or not all(cut):
+        return []
+    (axis,), found, done = axes, [], 0
+    for begin, end in sorted(one[axis] for one in held):
+        if begin > done:
+            found.append((axis, done, begin))
+        done = max(done, end)
+    return [*found, (axis, done, shape[axis])] if done < shape[axis] else found
 
 
 def held_in(suspect: TensorReader, names: Iterable[str]) -> set[str]:

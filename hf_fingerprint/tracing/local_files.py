@@ -9,6 +9,7 @@ from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
+from hf_fingerprint.extraction.placed import free_slices
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.registration.same_weights import find_recorded_copies
 from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, may_hold_copy, unread_result
@@ -138,9 +139,15 @@ def _read_once(
 def _rest(request: TraceRequest, suspect: Checkpoint, extractions: Sequence[Extraction]) -> Checkpoint | None:
     """The tensors that were not compared, if they may hold a copy by their shapes. No codeword decides this."""
     held: set[str] = set().union(*(each.held for each in extractions))
-    if not held or len(held) >= len(suspect.tensors):
+    slices = {}
+    for name in held & suspect.tensors.keys():
+        parts = [part for each in extractions for part in each.bounds.get(name, ())]
+        whole = any(name in each.held and name not in each.bounds for each in extractions)
+        if parts and not whole and (free := free_slices(suspect.tensors[name].shape, parts)):
+            slices[name] = free
+    if not held or (len(held) >= len(suspect.tensors) and not slices):
         return None
-    rest = RemainingTensors(suspect, held)
+    rest = RemainingTensors(suspect, held, slices)
     return (
         rest
         if any(could_detect_copy(base, fitting_carriers(base, rest, whole=True)) for base in request.bases)
