@@ -7,11 +7,11 @@ innocent" has probability at most `alpha / (l (l + 1))`. By the union bound (alp
 
     P(any look accuses an innocent) <= sum over l of alpha / (l (l + 1)) = alpha sum of (1/l - 1/(l + 1)) <= alpha
 
-for any stopping rule, even one that sees the scores. A further pass over the tensors that the last one did not compare
-is a further look; shapes and values of base and suspect alone decide whether there may be one. In the same way k bases, or records of one base, share alpha,
-`alpha / k` each, and so do m sets of weight files of one suspect: the selection of bases depends on the suspect and
-the bases, and on no codeword. So the bound on the probability that *any* innocent scores so high in the *whole* trace
-is the decoder's times `l (l + 1) k m`.
+for any stopping rule, even one that sees the scores. A further pass over tensors that were not compared is a further
+look; shapes and values of base and suspect alone decide whether there may be one. In the same way k bases, or records
+of one base, share alpha, `alpha / k` each, and so do m sets of weight files of one suspect: the selection of bases
+depends on the suspect and the bases, and on no codeword. So the bound on the probability that *any* innocent scores so
+high in the *whole* trace is the decoder's times `l (l + 1) k m`.
 
 The proof assumes that the keyed generator is pseudo-random and that the suspect was made without feedback: an attacker
 who sees the scores of innocents can optimize a suspect towards one of them. So these scores are left out by default.
