@@ -11,7 +11,7 @@ from hf_fingerprint.printable import printable
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pt2|ptl|pth|th|ckpt|h5|hdf5|keras|msgpack|onnx|ort|tflite|lite|task|pb|npz|npy|gguf|ot|pkl"
     r"|pickle|mlmodel|mil|distcp|mar|pte|engine|plan|trt|params?|pdparams|mnn|rknn|om|dlc|tar|tgz|tbz2|txz|gz|bz2"
-    r"|xz|zst|zip|7z|apk|aab|xapk|apks|ipa)"
+    r"|xz|zst|zip|7z|rar|lzma|lz4|apk|aab|xapk|apks|ipa)"
     r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|(^|/)\.metadata$"
     r"|(^|/)openvino[\w.-]*\.xml$",
     re.IGNORECASE,

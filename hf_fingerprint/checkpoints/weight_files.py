@@ -33,7 +33,7 @@ from hf_fingerprint.printable import printable
 MISSING = "missing: download the model again, all of its files"
 _PART = re.compile(r"(?P<stem>.*?)[-_.]?\d+[-_]of[-_](?P<total>\d+)(?P<end>.*)", re.DOTALL)
 _RENAMED = re.compile(r"\.(safetensors|bin|pth|pt|ckpt)(\.[\w-]+)?$", re.IGNORECASE)
-_ARCHIVE = re.compile(r"\.(zst|7z)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(zst|7z|rar|lzma|lz4)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

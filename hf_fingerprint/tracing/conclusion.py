@@ -10,10 +10,13 @@ from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import (
+    NOISE,
     HiddenTensor,
     carrier_mass,
     find_hidden,
     format_hidden,
+    rounding_noise,
+    stored_dtypes,
     unreadable_tensors,
     would_detect_copy,
 )
@@ -111,8 +114,14 @@ def _conclude_base(
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
             f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
-    if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
+    noise = rounding_noise(suspect, extraction)
+    if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share, noise):
         return _Conclusion(None, Outcome.NOBODY)
+    if noise > NOISE and would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
+        return _Conclusion(
+            f"Its weights are stored in so few bits ({', '.join(stored_dtypes(suspect))}) that a copy's mark may be "
+            f"rounded away: get the model before it was quantized."
+        )
     if share < 1 and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
         return _Conclusion(
             f"It holds the marked tensors of base {base.base_id} several times, and a copy's may be spread over them: "

@@ -110,7 +110,8 @@ def _conclude_passes(passes: Sequence[_Pass]) -> TraceResult:
     kept = 1 - sum(each.similar for each in passes[1:]) / first.similar if first.similar else 1.0
     results = [each.conclude(max(1 / max(times, 1), kept)) for each in (first, *others)]
     outcome = combine_outcomes(each.outcome for each in results)
-    return next(each for each in results if each.outcome is outcome)
+    reason = next(each.reason for each in results if each.outcome is outcome)
+    return replace(results[0], outcome=outcome, reason=reason, looks=passes[-1].result.looks)
 
 
 def _read_once(
@@ -148,11 +149,8 @@ def _rest(request: TraceRequest, suspect: Checkpoint, extractions: Sequence[Extr
     if not held or (len(held) >= len(suspect.tensors) and not slices):
         return None
     rest = RemainingTensors(suspect, held, slices)
-    return (
-        rest
-        if any(could_detect_copy(base, fitting_carriers(base, rest, whole=True)) for base in request.bases)
-        else None
-    )
+    fits = (could_detect_copy(base, fitting_carriers(base, rest, whole=True)) for base in request.bases)
+    return rest if any(fits) else None
 
 
 def _select_bases(

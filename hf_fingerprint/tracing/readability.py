@@ -15,9 +15,10 @@ import numpy as np
 from hf_fingerprint.carriers import keyed_offset, position_counts
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES
+from hf_fingerprint.checkpoints.formats.contained import Container
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.extraction import to_base_names
+from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.fitting import carriers_with_fitting_shape
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.vault import Base
@@ -26,6 +27,7 @@ from hf_fingerprint.vault import Base
 NOISE = 1.0  # amplitudes in each weight, more than rounding to half precision adds
 TRIALS = 3
 MAX_LISTED = 5
+_EXACT = frozenset({"F64", "F32", "F16", "BF16", "C64", "I64", "U64", "I32", "U32", "BOOL"})  # of no weights, or exact
 
 
 class HiddenTensor(NamedTuple):
@@ -42,10 +44,12 @@ class HiddenTensor(NamedTuple):
     carrier: str
 
 
-def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: float, share: float = 1.0) -> bool:
+def would_detect_copy(
+    base: Base, mass: np.ndarray, recipients: int, alpha: float, share: float = 1.0, noise: float = NOISE
+) -> bool:
     """Whether a verbatim copy would be accused with this many of its weights at each position.
 
-    Simulates codewords of no recipient, with noise as large as the mark in every weight.
+    Simulates codewords of no recipient, with noise in every weight.
 
     Args:
         base ([`Base`]): the base.
@@ -53,6 +57,7 @@ def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: floa
         recipients (`int`): how many recipients the bound pays for.
         alpha (`float`): the level at which this look accuses.
         share (`float`, *optional*, defaults to 1): the share of the weights that are a copy's.
+        noise (`float`, *optional*, defaults to 1): the noise's standard deviation, in amplitudes of the mark.
     """
     if not mass.any():
         return False
@@ -60,11 +65,28 @@ def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: floa
     for trial in range(TRIALS):
         key = hashlib.sha256(f"hf_fingerprint: nobody's copy {trial}".encode()).digest()
         packed = codebook.packed([key])[0]
-        noise = NOISE * np.sqrt(mass) * np.random.default_rng(trial).standard_normal(len(mass))
-        signal = share * mass * (2.0 * np.unpackbits(packed) - 1) + noise
+        disturbance = noise * np.sqrt(mass) * np.random.default_rng(trial).standard_normal(len(mass))
+        signal = share * mass * (2.0 * np.unpackbits(packed) - 1) + disturbance
         if not prove_codeword(codebook, packed, signal, mass, recipients, alpha)[1]:
             return False
     return True
+
+
+def stored_dtypes(suspect: TensorReader) -> tuple[str, ...]:
+    """The types of a suspect's tensors as stored; none, if it is read by ranges."""
+    container: Container | None = getattr(suspect, "container", None)
+    return () if container is None else container.dtypes
+
+
+def rounding_noise(suspect: TensorReader, extraction: Extraction) -> float:
+    """The noise that a copy's weights have in a suspect, in amplitudes of the mark, at least [`NOISE`].
+
+    What few bits round off is gone from a copy too, so where a suspect stores codes, all that its weights differ from
+    the base's counts as noise.
+    """
+    if _EXACT.issuperset(stored_dtypes(suspect)) or not extraction.mass.any():
+        return NOISE
+    return max(NOISE, float(np.sqrt(extraction.similar_counts.sum() / extraction.mass.sum())))
 
 
 def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
