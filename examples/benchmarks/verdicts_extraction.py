@@ -126,6 +126,7 @@ def _nested(arrays: Arrays, rest: list[str], path: Path) -> Path:
     return path.with_suffix(".pth")
 
 
+FILLER_WIDTH = 7
 WAYS: dict[str, Callable[[Arrays, list[str], Path], Path]] = {
     "integers": save_changed(_integers),
     "an unknown dtype": save_changed(lambda name, array: {name: ("F8_E8M0", np.zeros(array.shape, np.uint8))}),
@@ -221,10 +222,14 @@ def save_pickle(sizes: dict[str, tuple[int, ...]], file: Path) -> Path:
 
 
 def save_sparse(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) -> Path:
-    """Writes a sparse safetensors file of this many megabytes of zeros; an extra tensor fills the rest."""
+    """Writes a sparse safetensors file of this many megabytes of zeros; an extra tensor fills the rest.
+
+    It is a matrix of an odd width: a single row as long as a model might be the model's weights, and would be read.
+    """
     file.parent.mkdir()
     missing = round(megabytes * 1e6) - sum(4 * math.prod(shape) for shape in sizes.values())
-    sizes = sizes | ({"the.rest": (missing // 4,)} if missing >= 4 else {})
+    rows = missing // (4 * FILLER_WIDTH)
+    sizes = sizes | ({"the.rest": (rows, FILLER_WIDTH)} if rows > 0 else {})
     header: dict[str, object] = {}
     begin = 0
     for name, shape in sizes.items():

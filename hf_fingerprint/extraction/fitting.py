@@ -15,9 +15,12 @@ from hf_fingerprint.vault import Base
 MAX_SHAPES = 1 << 12  # distinct shapes of a suspect's tensors that are considered
 
 
-def carriers_with_fitting_shape(base: Base, suspect: TensorReader, whole: bool = False) -> list[str]:
+def carriers_with_fitting_shape(
+    base: Base, suspect: TensorReader, whole: bool = False, equal_only: bool = False
+) -> list[str]:
     """The carriers that can be paired by shape with distinct tensors of the suspect, in any layout, or with slices of
-    tensors, or that can be put together from its tensors. With `whole`, these must have as many weights together."""
+    tensors, or that can be put together from its tensors. With `whole`, these must have as many weights together; with
+    `equal_only`, slices are equal parts, as fused projections and stacked layers are."""
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
     codes = CodeTensors(suspect, {prod(shape) for shape in shapes.values()}).codes.values()
@@ -44,7 +47,7 @@ def carriers_with_fitting_shape(base: Base, suspect: TensorReader, whole: bool =
     for name, shape in shapes.items():
         for other in weights:
             if (shape, other) not in known:
-                known[shape, other] = _is_slice(shape, other) or _is_slice(other, shape)
+                known[shape, other] = _is_slice(shape, other, equal_only) or _is_slice(other, shape, equal_only)
             needed = prod(shape) if whole else min(prod(shape), prod(other))
             if weights[other] >= needed and known[shape, other]:
                 weights[other] -= prod(shape)
@@ -53,7 +56,7 @@ def carriers_with_fitting_shape(base: Base, suspect: TensorReader, whole: bool =
     return found
 
 
-def _is_slice(shape: Shape, whole: Shape) -> bool:
+def _is_slice(shape: Shape, whole: Shape, equal_only: bool) -> bool:
     """Whether a tensor of a shape may be a slice of one of another, with axes permuted, or adjacent ones merged."""
     size = prod(shape)
     if not size < prod(whole):
@@ -65,5 +68,5 @@ def _is_slice(shape: Shape, whole: Shape) -> bool:
     own = squeeze(shape)
     return any(
         sorted(each) == sorted(own) or refines(each, own) or refines(own, each)
-        for each in extents(find_slices(whole, size)) | extents(find_stacked_slices(whole, size))
+        for each in extents(find_slices(whole, size, equal_only)) | extents(find_stacked_slices(whole, size))
     )

@@ -16,7 +16,7 @@ MAX_FUSED = 4  # tensors of one size joined along an axis
 MAX_PADDING = 2.0  # the weights of a padded tensor, as a multiple of those that are not padding
 
 
-def find_slices(shape: Shape, size: int) -> Iterator[Bounds]:
+def find_slices(shape: Shape, size: int, equal_only: bool = False) -> Iterator[Bounds]:
     """Yields the slices of a tensor along one axis that have a number of weights.
 
     These are equal parts, one index of an axis, and parts at either end, with room for one or two of their size.
@@ -24,6 +24,7 @@ def find_slices(shape: Shape, size: int) -> Iterator[Bounds]:
     Args:
         shape (`tuple[int, ...]`): the tensor's shape.
         size (`int`): the number of weights of a slice, less than the tensor's.
+        equal_only (`bool`, *optional*, defaults to `False`): whether to leave out parts that are not equal.
     """
     total, bounds = prod(shape), full_bounds(shape)
     for axis, count in enumerate(shape):
@@ -31,6 +32,8 @@ def find_slices(shape: Shape, size: int) -> Iterator[Bounds]:
         if rest or not 0 < extent < count:
             continue
         equal = count % extent == 0 and (count // extent <= MAX_FUSED or (extent == 1 and count <= MAX_STACKED))
+        if equal_only and not equal:
+            continue
         starts = range(0, count, extent) if equal else (0, extent, count - 2 * extent, count - extent)
         for start in dict.fromkeys(starts):
             if 0 <= start <= count - extent:

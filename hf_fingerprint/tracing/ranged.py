@@ -83,7 +83,7 @@ def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> Tr
     """The result if names don't identify the tensors, or `None` if all of it must and may be downloaded."""
     alpha, seen = min(base.alpha for base in bases), set()
     for base in bases:
-        carriers = fitting_carriers(base, suspect)
+        carriers = fitting_carriers(base, suspect, whole=True, equal_only=True)
         layout = base.length, base.family, tuple(carriers)
         if layout not in seen and could_detect_copy(base, carriers):
             break

@@ -99,12 +99,12 @@ def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
     return mass
 
 
-def fitting_carriers(base: Base, suspect: TensorReader, whole: bool = False) -> list[str]:
+def fitting_carriers(base: Base, suspect: TensorReader, whole: bool = False, equal_only: bool = False) -> list[str]:
     """The carriers that may have a counterpart in a suspect, readable or not, according to its headers; with `whole`,
-    those that it may hold all weights of."""
+    those that it may hold all weights of, and with `equal_only`, whole or as one of equal parts of a tensor."""
     named = to_base_names(base, suspect)
     found = list(match_names(base, named))
-    by_shape = carriers_with_fitting_shape(base, suspect, whole)
+    by_shape = carriers_with_fitting_shape(base, suspect, whole, equal_only)
     found = found if len(found) >= len(by_shape) else by_shape
     missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
     return found + [each.carrier for each in find_hidden(base, named, missing, unreadable_tensors(suspect))]
