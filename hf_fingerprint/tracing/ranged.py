@@ -8,6 +8,7 @@ from dataclasses import replace
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.formats.contained import describe_container
 from hf_fingerprint.checkpoints.formats.recognition import SAFETENSORS
+from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction import Looks
@@ -53,12 +54,12 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
                 return None, look  # another model, or a copy whose tensors have swapped names
         doubtful = result.lineage.cosine < CLEAR_COSINE or bool(suspect.unread_files)
         doubtful |= request.base_ref is None and bool(found.not_read)
-        doubtful |= any(_may_hold_twice(base, suspect) for base in bases)
+        twice = not result.accused and any(_may_hold_twice(base, suspect) for base in bases)
+        doubtful |= twice
         if not result.accused and doubtful and _may_download_all(suspect):
             # channels may be permuted, or the copy is in another file, under other names, or of a base without a share
             # in the first rows
             return None, look
-        twice = not result.accused and any(_may_hold_twice(base, suspect) for base in bases)
         limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit_hint(suspect)}"
         result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look), found, limit)
         if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:
@@ -76,6 +77,7 @@ def _may_hold_twice(base: Base, suspect: RangedCheckpoint) -> bool:
     shapes = {normalize_name(name): record.shape for name, record in base.tensors.items()}
     rest = copy(suspect)
     rest.tensors = {n: i for n, i in suspect.tensors.items() if shapes.get(normalize_name(n)) != i.shape}
+    rest.left_out = {name: reason for name, reason in suspect.left_out.items() if reason != EMPTY}
     return could_detect_copy(base, fitting_carriers(base, rest, whole=True))
 
 
