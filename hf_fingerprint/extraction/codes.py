@@ -63,7 +63,7 @@ class CodeTensors:
 
     Args:
         suspect ([`TensorReader`]): the open suspect.
-        sizes (collection of `int`): the numbers of weights of the carriers in question. Of more than 4,096 integer
+        sizes (collection of `int`): the numbers of weights of the missing carriers. Of more than 4,096 integer
             tensors, only those that hold as many codes are seen.
 
     Attributes:

@@ -26,7 +26,7 @@ SHORT_RUN_WEIGHTS = 128  # for slices, of which there are more, and if there are
 MANY_PARTS = 1 << 13
 MIN_COSINE = 0.2
 MIN_DEVIATIONS = 5.0  # of the cosine of unrelated tensors, of which many are compared
-MAX_HYPOTHESES = 1 << 13  # pairs of a carrier and a layout whose samples are compared at once
+MAX_HYPOTHESES, MAX_BATCHES = 1 << 13, 8  # pairs of a carrier and a layout whose samples are compared at once
 MAX_KEPT = 128  # candidates of each carrier
 _WHOLE_BYTES = 1 << 16  # a smaller part is read at once
 _CHUNK_WEIGHTS = 1 << 22  # the suspect's weights that are compared at a time
@@ -93,18 +93,22 @@ def find_counterparts(
         grouped[part.shape].append(part)
     if sum(map(len, grouped.values())) > MANY_PARTS:
         run = min(run, SHORT_RUN_WEIGHTS)
-    hypotheses, complete = _hypotheses(targets, grouped, plain)
-    samples = _base_samples(original, targets, hypotheses, run)
+    batches, complete = _hypotheses(targets, grouped, plain)
     kept = {number: _Kept() for number in range(len(targets))}
-    for shape, rows in hypotheses.items():
-        _compare(suspect, grouped[shape], samples[shape], rows, kept, run)
+    for batch in batches:
+        samples = _base_samples(original, targets, batch, run)
+        for shape, rows in batch.items():
+            _compare(suspect, grouped[shape], samples[shape], rows, kept, run)
+    hypotheses = {shape: rows for batch in batches for shape, rows in batch.items()}
     by_size: dict[int, list[int]] = defaultdict(list)
     for number, target in enumerate(targets):
         by_size[prod(target.shape)].append(number)
     found = []
     for numbers in by_size.values():
         for number, cosine, part in _assign([(number, kept[number]) for number in numbers]):
-            layout = _best_layout(suspect, part, samples[part.shape], hypotheses[part.shape], number, run)
+            rows = [(each, layout) for each, layout in hypotheses[part.shape] if each == number]
+            few = {} if len(rows) == 1 else _base_samples(original, targets, {part.shape: rows}, run)
+            layout = _best_layout(suspect, part, few[part.shape], rows, run) if few else rows[0][1]
             found.append(Counterpart(targets[number], part, layout, cosine))
     return found, complete
 
@@ -114,12 +118,13 @@ _Hypotheses = list[tuple[int, Layout]]  # a target's number, and a layout; those
 
 def _hypotheses(
     targets: Sequence[Target], parts: Mapping[Shape, Sequence[Part]], plain: bool
-) -> tuple[dict[Shape, _Hypotheses], bool]:
-    """For each shape of a part, the targets that it may hold, and the layouts; and whether that is all of them."""
+) -> tuple[list[dict[Shape, _Hypotheses]], bool]:
+    """For each shape of a part, the targets that it may hold, and the layouts, in batches that are compared one after
+    the other; and whether that is all of them."""
     by_size: dict[int, list[int]] = defaultdict(list)
     for number, target in enumerate(targets):
         by_size[prod(target.shape)].append(number)
-    found: dict[Shape, _Hypotheses] = {}
+    batches: list[dict[Shape, _Hypotheses]] = [{}]
     count, complete = 0, True
     for shape in sorted(parts, key=lambda each: (-len(parts[each]), each)):
         rows: _Hypotheses = []
@@ -128,12 +133,15 @@ def _hypotheses(
             if plain:
                 layouts = layouts[:1] if shape == targets[number].shape else ()
             rows += [(number, layout) for layout in layouts]
+        if rows and count + len(rows) > MAX_HYPOTHESES and len(batches) < MAX_BATCHES:
+            batches.append({})
+            count = 0
         if count + len(rows) > MAX_HYPOTHESES:
             complete = False
         elif rows:
-            found[shape] = rows
+            batches[-1][shape] = rows
             count += len(rows)
-    return found, complete
+    return batches, complete
 
 
 def _base_samples(
@@ -277,14 +285,9 @@ def _assign(candidates: Sequence[tuple[int, _Kept]]) -> list[tuple[int, float, P
     ]
 
 
-def _best_layout(
-    suspect: TensorReader, part: Part, samples: np.ndarray, rows: _Hypotheses, number: int, run: int
-) -> Layout:
+def _best_layout(suspect: TensorReader, part: Part, samples: np.ndarray, rows: _Hypotheses, run: int) -> Layout:
     """The layout in which a part is most similar to a target; the plainest of several."""
-    layouts = [(row, layout) for row, (each, layout) in enumerate(rows) if each == number]
-    if len(layouts) == 1:
-        return layouts[0][1]
     theirs = _read_sample(suspect, part, run)[None]
     _normalize(theirs)
-    cosines = samples[[row for row, _ in layouts]] @ theirs[0]
-    return layouts[int(np.argmax(cosines >= cosines.max() - 1e-6))][1]
+    cosines = samples @ theirs[0]
+    return rows[int(np.argmax(cosines >= cosines.max() - 1e-6))][1]

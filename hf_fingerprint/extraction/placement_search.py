@@ -26,7 +26,7 @@ from hf_fingerprint.vault import Base
 
 
 MAX_PARTS = 1 << 15  # slices of a suspect's tensors that are compared
-MAX_SLICED = 1 << 10  # shapes of a suspect's tensors that are sliced
+MAX_SLICED, MAX_TARGETS = 1 << 10, 1 << 13  # shapes of a suspect's tensors that are sliced, and slices of carriers
 HEAD_WIDTHS = (16, 24, 32, 40, 48, 64, 72, 80, 88, 96, 112, 128)
 MAX_JOINED = 16  # tensors that hold a carrier together
 CLEAR_COSINE = 0.7  # of a whole tensor; what shares a half or a third with a carrier has less
@@ -235,7 +235,7 @@ class PlacementSearch:
                 if size // MAX_JOINED <= each < size:
                     for bounds in find_slices(shape, each):
                         found.append(Target(name, tuple(end - begin for begin, end in bounds), bounds))
-        return found[:MAX_SLICED]
+        return found[:MAX_TARGETS]
 
     def _join(self, found: Sequence[Counterpart]) -> list[_Candidate]:
         """Carriers in pieces that don't overlap."""

@@ -138,7 +138,12 @@ def _read_once(
 
 
 def _rest(request: TraceRequest, suspect: Checkpoint, extractions: Sequence[Extraction]) -> Checkpoint | None:
-    """The tensors that were not compared, if they may hold a copy by their shapes. No codeword decides this."""
+    """The tensors that were not compared, if they may hold a copy by their shapes. No codeword decides this.
+
+    Where nothing is similar to the base and all was compared, nothing stands in front of a copy.
+    """
+    if not any(each.similar_counts.any() or not each.all_compared for each in extractions):
+        return None
     held: set[str] = set().union(*(each.held for each in extractions))
     slices = {}
     for name in held & suspect.tensors.keys():

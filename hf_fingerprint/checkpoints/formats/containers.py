@@ -6,7 +6,7 @@ reading them: a [`LazyTensor`] is a view of the mapped file, and a [`ComputedTen
 """
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,6 @@ class Format:
 
     name: str
     suffixes: tuple[str, ...]
-    matches: Callable[[bytes, Path], bool]
+    matches: Callable[[bytes, Path], bool] = field(repr=False)
     load: Callable[[Path, dict[str, str]], FoundTensors]
     companions: Callable[[str, Collection[str]], Iterable[str]] = _no_companions
