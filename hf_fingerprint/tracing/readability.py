@@ -168,12 +168,12 @@ def find_hidden(
                         break
     least = _least_flat(base)
     for info in suspect.tensors.values():
-        longest = _count_weights(info) if info.name not in taken and _is_flat(info) else 0
-        if longest < least:
+        weights_left = _count_weights(info) if info.name not in taken and _is_flat(info) else 0
+        if weights_left < least:
             continue
         for carrier in sorted(left, key=lambda carrier: -int(np.prod(left[carrier]))):
-            if (weights := int(np.prod(left[carrier]))) <= longest:
-                longest -= weights
+            if (weights := int(np.prod(left[carrier]))) <= weights_left:
+                weights_left -= weights
                 take(carrier, info.name, f"{info.dtype}, {_count_weights(info):,} weights in one row")
     largest = sorted(left, key=lambda carrier: -int(np.prod(left[carrier])))
     for carrier, name in zip(largest, [name for name in left_out if name not in taken], strict=False):
