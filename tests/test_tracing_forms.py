@@ -79,7 +79,13 @@ def test_the_base_in_another_form_accuses_nobody(vaults, tmp_path):
     assert result.outcome is Outcome.NOBODY
 
 
-@pytest.mark.parametrize("form", [path for path in MADE if kind_of(path) == "vit"], ids=lambda path: path.name)
+IN_SEVERAL_FILES = [
+    path for path in MADE if path.is_dir() or path.suffix == ".xml" or path.name.startswith("external")
+]
+ALONE = {path.suffix: path for path in MADE if path not in IN_SEVERAL_FILES}  # one of each kind of file
+
+
+@pytest.mark.parametrize("form", [*IN_SEVERAL_FILES, *ALONE.values()], ids=lambda path: f"{kind_of(path)}-{path.name}")
 def test_each_form_is_found_in_a_repo_with_its_further_files(vaults, tmp_path, monkeypatch, form):
     repo = tmp_path / "repo"
     repo.mkdir()

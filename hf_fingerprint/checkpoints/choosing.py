@@ -13,7 +13,7 @@ _WEIGHTS = re.compile(
     r"|pickle|mlmodel|mil|distcp|mar|pte|engine|plan|trt|params?|pdparams|mnn|rknn|om|dlc|tar|tgz|tbz2|txz|gz|bz2"
     r"|xz|zst|zip|7z|rar|lzma|lz4|apk|aab|xapk|apks|ipa)"
     r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|(^|/)\.metadata$"
-    r"|(^|/)openvino[\w.-]*\.xml$",
+    r"|(^|/)openvino[\w.-]*\.xml$|\.espresso\.(net|weights)$",
     re.IGNORECASE,
 )
 PREFERRED_FILES = (
