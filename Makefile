@@ -23,7 +23,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed quality
 	$(PYTEST) -m "not slow and not docs"
 
-# Under two minutes, for every day.
+# Two to three minutes, for every day.
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "not slow and not docs and not integration"
 
