@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 from hf_fingerprint.checkpoints.folders import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.formats.descriptions import InvalidFileError
 from hf_fingerprint.checkpoints.formats.recognition import inspect_file, is_packed
-from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, bounded_zip
+from hf_fingerprint.checkpoints.formats.zip_members import ZIP_MAGIC, BoundedFile, bounded_zip
 from hf_fingerprint.checkpoints.limits import MAX_ARCHIVE_MEMBERS, MAX_DIRECTORY, MAX_EXPANSION, MAX_ZIP_RATIO
 from hf_fingerprint.errors import CheckpointError
 
@@ -160,28 +160,16 @@ def _tar_members(stream: io.FileIO, budget: _Budget) -> Iterator[tuple[str, IO[b
                 yield info.name, None if info.issparse() else archive.extractfile(info)
 
 
-class _BoundedReads(io.RawIOBase):
+class _BoundedReads(BoundedFile):
     """A file for `tarfile`, which reads a header of any size that it claims in one go."""
-
-    def __init__(self, stream: io.FileIO):
-        self._stream = stream
-
-    def seekable(self) -> bool:
-        return True
 
     def readable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > MAX_DIRECTORY:
             raise InvalidFileError("is a tar with a header that is too large: unpack it yourself")
-        return self._stream.read(size) or b""
+        return super().read(size)
 
 
 def _write_members(members: Iterator[tuple[str, IO[bytes] | None]], folder: Path, budget: _Budget) -> None:

@@ -50,7 +50,7 @@ def list_starts(path: Path) -> list[int]:
         return [member.header_offset for member in _zip_directory(stream)]
 
 
-class _BoundedFile(io.RawIOBase):
+class BoundedFile(io.RawIOBase):
     """A file for `zipfile` that refuses to read a central directory beyond [`MAX_DIRECTORY`]."""
 
     def __init__(self, stream: io.FileIO):
@@ -79,7 +79,7 @@ def bounded_zip(stream: io.FileIO) -> zipfile.ZipFile:
         [`InvalidPickleError`]: if it is no zip or has too many members.
     """
     try:
-        return zipfile.ZipFile(_BoundedFile(stream))
+        return zipfile.ZipFile(BoundedFile(stream))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, UnicodeDecodeError, OverflowError):
         raise InvalidPickleError(TRUNCATED) from None
 

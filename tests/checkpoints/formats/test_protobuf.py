@@ -8,15 +8,7 @@ from hypothesis import strategies as st
 from hf_fingerprint.checkpoints.formats import protobuf
 from hf_fingerprint.checkpoints.formats.containers import InvalidFileError
 from hf_fingerprint.checkpoints.formats.protobuf import Message, first_numbers
-
-
-def varint(value):
-    value &= (1 << 64) - 1
-    found = b""
-    while value > 127:
-        found += bytes([value & 127 | 128])
-        value >>= 7
-    return found + bytes([value])
+from tests.helpers.wire import varint
 
 
 def field(number, wire, content):
