@@ -21,6 +21,7 @@ from hf_fingerprint.checkpoints.limits import MAX_NAME
 from hf_fingerprint.checkpoints.reader import Checkpoint
 from hf_fingerprint.checkpoints.schemes.known_schemes import SCHEMES
 from hf_fingerprint.checkpoints.schemes.scheme import Companions
+from hf_fingerprint.checkpoints.views import CheckpointView
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -63,7 +64,7 @@ def dequantize_schemes(checkpoint: Checkpoint) -> Checkpoint:
     return DequantizedCheckpoint(checkpoint, found, taken) if found else checkpoint
 
 
-class DequantizedCheckpoint(Checkpoint):
+class DequantizedCheckpoint(CheckpointView):
     """A view of an open checkpoint with some tensors computed from others. Closing it closes the checkpoint.
 
     Args:
@@ -74,10 +75,9 @@ class DequantizedCheckpoint(Checkpoint):
     """
 
     def __init__(self, stored: Checkpoint, computed: Mapping[str, tuple[str, LazyTensor]], hidden: set[str]):
-        self.source, self.left_out, self.data_starts = stored.source, stored.left_out, stored.data_starts
-        self.companions = stored.companions
+        super().__init__(stored)
         self.tied = {n: root for n, root in stored.tied.items() if n not in hidden and root not in hidden}
-        self.tensors, self._values, self._stored = {}, {}, stored
+        self.tensors, self._values = {}, {}
         names = {name: 2 for name in stored.tensors if name not in hidden}
         for place, info in stored.tensors.items():
             if place in computed:
@@ -101,14 +101,6 @@ class DequantizedCheckpoint(Checkpoint):
         """The same model, opened as a base is: all of its tensors must be readable."""
         return dequantize_schemes(self._stored.reopen())
 
-    def close(self) -> None:
-        """Closes the checkpoint."""
-        self._stored.close()
-
-    def state(self) -> str:
-        """The checkpoint's state."""
-        return self._stored.state()
-
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
@@ -124,10 +116,6 @@ class DequantizedCheckpoint(Checkpoint):
             return found
         out[: len(found)] = found
         return out[: len(found)]
-
-    def read_file(self, file: int, offset: int, buffer: np.ndarray) -> np.ndarray:
-        """Fills `buffer` (`uint8`) with bytes of a weight file from `offset`, and returns it."""
-        return self._stored.read_file(file, offset, buffer)
 
 
 class _StoredTensors(Mapping[str, LazyTensor]):

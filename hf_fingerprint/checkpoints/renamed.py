@@ -7,9 +7,10 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY, TensorInfo
 from hf_fingerprint.checkpoints.reader import Checkpoint
+from hf_fingerprint.checkpoints.views import CheckpointView
 
 
-class RenamedCheckpoint(Checkpoint):
+class RenamedCheckpoint(CheckpointView):
     """A view of some tensors of an open checkpoint under other names. Closing it closes the checkpoint.
 
     Args:
@@ -18,13 +19,12 @@ class RenamedCheckpoint(Checkpoint):
     """
 
     def __init__(self, stored: Checkpoint, names: Mapping[str, str]):
-        self.source, self.left_out, self.data_starts = stored.source, stored.left_out, stored.data_starts
-        self.container, self.companions = stored.container, stored.companions
+        super().__init__(stored)
         self.tensors = {new: replace(stored.tensors[old], name=new) for new, old in names.items()}
         first = {old: new for new, old in reversed(dict(names).items())}
         roots = {new: first.get(stored.tied.get(old, old), new) for new, old in names.items()}
         self.tied = {new: root for new, root in roots.items() if new != root}
-        self._stored, self._names = stored, dict(names)
+        self._names = dict(names)
 
     @property
     def stored(self) -> Checkpoint:
@@ -35,23 +35,11 @@ class RenamedCheckpoint(Checkpoint):
         """The same model, opened as a base is: all of its tensors must be readable."""
         return RenamedCheckpoint(self._stored.reopen(), self._names)
 
-    def close(self) -> None:
-        """Closes the checkpoint."""
-        self._stored.close()
-
-    def state(self) -> str:
-        """The checkpoint's state."""
-        return self._stored.state()
-
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Bytes `start` to `stop` of a tensor as `uint8`. With `out`, which must be large enough, a view of it."""
         return self._stored.read(self._stored.tensors[self._names[info.name]], start, stop, out)
-
-    def read_file(self, file: int, offset: int, buffer: np.ndarray) -> np.ndarray:
-        """Fills `buffer` (`uint8`) with bytes of a weight file from `offset`, and returns it."""
-        return self._stored.read_file(file, offset, buffer)
 
 
 class RemainingTensors(RenamedCheckpoint):
