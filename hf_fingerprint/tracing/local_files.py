@@ -81,16 +81,16 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
         passes: list[_Pass] = []
         left: Checkpoint | None = suspect
         while left is not None and len(passes) < MAX_PASSES:
-            step = _read_once(request, left, looks, sets, on_record, stack)
-            if step is None:
+            found = _select_bases(request, left, stack, on_record)
+            if not found.groups:
                 break
+            step = _read_once(request, left, found, looks, sets)
             passes.append(step)
             left = None if step.result.accused else step.rest
             looks = step.level.look
         if not passes:
             alpha = min(base.alpha for base in request.bases)
             reason = "No tensor of it fits a marked tensor of any base on record: another model."
-            found = _select_bases(request, suspect, stack, on_record)
             return unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, found.not_read)
         result = _conclude_passes(passes)
         if left is not None and len(passes) == MAX_PASSES:
@@ -114,13 +114,8 @@ def _conclude_passes(passes: Sequence[_Pass]) -> TraceResult:
     return replace(results[0], outcome=outcome, reason=reason, looks=passes[-1].result.looks)
 
 
-def _read_once(
-    request: TraceRequest, suspect: Checkpoint, looks: int, sets: int, on_record: Sequence[str], stack: ExitStack
-) -> _Pass | None:
-    """Reads the tensors that are placed on the carriers; `None` if none fits a base."""
-    found = _select_bases(request, suspect, stack, on_record)
-    if not found.groups:
-        return None
+def _read_once(request: TraceRequest, suspect: Checkpoint, found: BaseSelection, looks: int, sets: int) -> _Pass:
+    """Reads the tensors that are placed on the carriers of the bases that were found."""
     targets = request.targets(found)
     tested = [each.candidates for each in targets]
     extractions = _extract_all(request, targets, suspect)
