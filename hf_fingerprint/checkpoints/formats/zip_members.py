@@ -7,6 +7,7 @@ piece, up to a multiple of its size.
 import io
 import zipfile
 import zlib
+from functools import lru_cache
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,15 @@ def list_members(path: Path) -> list[str]:
     Raises:
         [`InvalidPickleError`]: if it is not a zip or has too many members.
     """
+    state = path.stat()
+    return list(_cached_members(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
+
+
+@lru_cache(4)
+def _cached_members(path: Path, *state: int) -> tuple[str, ...]:
+    """The names of the members of a zip in this state, cached since several formats look for their own in them."""
     with path.open("rb", buffering=0) as stream:
-        return [member.filename for member in _zip_directory(stream)]
+        return tuple(member.filename for member in _zip_directory(stream))
 
 
 def list_starts(path: Path) -> list[int]:
