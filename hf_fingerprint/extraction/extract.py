@@ -93,6 +93,7 @@ def extract(
     progress: Progress | None = None,
     aligned: bool | Literal["always"] = True,
     device: "str | torch.device | None" = None,
+    ancestor: Checkpoint | None = None,
 ) -> Extraction:
     """Extracts the signal of a suspect with respect to a base.
 
@@ -105,6 +106,8 @@ def extract(
             weights with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
         device (`str` or `torch.device`, *optional*): where the models run if that is needed to align the weights.
             Defaults to the CPU.
+        ancestor ([`Checkpoint`], *optional*): the public model that the base was fine-tuned from, open under the
+            base's names.
 
     Raises:
         [`CheckpointError`]: if the base's files differ from those that were registered.

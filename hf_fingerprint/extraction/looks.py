@@ -68,6 +68,7 @@ class Looks:
     Args:
         bases (sequence of pairs of [`Base`] and [`Checkpoint`]): the records, each with its open files.
         suspect ([`RangedCheckpoint`]): the open suspect; its tensors are matched by name and shape.
+        ancestors (sequence of [`Checkpoint`] or `None`, *optional*): the ancestor of each base; see [`extract`].
 
     Attributes:
         complete (`bool`): whether all matched tensors were read to their end.
@@ -76,7 +77,12 @@ class Looks:
         [`CheckpointError`]: if the base's files differ from those that were registered.
     """
 
-    def __init__(self, bases: Sequence[tuple[Base, Checkpoint]], suspect: RangedCheckpoint):
+    def __init__(
+        self,
+        bases: Sequence[tuple[Base, Checkpoint]],
+        suspect: RangedCheckpoint,
+        ancestors: Sequence[Checkpoint | None] = (),
+    ):
         self.complete = False
         self._bases, self._suspect = [base for base, _ in bases], suspect
         self._matches: dict[str, TensorInfo] = {}
