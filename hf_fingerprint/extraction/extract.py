@@ -126,7 +126,8 @@ def extract(
             weights with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
         device (`str` or `torch.device`, *optional*): where the models run if that is needed to align the weights.
             Defaults to the CPU.
-        ancestor ([`TensorReader`], *optional*): the open model that the base was fine-tuned from.
+        ancestor ([`TensorReader`], *optional*): the public model that the base was fine-tuned from, open under the
+            base's names.
 
     Raises:
         [`CheckpointError`]: if the base's files differ from those that were registered.

@@ -45,7 +45,8 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
             return _result_from_headers(suspect, bases), 0
         targets = request.targets(found)
         tested = [each.candidates for each in targets]
-        looks = Looks([(each.candidates.base, each.original) for each in targets], suspect)
+        compared = [(each.candidates.base, each.original) for each in targets]
+        looks = Looks(compared, suspect, [each.ancestor.opened for each in targets])
         for look, extractions in enumerate(looks.extractions(request.progress), 1):
             result = decide(suspect, extractions, tested, look, request.progress, all_scores=request.all_scores)
             if result.accused:
