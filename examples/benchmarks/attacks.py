@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=SIZES)
     parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
-    parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
+    parser.add_argument("--coalitions", nargs="+", type=int, help="sizes; 3 to 50 by default, 3 with --quick")
     parser.add_argument("--runs", type=int, default=1, help="number of coalitions of each kind")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the owner's training steps and images")
@@ -134,7 +134,7 @@ def main() -> None:
             data,
             folder,
             arguments.attacks,
-            arguments.coalitions,
+            arguments.coalitions or (None if arguments.quick else COALITIONS),
             FingerprintConfig(arguments.max_kl, expected_recipients=RECIPIENTS),
             quick=arguments.quick,
             runs=arguments.runs,
