@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, open_checkpoint
-from hf_fingerprint.codes import decode
+from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
@@ -196,7 +196,7 @@ class Testbed:
         keys = [*self._keys, *self._innocents]
         extra = math.log(len(keys) / self.base.expected_recipients)  # bounds as among the expected recipients
         alpha = math.exp(math.log(self.base.alpha) + extra)
-        found = decode(self._codebook, keys, extraction.values, extraction.mass, alpha)
+        found = decode_readings(self._codebook, keys, list(extraction.readings.values()), alpha)
         others = np.setdiff1d(np.arange(len(keys)), colluders)
         accused, scores = set(found.accused), found.scores[others]
         first, width, count = BINS
