@@ -148,6 +148,11 @@ class Testbed:
 
         return deepcopy(self.built.module)
 
+    def parameters(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The model's parameters: the name of each in the base's files, and its shape."""
+        file_names = map_parameter_names(self.built.module, self._original)
+        return {n: (file_names.get(n, n), tuple(p.shape)) for n, p in self.built.module.named_parameters()}
+
     def model_of(self, state: "State") -> "torch.nn.Module | None":
         """The model with these weights in evaluation mode, or `None` if they do not fit it. Layers may have other
         widths, normalizations may be folded, and names may be those of timm or transformers."""
