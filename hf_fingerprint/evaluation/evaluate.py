@@ -38,6 +38,7 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     trial_key,
 )
+from hf_fingerprint.extraction import to_base_names
 from hf_fingerprint.logits import logits_of
 from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
@@ -195,6 +196,7 @@ def evaluate(
         Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
     ):
         known = None if opened_ancestor is None else read_ancestor(testbed, opened_ancestor)
+        testbed.ancestor = None if opened_ancestor is None else to_base_names(testbed.base, opened_ancestor)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base, known)
         if possible != chosen:
             runner.skipped[ANCESTOR] = "The attacks of this group need the public ancestor: give it with --ancestor."
@@ -271,7 +273,6 @@ class _TrialRunner:
 
     def _trial(self, job: Job) -> Trial:
         testbed = self._testbed
-        with_ancestor = self._ancestor is not None and job.attack in SUITE and SUITE[job.attack].group == ANCESTOR
         key = trial_key(
             version=hf_fingerprint.__version__,
             base=testbed.base.base_id,
@@ -284,7 +285,7 @@ class _TrialRunner:
             what=job.what,
             colluders=job.colluders,
             **({} if job.members == tuple(range(job.colluders)) else {"members": job.members}),
-            **({"ancestor": self._ancestor.content_hash} if self._ancestor and with_ancestor else {}),
+            **({"ancestor": self._ancestor.content_hash} if self._ancestor else {}),
         )
         known = self._store.trials.get(key)
         return self._store.add(key, self._measure(job)) if known is None else known

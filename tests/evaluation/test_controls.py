@@ -57,7 +57,7 @@ def test_another_ancestor_is_another_evaluation_and_the_same_resumes(place, ance
     assert run(place, place / "out", ATTACKS, ancestor=ancestor, quick=True, all_scores=True) == evaluated
     assert seen == []
     run(place, place / "out", ("delta-rank",), ancestor=place / "model", quick=True)
-    assert len(seen) == 4
+    assert len(seen) == 6
 
 
 def test_without_an_ancestor_the_group_is_left_out_with_the_reason(place):
