@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, open_checkpoint
-from hf_fingerprint.codes import decode
+from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
@@ -148,6 +148,11 @@ class Testbed:
 
         return deepcopy(self.built.module)
 
+    def parameters(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The model's parameters: the name of each in the base's files, and its shape."""
+        file_names = map_parameter_names(self.built.module, self._original)
+        return {n: (file_names.get(n, n), tuple(p.shape)) for n, p in self.built.module.named_parameters()}
+
     def model_of(self, state: "State") -> "torch.nn.Module | None":
         """The model with these weights in evaluation mode, or `None` if they do not fit it. Layers may have other
         widths, normalizations may be folded, and names may be those of timm or transformers."""
@@ -191,7 +196,7 @@ class Testbed:
         keys = [*self._keys, *self._innocents]
         extra = math.log(len(keys) / self.base.expected_recipients)  # bounds as among the expected recipients
         alpha = math.exp(math.log(self.base.alpha) + extra)
-        found = decode(self._codebook, keys, extraction.values, extraction.mass, alpha)
+        found = decode_readings(self._codebook, keys, list(extraction.readings.values()), alpha)
         others = np.setdiff1d(np.arange(len(keys)), colluders)
         accused, scores = set(found.accused), found.scores[others]
         first, width, count = BINS

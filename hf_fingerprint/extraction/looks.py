@@ -92,7 +92,8 @@ class Looks:
             matches = match_names(base, suspect)
             self._carriers.append({carrier.name: carrier for carrier in base.carriers if carrier.name in matches})
             self._matches |= matches
-        self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
+        given = [*ancestors, *[None] * (len(bases) - len(ancestors))]
+        self._sums = [ExtractionSums(*base, suspect, ancestor) for base, ancestor in zip(bases, given, strict=True)]
 
     def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:
         """Yields the extractions so far, one per base, after each look, until all allowed bytes were read.

@@ -107,7 +107,8 @@ def _conclude_base(
     limit: str | None,
     share: float,
 ) -> _Conclusion:
-    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    base, recipients = target.candidates.base, target.candidates.covered
+    alpha = level.alpha / (level.share * len(extraction.readings))
     hidden = _find_hidden_tensors(target, extraction, suspect)
     if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Conclusion(
@@ -178,7 +179,8 @@ def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
 
 def may_hold_copy(target: ReadTarget, extraction: Extraction, suspect: TensorReader, level: AccusationLevel) -> bool:
     """Whether a verbatim copy would have been accused, or may be among the tensors that can't be read."""
-    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    base, recipients = target.candidates.base, target.candidates.covered
+    alpha = level.alpha / (level.share * len(extraction.readings))
     hidden = {each.carrier for each in _find_hidden_tensors(target, extraction, suspect)}
     masses = extraction.similar_counts, carrier_mass(base, hidden)
     return any(would_detect_copy(base, mass, recipients, alpha) for mass in masses)
