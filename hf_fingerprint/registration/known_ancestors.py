@@ -7,18 +7,20 @@ for a descendant (models trained apart are at 0), but not all of them are equal.
 
 import warnings
 from contextlib import suppress
+from math import prod
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name
 from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, TensorInfo, open_checkpoint
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.checkpoints.model_card import named_base_model
 from hf_fingerprint.checkpoints.naming import IN_MEMORY
 from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
-from hf_fingerprint.checkpoints.source import resolve_cached
+from hf_fingerprint.checkpoints.source import Source, resolve, resolve_cached
 from hf_fingerprint.checkpoints.tensor_names import canonical_name
 from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning, VaultError
 from hf_fingerprint.progress import Progress
@@ -30,6 +32,10 @@ AncestorInput: TypeAlias = ModelInput | Literal[False] | None  # False: there is
 MIN_COUNTERPARTS = 0.5  # share of the weights that can carry a mark
 MIN_COSINE = 0.2
 SAMPLE_ROWS = 8
+MAX_SIZE_RATIO, MAX_EXTRA_BYTES = (
+    4,
+    1 << 28,
+)  # of a download that the caller did not name: for other precision, and a larger head
 
 
 def find_ancestor(
@@ -61,7 +67,8 @@ def find_ancestor(
         if found is None:
             return None
         named = found
-        return _examine(model, vault, f"hf-hub:{found}", progress, content_hash)
+        size = sum(info.nbytes for info in model.tensors.values())
+        return _examine(model, vault, _fetch(found, None, size, source.access), progress, content_hash)
     except (FingerprintError, OSError) as error:
         message = (
             f"No ancestor is recorded for {source.name}, since {named}, which its model card names, can't be used: "
@@ -120,7 +127,7 @@ def open_ancestor(
         raise VaultError(f"{name} was recorded from memory ({record.source}): give its files with --ancestor.")
     try:
         if given is None:
-            opened = _open_recorded(record, options)
+            opened = _open_recorded(base, record, options)
         else:
             opened = open_checkpoint(given, weights_only=True, options=options.access)
     except (FingerprintError, OSError) as error:
@@ -135,16 +142,27 @@ def open_ancestor(
     return RenamedCheckpoint(opened, {ours: info.name for ours, info in _counterparts(wanted, opened).items()})
 
 
-def _open_recorded(record: Ancestor, options: HubOptions) -> Checkpoint:
+def _open_recorded(base: Base, record: Ancestor, options: HubOptions) -> Checkpoint:
     """The ancestor at its recorded place; from the cache if it is there, since a commit does not change."""
-    if record.revision is None:
-        return open_checkpoint(record.source, weights_only=True, options=options.access)
-    with suppress(FingerprintError, OSError):
-        return open_checkpoint(resolve_cached(record.source, record.revision, options))
-    return open_checkpoint(f"hf-hub:{record.source}@{record.revision}", weights_only=True, options=options.access)
+    if Path(record.source).is_absolute():
+        return open_checkpoint(record.source)
+    if record.revision is not None:
+        with suppress(FingerprintError, OSError):
+            return open_checkpoint(resolve_cached(record.source, record.revision, options))
+    size = sum(SIZES.get(info.dtype, 1) * prod(info.shape) for info in base.tensors.values())
+    return open_checkpoint(_fetch(record.source, record.revision, size, options))
 
 
-def _examine(model: Checkpoint, vault: Vault, given: ModelInput, progress: Progress, content_hash: str) -> Ancestor:
+def _fetch(repo: str, revision: str | None, base_bytes: int, options: HubOptions) -> Source:
+    """The files of a repo that a card or a colleague's record names, if they are not much larger than the base's."""
+    limit = MAX_SIZE_RATIO * base_bytes + MAX_EXTRA_BYTES
+    name = f"hf-hub:{repo}" if revision is None else f"hf-hub:{repo}@{revision}"
+    return resolve(name, weights_only=True, options=options.access, max_bytes=limit)
+
+
+def _examine(
+    model: Checkpoint, vault: Vault, given: ModelInput | Source, progress: Progress, content_hash: str
+) -> Ancestor:
     """The record of a model's ancestor, which is opened and checked."""
     progress("reading the ancestor", 0, None)
     with open_checkpoint(given, weights_only=True, options=model.source.access) as opened:

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save, save_file
 from hf_fingerprint import issue, register
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning, VaultError
-from hf_fingerprint.registration import open_ancestor
+from hf_fingerprint.registration import known_ancestors, open_ancestor
 from hf_fingerprint.vault import Ancestor
 from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import LoopbackHub
@@ -250,6 +250,26 @@ def test_half_precision_wrappers_and_a_drift_of_its_own_norm_leave_an_ancestor(c
     with open_ancestor(base, case.vault) as ancestor:
         assert {carrier.name for carrier in base.carriers} <= set(ancestor.tensors)
         assert "head.weight" not in ancestor.tensors
+
+
+def test_a_download_much_larger_than_the_base_is_not_begun(case, hub, monkeypatch):
+    monkeypatch.setattr(known_ancestors, "MAX_EXTRA_BYTES", 0)
+    hub.add("org/huge", {"model.safetensors": save(PUBLIC | {"x": np.zeros((2000, 2000), np.float32)})})
+    model = saved(case.root / "carded", "base_model: org/huge")
+
+    with pytest.warns(FingerprintWarning, match="org/huge is not known to have at most"):
+        base = register(model, case.vault, PLAIN_SETTINGS)
+
+    assert base.ancestor is None
+    assert not hub.downloads()
+    named = register(model, case.vault, ancestor="org/huge")  # by the caller: of any size
+    assert named.ancestor is not None
+    shutil.rmtree(case.root / "cache")
+    for recorded in (named, replace(named, ancestor=replace(named.ancestor, revision=None))):
+        said = refused(open_ancestor, recorded, case.vault, error=VaultError)
+        assert "org/huge" in said
+        assert named.base_id in said
+    assert not (case.root / "cache").exists()
 
 
 # A base that is registered already
