@@ -5,15 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 from hf_fingerprint import Issuer, trace
+from hf_fingerprint.attacks import ChannelPermutation, ChannelRemoval, Compose
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.extraction import channel_search
 from hf_fingerprint.extraction.narrower import may_be_narrower, pair_narrower, restore_channels
 from hf_fingerprint.outcomes import Outcome
 from tests.helpers.pruned_channels import remove_channels
-from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
+from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,20 @@ def test_a_suspect_of_the_base_s_shapes_stays_unchanged(case):
 )
 def test_shapes_tell_what_may_be_left_of_a_layer(theirs, fits):
     assert may_be_narrower(theirs, (48, 48)) is fits
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])
+def test_hidden_channels_that_were_removed_and_moved_cost_what_they_held(tmp_path, architecture):
+    vault = unlocked_vault(tmp_path / "vault")
+    with Issuer(save_timm(tmp_path / "model", architecture, num_classes=10), vault, SETTINGS) as issuer:
+        copies = list(issuer.issue_all(["alice", "bob"], tmp_path / "copies"))
+    state = load_torch(copies[0].path / "model.safetensors")
+    removed = Compose(ChannelRemoval(0.25), ChannelPermutation())(state)
+    save_torch({name: tensor.contiguous() for name, tensor in removed.items()}, tmp_path / "suspect.safetensors")
+
+    result = trace(tmp_path / "suspect.safetensors", vault, all_scores=True)
+
+    assert [each.recipient for each in result.accused] == ["alice"]
+    whole = trace(copies[0].path, vault).accused[0].score
+    assert result.accused[0].score >= 0.7 * whole
