@@ -29,6 +29,7 @@ from .mixing import collude as collude
 from .model_extraction import Distillation as Distillation
 from .model_extraction import ModelExtraction as ModelExtraction
 from .overwriting import Overwriting as Overwriting
+from .pruning import ChannelRemoval as ChannelRemoval
 from .pruning import MagnitudePruning as MagnitudePruning
 from .pruning import SemiStructuredPruning as SemiStructuredPruning
 from .pruning import StructuredPruning as StructuredPruning

@@ -14,6 +14,7 @@ from hf_fingerprint.tracing.readability import (
     HiddenTensor,
     carrier_mass,
     find_hidden,
+    find_narrower,
     format_hidden,
     rounding_noise,
     stored_dtypes,
@@ -161,6 +162,9 @@ def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: Te
     named = to_base_names(base, suspect)
     left_out, compared = unreadable_tensors(suspect), extraction.all_compared
     hidden = find_hidden(base, named, extraction.missing, left_out, extraction.placed, compared)
+    if not compared:
+        known = {each.carrier for each in hidden}
+        hidden += find_narrower(base, named, {*extraction.missing, *extraction.dissimilar} - known)
     if isinstance(suspect, RangedCheckpoint) and extraction.lineage.descends:
         # alignment needs the whole suspect, so parts of a descendant may be permuted
         matches = match_names(base, named)
