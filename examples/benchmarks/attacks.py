@@ -13,6 +13,7 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
 
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2
@@ -23,6 +24,7 @@ from hf_fingerprint.evaluation import EvaluationData, evaluate, write_report
 
 
 OWNER_IMAGES, TEST_IMAGES = 20_000, 500
+CALIBRATION_IMAGES = 1032  # 32 that the amplitudes are searched on, 1,000 that they are measured on
 RECIPIENTS = 1000
 COALITIONS = (3, 5, 10, 20, 50)
 SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28}
@@ -56,8 +58,18 @@ def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tenso
         rates = [(1e-3, 600), (3e-4, 400), (1e-4, 200)]
     for part, (lr, steps) in enumerate(rates):
         fine_tune(model, images, labels, lr, max(1, round(scale * steps)), seed=part, label=f"the owner trains {name}")
-    model.pretrained_cfg["input_size"] = (3, SIZES[name], SIZES[name])
+    half = (0.5, 0.5, 0.5)  # as the images are prepared
+    model.pretrained_cfg.update(input_size=(3, SIZES[name], SIZES[name]), mean=half, std=half, crop_pct=1.0)
     save_for_hf(model, folder, safe_serialization=True, model_args=arguments)
+    return folder
+
+
+def save_images(images: torch.Tensor, folder: Path) -> Path:
+    """Writes prepared images as PNG files that the model's own preprocessing reads back, and returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = (images * 127.5 + 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
     return folder
 
 
@@ -70,18 +82,25 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="number of coalitions of each kind")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the owner's training steps and images")
-    parser.add_argument("--max-kl", type=float, help="the mark's budget on the output, in nats; 1e-4 by default")
+    parser.add_argument("--max-kl", type=float, help="the mark's only budget on the output, in nats")
+    parser.add_argument(
+        "--own-images", action="store_true", help="calibrate on images of the owner, not on synthetic ones"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
     arguments = parser.parse_args()
     owner_count, test_count = round(arguments.scale * OWNER_IMAGES), max(50, round(arguments.scale * TEST_IMAGES))
-    name, train, test = real_images(SIZES[arguments.model], owner_count + owner_count // 10, test_count)
+    attacked_count = owner_count + owner_count // 10
+    name, train, test = real_images(SIZES[arguments.model], attacked_count + CALIBRATION_IMAGES, test_count)
     base = make_base(
         arguments.model,
         arguments.out / f"{arguments.model}_base",
-        *(part[:owner_count] for part in train),
+        train[0][:owner_count],
+        train[1][:owner_count],
         arguments.scale,
     )
-    data = EvaluationData(name, (train[0][owner_count:], train[1][owner_count:]), test)
+    calibration = save_images(train[0][attacked_count:], arguments.out / f"{arguments.model}_calibration")
+    attacker_images = (train[0][owner_count:attacked_count], train[1][owner_count:attacked_count])
+    data = EvaluationData(name, attacker_images, test)
     with progress_bars() as progress:
         found = evaluate(
             base,
@@ -89,7 +108,11 @@ def main() -> None:
             arguments.out / arguments.model,
             arguments.attacks,
             arguments.coalitions,
-            FingerprintConfig(arguments.max_kl, expected_recipients=RECIPIENTS),
+            FingerprintConfig(
+                arguments.max_kl,
+                calibration if arguments.own_images else None,
+                expected_recipients=RECIPIENTS,
+            ),
             quick=arguments.quick,
             runs=arguments.runs,
             public_base=True,

@@ -102,7 +102,8 @@ def issue(
         chosen = {"include_code": include_code, "as_base": as_base, "device": device} | files.keywords
         issuer = Issuer(options.model_reference(model, file), opened, config, progress, **chosen)
     if issuer.base.base_id not in known:
-        output.echo_err(output.describe_output(issuer.base))
+        for line in (output.describe_output(issuer.base), *output.describe_strength(issuer.base)):
+            output.echo_err(line)
         output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:

@@ -76,7 +76,7 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, and choose its carriers and code, once for all copies."""
-    from hf_fingerprint.registration import register
+    from hf_fingerprint.registration import predictions, register
     from hf_fingerprint.vault import Vault
 
     with output.progress_bars() as progress:
@@ -85,7 +85,7 @@ def add(
         base = register(place, Vault(vault), config, progress, **chosen)
     output.warn_unmeasured(base)
     if as_json:
-        output.print_json(base.describe())
+        output.print_json({**base.describe(), **predictions(base)})
     else:
         output.print_blocks(output.describe_base(base))
 
