@@ -16,6 +16,7 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from timm.models import save_for_hf
 
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2, load_model
@@ -26,6 +27,7 @@ from hf_fingerprint.evaluation import EvaluationData, evaluate, write_report
 
 
 OWNER_IMAGES, TEST_IMAGES = 20_000, 500
+CALIBRATION_IMAGES = 1032  # 32 that the amplitudes are searched on, 1,000 that they are measured on
 RECIPIENTS = 1000
 COALITIONS = (3, 5, 10, 20, 50)
 SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28, "resnet-tuned": 32, "vit-tuned": 28}
@@ -104,8 +106,18 @@ def make_base(
 
 def save(model: torch.nn.Module, name: str, folder: Path, arguments: dict[str, object]) -> None:
     """Saves a model of this name with its size of images."""
-    model.pretrained_cfg["input_size"] = (3, SIZES[name], SIZES[name])
+    half = (0.5, 0.5, 0.5)  # as the images are prepared
+    model.pretrained_cfg.update(input_size=(3, SIZES[name], SIZES[name]), mean=half, std=half, crop_pct=1.0)
     save_for_hf(model, folder, safe_serialization=True, model_args=arguments)
+
+
+def save_images(images: torch.Tensor, folder: Path) -> Path:
+    """Writes prepared images as PNG files that the model's own preprocessing reads back, and returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = (images * 127.5 + 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
+    return folder
 
 
 def main() -> None:
@@ -117,7 +129,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="number of coalitions of each kind")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the owner's training steps and images")
-    parser.add_argument("--max-kl", type=float, help="the mark's budget on the output, in nats; 1e-4 by default")
+    parser.add_argument("--max-kl", type=float, help="the mark's only budget on the output, in nats")
+    parser.add_argument(
+        "--own-images", action="store_true", help="calibrate on images of the owner, not on synthetic ones"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
     arguments = parser.parse_args()
     owner_count, test_count = round(arguments.scale * OWNER_IMAGES), max(50, round(arguments.scale * TEST_IMAGES))
@@ -127,6 +142,7 @@ def main() -> None:
     ancestor = make_ancestor(arguments.model, folder.with_name(f"{folder.name}_ancestor"), others, arguments.scale)
     owners = (part[:owner_count] for part in train)
     base = make_base(arguments.model, folder.with_name(f"{folder.name}_base"), *owners, arguments.scale, ancestor)
+    calibration = save_images(others[:CALIBRATION_IMAGES], folder.with_name(f"{folder.name}_calibration"))
     data = EvaluationData(name, (train[0][owner_count:known], train[1][owner_count:known]), test)
     with progress_bars() as progress:
         found = evaluate(
@@ -135,7 +151,11 @@ def main() -> None:
             folder,
             arguments.attacks,
             arguments.coalitions or (None if arguments.quick else COALITIONS),
-            FingerprintConfig(arguments.max_kl, expected_recipients=RECIPIENTS),
+            FingerprintConfig(
+                arguments.max_kl,
+                calibration if arguments.own_images else None,
+                expected_recipients=RECIPIENTS,
+            ),
             quick=arguments.quick,
             runs=arguments.runs,
             public_base=True,

@@ -104,7 +104,8 @@ def issue(
         chosen["ancestor"] = options.ancestor_input(ancestor)
         issuer = Issuer(options.model_reference(model, file), opened, config, progress, **chosen)
     if issuer.base.base_id not in known:
-        output.echo_err(output.describe_output(issuer.base))
+        for line in (output.describe_output(issuer.base), *output.describe_strength(issuer.base)):
+            output.echo_err(line)
         if issuer.base.ancestor is not None:
             output.echo_err(output.describe_ancestor(issuer.base.ancestor))
         output.warn_unmeasured(issuer.base)

@@ -78,7 +78,7 @@ def add(
 ) -> None:
     """Register a base: measure it, and choose its carriers and code, once for all copies. A registered base can get an
     ancestor with the same command."""
-    from hf_fingerprint.registration import register
+    from hf_fingerprint.registration import predictions, register
     from hf_fingerprint.vault import Vault
 
     with output.progress_bars() as progress:
@@ -88,7 +88,7 @@ def add(
         base = register(place, Vault(vault), config, progress, **chosen)
     output.warn_unmeasured(base)
     if as_json:
-        output.print_json(base.describe())
+        output.print_json({**base.describe(), **predictions(base)})
     else:
         output.print_blocks(output.describe_base(base))
 

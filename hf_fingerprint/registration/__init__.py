@@ -2,7 +2,7 @@
 
 from hf_fingerprint.registration.content import lookup_base, open_base
 from hf_fingerprint.registration.known_ancestors import AncestorInput, open_ancestor
-from hf_fingerprint.registration.prediction import predicted_coalition, predicted_score
+from hf_fingerprint.registration.prediction import predicted_coalition, predicted_score, predictions
 from hf_fingerprint.registration.registering import analyze_base, register
 
 
@@ -14,5 +14,6 @@ __all__ = [
     "open_base",
     "predicted_coalition",
     "predicted_score",
+    "predictions",
     "register",
 ]

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name, spend_budget
+from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
+from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
@@ -29,6 +31,7 @@ from hf_fingerprint.registration.content import WeightScan, cache_hash, cached_h
 from hf_fingerprint.registration.known_ancestors import AncestorInput, find_ancestor, record_ancestor
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import make_calibration, make_measurable
+from hf_fingerprint.registration.output_budget import kept_budget, output_budgets
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.same_weights import Names, find_same_weights
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder, current_bases
@@ -155,6 +158,7 @@ def _add_replacement(known: Base, found: Base, vault: Vault) -> Base:
 def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
+        "min_agreement": base.calibration.min_agreement,
         "coalition": base.coalition,
         "expected_recipients": base.expected_recipients,
         "alpha": base.alpha,
@@ -193,13 +197,14 @@ def analyze_base(
     """
     progress = progress or silent
     where = checkpoint.source.name
-    max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
     coalition, planned = config.coalition or COALITION, config.expected_recipients or EXPECTED_RECIPIENTS
+    alpha = config.alpha or ALPHA
     check_dtypes(checkpoint.tensors, where)
     if scan is None:
         progress("hashing the weights", 0, None)
         scan = scan_weights(checkpoint)
     measurable = make_measurable(checkpoint, config, built, progress, scan.digests, device)
+    budgets = output_budgets(config, None if measurable is None else measurable.kind)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
@@ -214,36 +219,41 @@ def analyze_base(
         if config.amplitude is None:
             sensitivity = measurable.sensitivity(selected, where)
 
-    def spend(kept: np.ndarray) -> np.ndarray:
+    def spend(kept: np.ndarray, max_kl: float = budgets[0].max_kl, cap: float | None = None) -> np.ndarray:
         """The `eps` of some of the carriers, if no others are marked."""
         if config.amplitude is not None:
             return np.full(len(kept), config.amplitude)
-        return spend_budget(max_kl, sensitivity[kept], sizes[kept])
+        return spend_budget(max_kl, sensitivity[kept], sizes[kept], cap)
 
-    eps = spend(np.arange(len(selected)))
+    every = kept = np.arange(len(selected))
+    eps = spend(every)
     secret = new_secret()
     family = config.code or (FairSigns.family if coalition <= 2 else Tardos.family)
     compact = None
     if config.carriers == "compact":
         kept = compact_window(checkpoint.tensors, selected, spend, where)
-        spread = make_codebook(family, code_length(int(counts.sum()), where), coalition, secret)
-        differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
-        share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
-        compact = CompactMark(share, score_after_drift(spread, counts, eps))
         selected, counts, eps = [selected[i] for i in kept], sizes[kept], spend(kept)
     length = code_length(int(counts.sum()), where)
     codebook = make_codebook(family, length, coalition, secret)
-    measured = None
+    measured, budget = None, budgets[0]
     if measurable is not None:
         parameters = {name: by_model[name] for name in selected}
         search, report = measurable.search_images, measurable.report_images
         codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
         if config.amplitude is None:
-            eps, measured = search_amplitudes(marked, search, report, eps, max_kl, progress)
+            eps, measured = search_amplitudes(marked, search, report, partial(spend, kept), budgets, progress)
+            budget = kept_budget(budgets, measured)
         else:
             with suppress(CarrierError):  # the output is not finite, so it isn't measured
                 measured = marked.compare(eps, report, seconds=MAX_SECONDS)
+    if config.carriers == "compact":
+        allowed = budget.max_kl if measured is None else budget.whole_kl(measured)
+        spread = make_codebook(family, code_length(int(sizes.sum()), where), coalition, secret)
+        differ = sum(checkpoint.tensors[name].nbytes for name in selected)
+        share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
+        whole = spend(every, allowed, largest_eps(budgets[0].max_kl))
+        compact = CompactMark(share, score_after_drift(spread, sizes, whole))
     progress("computing the certified coalition", 0, None)
     certified = coalition_by_simulation(codebook, planned, alpha, drift_noise(counts, eps, length))
     return Base(
@@ -260,7 +270,7 @@ def analyze_base(
         certified_by=certified.method,
         alpha=alpha,
         expected_recipients=planned,
-        calibration=make_calibration(measured, measurable, max_kl, config.amplitude),
+        calibration=make_calibration(measured, measurable, budget, config.amplitude),
         secret=secret,
         compact=compact,
     )

@@ -160,6 +160,9 @@ def _calibration_problems(base: Base) -> Iterator[str]:
             yield f"its calibration's {name} is {short_repr(value)} and must be a number"
     if not 0 < base.calibration.max_kl <= 1:
         yield f"its budget is {short_repr(base.calibration.max_kl)} nats and must be above 0 and at most 1"
+    least = base.calibration.min_agreement
+    if least is not None and not 0 < least < 1:
+        yield f"its smallest agreement is {short_repr(least)} and must be above 0 and below 1"
 
 
 def is_content_hash(value: Any) -> bool:

@@ -85,6 +85,9 @@ class Calibration:
         kl_low, kl_high, agreement_low, agreement_high (`float` or `None`): 95 % intervals.
         kl_scatter (`float` or `None`): the standard deviation of single copies' divergences.
         eps (`float` or `None`): the fixed relative amplitude, if one was chosen instead of a budget.
+        min_agreement (`float` or `None`): the smallest share of equal decisions that the budget allows, if it has one.
+        predicted_agreement, predicted_agreement_low (`float` or `None`): the agreement by extrapolation, which has
+            less sampling noise than a count, and its lower limit (97.5 %).
     """
 
     inputs: str
@@ -101,6 +104,9 @@ class Calibration:
     agreement_low: float | None = None
     agreement_high: float | None = None
     eps: float | None = None
+    min_agreement: float | None = None
+    predicted_agreement: float | None = None
+    predicted_agreement_low: float | None = None
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,12 @@ WRONG = {
     "kl in words": (calibrated(kl="little"), "calibration's kl is little"),
     "a budget in words": (calibrated(max_kl="all"), "calibration's max_kl is all"),
     "a budget of everything": (calibrated(max_kl=2.0), "its budget is 2.0"),
+    "an agreement of more than all": (calibrated(min_agreement=1.5), "its smallest agreement is 1.5"),
+    "an agreement in words": (calibrated(min_agreement="most"), "calibration's min_agreement is most"),
+    "an infinite prediction": (
+        calibrated(predicted_agreement=float("inf")),
+        "calibration's predicted_agreement is inf",
+    ),
     "images below 0": (calibrated(images=-1), "count of images is -1"),
     "inputs with a line break": (calibrated(inputs="a\nb"), "calibration's inputs is a b"),
     "output of another type": (calibrated(output=5), "calibration's output is 5"),

@@ -58,6 +58,20 @@ GOLDEN_MEMBER = (
     '"content_hash":"c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2"}}'
 )
 GOLDEN_DESCENDANT_SEAL = "6969a8c38393a6cd429f5c54c0ef5e066962afeac6caaa8d82e5c9bfa750d6be"
+# the calibration's fields since version 0.3.0, which older records lack
+MEASURED = Calibration(
+    *("synthetic", 1000, 1e-3, 3.1e-4, 0.997, "single_label", 1000, 997, 2.6e-4, 3.6e-4, 5e-5, 0.9912, 0.999, None),
+    min_agreement=0.995,
+    predicted_agreement=0.9964,
+    predicted_agreement_low=0.9952,
+)
+MEASURED_DOCUMENT = (
+    '"calibration":{"inputs":"synthetic","images":1000,"max_kl":0.001,"kl":0.00031,"agreement":0.997,'
+    '"output":"single_label","decisions":1000,"agreeing":997,"kl_low":0.00026,"kl_high":0.00036,"kl_scatter":5e-05,'
+    '"agreement_low":0.9912,"agreement_high":0.999,"min_agreement":0.995,"predicted_agreement":0.9964,'
+    '"predicted_agreement_low":0.9952}}'
+)
+MEASURED_SEAL = "9abb6962b5c003263695ec55e188021a266d061894790e2f8981492e9fa525af"
 COLUMNS = ("base_id", "content_hash", "document", "amplitudes", "secret", "seal")
 
 
@@ -99,6 +113,14 @@ def test_what_a_newer_version_added_to_a_document_stays_when_the_ancestor_change
 
     assert json.loads(found[2])["later"] == [1]
     assert base_from_row(found).ancestor == ANCESTOR
+
+
+def test_the_row_of_a_base_with_an_agreement_in_its_budget_is_frozen():
+    row = base_to_row(replace(BASE, calibration=MEASURED))
+
+    assert row[2] == GOLDEN_ROW[2].partition('"calibration"')[0] + MEASURED_DOCUMENT
+    assert row[5] == MEASURED_SEAL
+    assert same(base_from_row(row), replace(BASE, calibration=MEASURED))
 
 
 @st.composite
