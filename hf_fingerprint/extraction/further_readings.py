@@ -135,7 +135,10 @@ def _add_delta(sums: "_Sums", place: TensorPlace, piece: _Piece) -> None:
     assert place.ancestor is not None
     ancestor = place.load(place.ancestor, piece.rows)
     usable = piece.kept & np.isfinite(ancestor)
-    suspect, owner = (np.where(usable, weights - ancestor, 0) for weights in (piece.theirs, piece.ours))
+    limit = MAX_AMPLITUDES * place.carrier.amplitude[piece.rows, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        deltas = (np.where(usable, weights - ancestor, 0) for weights in (piece.theirs, piece.ours))
+        suspect, owner = (np.clip(delta, -limit, limit) for delta in deltas)
     whole = piece.rows.stop - piece.rows.start == place.original[1].rows
     found = read_delta(suspect, owner, piece.inverse, usable & (suspect != 0), whole)
     if found is not None:
@@ -161,15 +164,15 @@ class _Sums:
         kept = int(piece.kept.sum())
         if not kept:
             return
-        gain, values = 1.0, values * piece.kept
+        gain, level, values = 1.0, 1.0, values * piece.kept
         if not is_white and min(values.shape) >= MIN_SIDE:
             level = float(np.sqrt(np.sum(np.square(gains * piece.kept)) / kept))  # whitening is in units of the mark
             values, gain = whiten(np.asarray(values / level, np.float32))
             values *= piece.kept
         energy = float(np.vdot(values, values)) / kept
-        if not energy > 0 or gain <= 0:
+        if not 0 < energy < np.inf or gain <= 0:
             return
-        weights = np.asarray(gains * piece.kept, np.float32)
+        weights = np.asarray(gains * piece.kept / level, np.float32)
         offset = TensorProjection(self._base.secret, self._name, self._base.length, piece.rows.start * self._columns)
         masses = np.square(weights)
         masses *= gain**2 / energy

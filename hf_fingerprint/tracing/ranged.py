@@ -57,6 +57,7 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
         doubtful |= request.base_ref is None and bool(found.not_read)
         twice = not result.accused and any(_may_hold_twice(base, suspect) for base in bases)
         doubtful |= twice
+        doubtful |= any(each.further for each in extractions)  # parts of tensors were whitened, each by itself
         if not result.accused and doubtful and _may_download_all(suspect):
             # channels may be permuted, or the copy is in another file, under other names, or of a base without a share
             # in the first rows
