@@ -14,12 +14,14 @@ from hf_fingerprint import Issuer, TraceResult, trace
 from hf_fingerprint.attacks import ChannelPermutation, RowRescaling
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import verify
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.snapshots import read_snapshot
 from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.pruned_channels import remove_channels
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
@@ -171,6 +173,14 @@ def test_a_suspect_whose_channels_were_moved_and_rescaled_is_downloaded_and_name
     result = trace(put(hub, load_file(tmp_path / "moved.safetensors"), "org/moved"), vault)
 
     assert names(result) == ["alice"]
+
+
+def test_a_suspect_whose_channels_were_pruned_away_is_downloaded_and_named(small, hub):
+    pruned = put(hub, remove_channels(small.copies["alice"], 0.25))
+
+    limited = trace(pruned, small.vault, max_bytes=100_000)
+    assert (names(limited), limited.outcome) == ([], Outcome.NOT_READABLE)
+    assert names(trace(pruned, small.vault)) == ["alice"]
 
 
 def test_a_suspect_that_proves_nothing_is_read_to_the_end(wide, hub):

@@ -1,4 +1,15 @@
 from .adversarial import AdversarialRemoval as AdversarialRemoval
+from .ancestor.delta_levels import Binarization as Binarization
+from .ancestor.delta_levels import Ternarization as Ternarization
+from .ancestor.delta_sparsity import MagnitudeBand as MagnitudeBand
+from .ancestor.delta_sparsity import RandomDropping as RandomDropping
+from .ancestor.delta_spectrum import SingularValueShrinkage as SingularValueShrinkage
+from .ancestor.delta_spectrum import SpectralNoise as SpectralNoise
+from .ancestor.model_merging import MERGE_RULES as MERGE_RULES
+from .ancestor.model_merging import Merge as Merge
+from .ancestor.on_delta import AncestorControl as AncestorControl
+from .ancestor.on_delta import OnDelta as OnDelta
+from .ancestor.on_delta import Scaling as Scaling
 from .attack import Attack as Attack
 from .attack import Attacker as Attacker
 from .attack import Compose as Compose
@@ -18,6 +29,7 @@ from .mixing import collude as collude
 from .model_extraction import Distillation as Distillation
 from .model_extraction import ModelExtraction as ModelExtraction
 from .overwriting import Overwriting as Overwriting
+from .pruning import ChannelRemoval as ChannelRemoval
 from .pruning import MagnitudePruning as MagnitudePruning
 from .pruning import SemiStructuredPruning as SemiStructuredPruning
 from .pruning import StructuredPruning as StructuredPruning

@@ -1,9 +1,11 @@
-"""Pruning of weights of two or more dimensions: single weights, whole rows, or two of every four set to 0."""
+"""Pruning of weights of two or more dimensions: single weights, whole rows, or two of every four set to 0; and of
+channels, which are removed."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Attacker, State, check_share, is_weight, largest_weights, map_weights
+from hf_fingerprint.attacks.symmetries import hidden_channels, permute_channels
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -70,6 +72,37 @@ class StructuredPruning(Attack):
             return pruned
 
         return map_weights(state, prune)
+
+
+@dataclass(frozen=True)
+class ChannelRemoval(Attack):
+    """Removes hidden channels: those with the smallest norm of the weights that write them. The result's widths fit no
+    standard architecture.
+
+    Hidden channels are found by timm's names; the residual stream keeps its width.
+
+    Args:
+        share (`float`): the strength: the share of channels to remove, 0 to 1; one is always left.
+    """
+
+    paper = "G. Fang et al., DepGraph: towards any structural pruning, CVPR 2023, arXiv 2301.12900"
+    strengths = (0.1, 0.25, 0.4)
+    share: float
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+
+    def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        groups = list(hidden_channels(state))
+        if not groups:
+            raise FingerprintError("ChannelRemoval found no hidden layers that it knows: it needs timm's layer names.")
+        for channels in groups:
+            size = found[channels.rows[0]].flatten(1).float().norm(dim=1)
+            removed = min(round(self.share * channels.count), channels.count - 1)
+            kept = size.argsort(dim=0, stable=True)[removed:].sort().values
+            permute_channels(found, channels.rows, channels.columns, kept)
+        return found
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ for attack in attack_sweep("int-channel"):
 ```
 """
 
-from dataclasses import dataclass
-
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
+from hf_fingerprint.attacks.ancestor.ancestor_sweeps import ancestor_entries
 from hf_fingerprint.attacks.attack import AttackStep, Compose
 from hf_fingerprint.attacks.basis_change import HeadBasisChange, StreamRotation
 from hf_fingerprint.attacks.destruction import (
@@ -28,29 +27,15 @@ from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
 from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.stream_permutation import StreamPermutation
+from hf_fingerprint.attacks.suite_entry import ANCESTOR, SuiteEntry
 from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
 from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import FingerprintError
 
 
-GROUPS = ("single", "symmetries", "collusion")
+GROUPS = ("single", "symmetries", "collusion", ANCESTOR)
 SGD_RATES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
 TEN_TIMES = (0.001, 0.003, 0.01, 0.03, 0.1)
-
-
-@dataclass(frozen=True)
-class SuiteEntry:
-    """An attack of the suite.
-
-    Attributes:
-        group (`str`): `"single"`, `"symmetries"` or `"collusion"`, which takes a sequence of state dicts.
-        attacks (`tuple[AttackStep, ...]`): mildest first.
-        stronger (`tuple[AttackStep, ...]`): further strengths, for models whose mark survives all of `attacks`.
-    """
-
-    group: str
-    attacks: tuple[AttackStep, ...]
-    stronger: tuple[AttackStep, ...] = ()
 
 
 _SINGLE: dict[str, list[AttackStep]] = {
@@ -135,11 +120,22 @@ def _collusion_attacks() -> dict[str, list[AttackStep]]:
     }
 
 
-SUITE: dict[str, SuiteEntry] = {
-    name: SuiteEntry(group, tuple(attacks), tuple(_STRONGER.get(name, ())))
-    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusion_attacks()), strict=True)
-    for name, attacks in sweeps.items()
-}
+def _entries() -> dict[str, SuiteEntry]:
+    sweeps = (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusion_attacks())
+    found = {
+        name: SuiteEntry(
+            group,
+            tuple(attacks),
+            tuple(_STRONGER.get(name, ())),
+            in_quick=not (attacks[0].takes_copies and isinstance(attacks[0], Compose)),
+        )
+        for group, each in zip(GROUPS[:-1], sweeps, strict=True)
+        for name, attacks in each.items()
+    }
+    return found | ancestor_entries()
+
+
+SUITE: dict[str, SuiteEntry] = _entries()
 
 
 def attack_names(group: str | None = None) -> list[str]:

@@ -53,6 +53,7 @@ class _TraceOptions:
     vault: options.VaultFolder
     file: options.File = None
     base: options.KnownBase = None
+    ancestor: options.Ancestor = None
     identity: options.Identity = None
     passphrase_file: options.PassphraseFile = None
     full: Annotated[
@@ -102,6 +103,7 @@ def _trace(chosen: _TraceOptions, files: options.ModelFiles, recipient: str | No
             max_bytes=None if chosen.max_mb is None else options.megabytes_to_bytes(chosen.max_mb),
             recipient=recipient,
             all_scores=chosen.all_scores,
+            ancestor=options.ancestor_input(chosen.ancestor),
             device=chosen.device,
             **files.keywords,
         )

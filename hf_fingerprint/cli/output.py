@@ -12,7 +12,7 @@ from hf_fingerprint.progress import Progress, progress_disabled, show_progress
 
 if TYPE_CHECKING:
     from hf_fingerprint.tables import Block, PrintableResult
-    from hf_fingerprint.vault import Base
+    from hf_fingerprint.vault import Ancestor, Base
 
 __all__ = ["console", "echo", "echo_err"]
 
@@ -58,6 +58,8 @@ def describe_base(base: "Base") -> list[str]:
         describe_output(base),
         *describe_strength(base, predicted),
     ]
+    if base.ancestor is not None:
+        lines.append(describe_ancestor(base.ancestor))
     if base.replaces is not None:
         lines.append(
             f"replaces record {base.replaces} of the same weights for new copies; copies of both can be traced"
@@ -74,6 +76,11 @@ def describe_base(base: "Base") -> list[str]:
     averaging += _compared(predicted, "predicted_coalition")
     lines += [f"certified coalition: {certified}", f"  by {base.certified_by}", averaging]
     return [*lines, explain_certified(base)]
+
+
+def describe_ancestor(ancestor: "Ancestor") -> str:
+    """Describes the recorded ancestor of a base, in one line."""
+    return f"ancestor: {ancestor.place}"
 
 
 def describe_strength(base: "Base", predicted: Mapping[str, Any] | None = None) -> list[str]:

@@ -119,6 +119,28 @@ class Placement:
         return found
 
 
+@dataclass(frozen=True)
+class ScatteredPlacement(Placement):
+    """Where a suspect has some channels of a tensor of the base. The others are read as 0, as if they were pruned.
+
+    Attributes:
+        index (`tuple` of `np.ndarray` or `slice`): where the one piece's weights are in the tensor: indices along its
+            first axes, which broadcast together.
+    """
+
+    index: tuple[np.ndarray | slice, ...] = ()
+
+    def byte_ranges(self) -> None:
+        """`None`: the tensor's bytes must be computed."""
+        return
+
+    def load(self, suspect: TensorReader) -> np.ndarray:
+        """The tensor as `float32`."""
+        found = np.zeros(self.shape, np.float32)
+        found[self.index] = self.pieces[0].view.load(suspect)
+        return found
+
+
 class PlacedWeights:
     """A suspect under the base's tensor names and in its shapes.
 

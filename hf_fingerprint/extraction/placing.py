@@ -14,6 +14,7 @@ from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.extraction.base_names import to_base_names
 from hf_fingerprint.extraction.codes import CodeTensors
 from hf_fingerprint.extraction.match import match_names, similar_namesakes
+from hf_fingerprint.extraction.narrower import restore_channels
 from hf_fingerprint.extraction.placed import PlacedWeights, Placement, TensorView
 from hf_fingerprint.extraction.placement_search import PlacementSearch, whole_placement
 from hf_fingerprint.extraction.scales import ScaleFit, fit_scales
@@ -45,12 +46,23 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are searched by values:
     among whole tensors in any layout, then among slices of tensors, and in several tensors that each hold a slice.
-    Those left get their namesakes, if these are free.
+    Those left get their namesakes, if these are free. Channels that were pruned away are restored as zeros.
 
     Args:
         base, original, suspect: see [`extract`].
     """
     suspect = to_base_names(base, suspect)
+    restored, complete = restore_channels(base, original, suspect)
+    found = _place_whole(base, original, restored)
+    if 2 * len(found.matches) < len(base.carriers):
+        restored, complete = restore_channels(base, original, suspect, named=False)
+        if restored is not suspect:
+            found = _place_whole(base, original, restored)
+    return found._replace(complete=found.complete and complete)
+
+
+def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader) -> PlacedSuspect:
+    """Places tensors that have all of the carriers' weights, or slices of them."""
     by_name = match_names(base, suspect)
     matches = similar_namesakes(original, suspect, by_name)
     missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]

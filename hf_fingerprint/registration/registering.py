@@ -28,6 +28,7 @@ from hf_fingerprint.registration.amplitude_search import (
 )
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import WeightScan, cache_hash, cached_hash, scan_weights
+from hf_fingerprint.registration.known_ancestors import AncestorInput, find_ancestor, record_ancestor
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import make_calibration, make_measurable
 from hf_fingerprint.registration.output_budget import kept_budget, output_budgets
@@ -50,6 +51,7 @@ def register(
     remeasure: bool = False,
     as_base: bool = False,
     *,
+    ancestor: AncestorInput = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -71,6 +73,9 @@ def register(
             and a new secret, for new copies. Earlier copies keep their record, and both can be traced.
         as_base (`bool`, *optional*, defaults to `False`): whether to register a model as a base even if it is a copy
             of a base on record, or carries the mark of one. Its record names that base (`copy_of`).
+        ancestor (`str`, `Path`, `torch.nn.Module`, mapping or `False`, *optional*): the public model that it was
+            fine-tuned from, which attackers may have; a trace uses it. Defaults to the `base_model` of the model card,
+            which is fetched from the Hub if it can be; `False` for none. A known base without an ancestor gets it.
         device (`str` or `torch.device`, *optional*): where the model runs while it is measured, such as `"cuda"`.
             Defaults to the CPU, or to where `built` is. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
@@ -80,12 +85,14 @@ def register(
         [`BuildError`]: if the model can't be built to measure its output, and `config` has no fixed `amplitude`.
         [`CarrierError`]: if the model has too few weights, or can't be measured and `config` has no fixed `amplitude`.
         [`CodeError`]: if the base is registered with other settings.
-        [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
+        [`CheckpointError`]: if the given ancestor is not related to the model; see [`find_ancestor`].
+        [`VaultError`]: if the model's folder holds a vault, the model is a copy (see [`find_origin`]), or the base has
+            another ancestor on record.
     """
     options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
     opening = nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
     with opening as checkpoint:
-        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base, device)[0]
+        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base, device, ancestor)[0]
 
 
 def register_checkpoint(
@@ -97,6 +104,7 @@ def register_checkpoint(
     remeasure: bool = False,
     as_base: bool = False,
     device: "str | torch.device | None" = None,
+    ancestor: AncestorInput = None,
 ) -> tuple[Base, Names]:
     """[`register`] for an open checkpoint: the record, and the checkpoint's tensor names by those of the record."""
     progress = progress or silent
@@ -117,12 +125,15 @@ def register_checkpoint(
     if known is None or remeasure:
         digests = None if scan is None else scan.digests
         copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base, digests)
+        descended = known.ancestor if known is not None and ancestor is None else None
+        if descended is None:
+            descended = find_ancestor(checkpoint, vault, ancestor, progress, model_hash)
         found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan, device)
-        found = replace(found, copy_of=copy_of)
+        found = replace(found, copy_of=copy_of, ancestor=descended)
         return vault.add_base(found) if known is None else _add_replacement(known, found, vault), names
     if config is not None:
         _check_config(known, config)
-    return known, names
+    return record_ancestor(known, checkpoint, vault, ancestor, progress, model_hash), names
 
 
 def _copy_origin(

@@ -14,6 +14,7 @@ from hf_fingerprint.tracing.readability import (
     HiddenTensor,
     carrier_mass,
     find_hidden,
+    find_narrower,
     format_hidden,
     rounding_noise,
     stored_dtypes,
@@ -107,7 +108,8 @@ def _conclude_base(
     limit: str | None,
     share: float,
 ) -> _Conclusion:
-    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    base, recipients = target.candidates.base, target.candidates.covered
+    alpha = level.alpha / (level.share * len(extraction.readings))
     hidden = _find_hidden_tensors(target, extraction, suspect)
     if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Conclusion(
@@ -160,6 +162,9 @@ def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: Te
     named = to_base_names(base, suspect)
     left_out, compared = unreadable_tensors(suspect), extraction.all_compared
     hidden = find_hidden(base, named, extraction.missing, left_out, extraction.placed, compared)
+    if not compared:
+        known = {each.carrier for each in hidden}
+        hidden += find_narrower(base, named, {*extraction.missing, *extraction.dissimilar} - known)
     if isinstance(suspect, RangedCheckpoint) and extraction.lineage.descends:
         # alignment needs the whole suspect, so parts of a descendant may be permuted
         matches = match_names(base, named)
@@ -178,7 +183,8 @@ def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
 
 def may_hold_copy(target: ReadTarget, extraction: Extraction, suspect: TensorReader, level: AccusationLevel) -> bool:
     """Whether a verbatim copy would have been accused, or may be among the tensors that can't be read."""
-    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    base, recipients = target.candidates.base, target.candidates.covered
+    alpha = level.alpha / (level.share * len(extraction.readings))
     hidden = {each.carrier for each in _find_hidden_tensors(target, extraction, suspect)}
     masses = extraction.similar_counts, carrier_mass(base, hidden)
     return any(would_detect_copy(base, mass, recipients, alpha) for mass in masses)

@@ -21,6 +21,7 @@ from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.fitting import carriers_with_fitting_shape
 from hf_fingerprint.extraction.match import match_names
+from hf_fingerprint.extraction.narrower import pair_narrower
 from hf_fingerprint.vault import Base
 
 
@@ -105,7 +106,7 @@ def fitting_carriers(base: Base, suspect: TensorReader, whole: bool = False, equ
     named = to_base_names(base, suspect)
     found = list(match_names(base, named))
     by_shape = carriers_with_fitting_shape(base, suspect, whole, equal_only)
-    found = found if len(found) >= len(by_shape) else by_shape
+    found = max(found, by_shape, [*pair_narrower(base, named)], key=len)
     missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
     return found + [each.carrier for each in find_hidden(base, named, missing, unreadable_tensors(suspect))]
 
@@ -181,6 +182,15 @@ def find_hidden(
     return found
 
 
+def find_narrower(base: Base, suspect: TensorReader, missing: Collection[str]) -> list[HiddenTensor]:
+    """The tensors of a suspect that may hold some of these carriers without some of their channels."""
+    return [
+        HiddenTensor(info.name, f"{_dims(info.shape)} where {_dims(base.tensors[name].shape)} is expected", name)
+        for name, info in pair_narrower(base, suspect).items()
+        if name in missing and info.shape != base.tensors[name].shape
+    ]
+
+
 def format_hidden(hidden: Iterable[HiddenTensor]) -> str:
     """The tensors that were not read, as a part of a sentence: `a (I8), b (I8) and 3 more`."""
     found = list(dict.fromkeys(f"{_printable(each.name)} ({each.reason})" for each in hidden))
@@ -199,8 +209,12 @@ def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool, 
         and _count_weights(info) == int(np.prod(shape))
         and _is_reshaped(info.shape, shape)
     ):
-        return f"{info.dtype}, shape {'x'.join(map(str, info.shape))} where {'x'.join(map(str, shape))} is expected"
+        return f"{info.dtype}, shape {_dims(info.shape)} where {_dims(shape)} is expected"
     return None
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _least_flat(base: Base) -> int:

@@ -123,6 +123,26 @@ class CompactMark:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """The public model that a base was fine-tuned from.
+
+    Attributes:
+        source (`str`): the path or Hub id it was recorded from.
+        revision (`str` or `None`): the pinned commit, for a model from the Hub.
+        content_hash (`str`): see [`content_hash`].
+    """
+
+    source: str
+    revision: str | None
+    content_hash: str
+
+    @property
+    def place(self) -> str:
+        """The source with its revision, to show."""
+        return self.source if self.revision is None else f"{self.source}@{self.revision}"
+
+
+@dataclass(frozen=True)
 class Base:
     """A registered model: everything that its copies share.
 
@@ -146,6 +166,8 @@ class Base:
         replaces (`str` or `None`): the id of the record of the same weights that this one replaces for new copies.
         copy_of (`str` or `None`): the id of the base that these weights are a copy of, if a copy was deliberately
             registered as a base. Its copies carry both marks.
+        ancestor ([`Ancestor`] or `None`): the public model that it was fine-tuned from. It changes no copy, so it is
+            the one field of a record that may be set later.
     """
 
     base_id: str
@@ -166,6 +188,7 @@ class Base:
     compact: CompactMark | None = None
     replaces: str | None = None
     copy_of: str | None = None
+    ancestor: Ancestor | None = None
 
     def __repr__(self) -> str:
         shown = {"source": self.source, "revision": self.revision, "code": self.family, "certified": self.certified}
@@ -181,9 +204,10 @@ class Base:
         return sum(int(np.prod(self.tensors[carrier.name].shape)) for carrier in self.carriers)
 
     def optional_fields(self) -> dict[str, Any]:
-        """The fields `compact`, `replaces` and `copy_of`, if set, for JSON."""
+        """The fields `compact`, `replaces`, `copy_of` and `ancestor`, if set, for JSON."""
         compact = None if self.compact is None else asdict(self.compact)
-        found = {"compact": compact, "replaces": self.replaces, "copy_of": self.copy_of}
+        ancestor = None if self.ancestor is None else asdict(self.ancestor)
+        found = {"compact": compact, "replaces": self.replaces, "copy_of": self.copy_of, "ancestor": ancestor}
         return {name: value for name, value in found.items() if value is not None}
 
     def describe(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.attacks import MagnitudePruning, SemiStructuredPruning, StructuredPruning
+from hf_fingerprint.attacks import ChannelRemoval, MagnitudePruning, SemiStructuredPruning, StructuredPruning
+from hf_fingerprint.attacks.symmetries import hidden_channels
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -87,9 +89,34 @@ def test_a_share_of_the_tensors_is_the_largest_of_them(state):
         lambda: MagnitudePruning(-0.1),
         lambda: MagnitudePruning(0.5, "rows"),
         lambda: StructuredPruning(2),
+        lambda: ChannelRemoval(1.5),
         lambda: SemiStructuredPruning(-1),
     ],
 )
 def test_a_share_lies_between_none_and_all(wrong):
     with pytest.raises(FingerprintError, match="choose"):
         wrong()
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 1])
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_the_weakest_hidden_channels_are_removed_from_all_layers_that_have_them(architecture, share):
+    torch.manual_seed(0)
+    state = timm.create_model(architecture).state_dict()
+
+    after = ChannelRemoval(share)(state)
+
+    assert after.keys() == state.keys()
+    for channels in hidden_channels(state):
+        left = channels.count - min(round(share * channels.count), channels.count - 1)
+        first = state[channels.rows[0]].flatten(1).norm(dim=1)
+        assert {len(after[name]) for name in channels.rows} == {left}
+        assert {after[name].shape[1] for name in channels.columns} == {left}
+        if not any(channels.rows[0] in other.columns for other in hidden_channels(state)):
+            sizes = after[channels.rows[0]].flatten(1).norm(dim=1)
+            assert sizes.sort().values == pytest.approx(first.sort().values[-left:])
+
+
+def test_a_model_without_known_hidden_layers_loses_no_channels(state):
+    with pytest.raises(FingerprintError, match="no hidden layers"):
+        ChannelRemoval(0.1)(state)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault import (
+    Ancestor,
     Base,
     Calibration,
     Carrier,
@@ -67,6 +68,10 @@ def carrying(amplitude, eps=0.004, name="head.weight"):
 
 def calibrated(**changed):
     return {"calibration": replace(BASE.calibration, **changed)}
+
+
+def descending(source="org/vit", revision="7b" * 20, content_hash="c2" * 32):
+    return {"ancestor": Ancestor(source, revision, content_hash)}
 
 
 WRONG = {
@@ -131,6 +136,15 @@ WRONG = {
     "infinite score": ({"compact": CompactMark(0.1, float("inf"))}, "calibration's spread_score is inf"),
     "replaces a page": ({"replaces": "a\nb"}, "it replaces a b"),
     "a copy of a page": ({"copy_of": "a\nb"}, "it is a copy of a b"),
+    "an ancestor with an escape": (descending("/models/\x1b[2Jx"), "its ancestor /models/"),
+    "an ancestor elsewhere": (descending("../../etc"), "its ancestor ../../etc is no absolute path"),
+    "an ancestor with a scheme": (descending("https://evil.example/x"), "its ancestor https"),
+    "an ancestor of another type": (descending(["org/vit"]), "its ancestor ['org/vit']"),
+    "an ancestor at a page": (descending(revision="main\nx"), "its ancestor's revision main x"),
+    "an ancestor at a number": (descending(revision=5), "its ancestor's revision 5"),
+    "an ancestor without a hash": (descending(content_hash=None), "its ancestor's content hash is None"),
+    "an ancestor with half a hash": (descending(content_hash="c2" * 16), "its ancestor's content hash is c2c2"),
+    "its own ancestor": (descending(content_hash=("53e1e7b2c8d4" + "a1" * 26)), "it is its own ancestor"),
     "a shape below 0": (
         {"tensors": {**BASE.tensors, "x": TensorRecord("F32", (-1,), "0d" * 32)}},
         "its tensor x has the shape [-1]",
@@ -157,6 +171,8 @@ def test_a_record_as_this_package_makes_it_is_read():
         replace(BASE, source="/models/ünï côdé/　x", revision=None, compact=CompactMark(0.03, 50.0), replaces="ab"),
         replace(BASE, source="C:\\models\\x", alpha=1e-300, certified=0),
         replace(BASE, calibration=Calibration("none", 0, 1e-4, None, None, eps=0.004)),
+        replace(BASE, **descending()),
+        replace(BASE, **descending("/models/vit", None)),
     ):
         found = read_base(base_to_row(base), is_new=True)
         assert found == base

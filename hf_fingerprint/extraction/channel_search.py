@@ -1,0 +1,287 @@
+"""Finds which of the base's channels are left in each layer of a narrower suspect, by weights alone.
+
+Structured pruning removes channels, and what one layer writes the next one reads. So the layers are solved one after
+the other: once a layer's input channels are known, its output channels are those whose rows are most similar, by
+linear assignment, and they are candidates for the inputs of all layers of the same widths, as for the other layers
+that write the same residual stream. The first layer starts it, since the channels of an image are all there. G. Fang
+et al., "DepGraph: towards any structural pruning", CVPR 2023, describes which channels go together; the graph is not
+needed, as the wrong candidates don't fit.
+
+Nothing here sees a codeword, so a wrong match can lose evidence but can't create any.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+SAMPLED_WEIGHTS = 1 << 10  # of a row that are compared
+SCREENED_ROWS = 16
+MIN_SIMILARITY, CLEAR_SIMILARITY = 0.3, 0.9
+MAX_CHANCE = 0.8
+MIN_EXCESS = 0.2  # of what chance leaves: the similarity of assigned rows beyond chance
+KNOWN_RATIO = 0.95  # of the similarity of the best assignment, which a known order has with less freedom
+MAX_CONTESTED = 1 << 11  # channels that are most similar to the same one, and assigned
+MAX_CANDIDATES = 64  # orders of two widths
+MAX_WORK, LOADING_WORK = 1 << 42, 64  # multiplications, and how many loading a weight counts for
+MAX_PASSES = 64
+_TINY = 1e-20
+Widths = tuple[int, int]  # the suspect's channels and the base's
+
+
+class LayerShapes(NamedTuple):
+    """A layer's shapes, `(rows, channels in of a group, kernel)`, in the base and in the suspect."""
+
+    ours: tuple[int, int, int]
+    theirs: tuple[int, int, int]
+
+    @property
+    def rows(self) -> Widths:
+        """The suspect's output channels and the base's."""
+        return self.theirs[0], self.ours[0]
+
+    @property
+    def columns(self) -> Widths:
+        """The suspect's input channels and the base's, of one group."""
+        return self.theirs[1], self.ours[1]
+
+
+class KeptChannels(NamedTuple):
+    """Where the channels of a suspect's layer are in the base's.
+
+    Attributes:
+        rows (`np.ndarray` of shape `(rows,)`): the base's row of each of the suspect's.
+        columns (`np.ndarray` of shape `(columns,)` or `(rows, columns)`): the base's column of each of the suspect's;
+            in a grouped convolution for each row, within its group.
+        similarity (`float`): the mean cosine of the rows.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    similarity: float
+
+
+class ChannelSearch:
+    """Solves the layers of a suspect one after the other.
+
+    Args:
+        layers (mapping of `str` to a sequence of `(str, LayerShapes)`): by the base's layer, the suspect's layers
+            that may be its counterpart.
+        load (callable): `load(layer, counterpart)` gives the base's weights and the suspect's, `float32` in those
+            shapes.
+
+    Attributes:
+        found (`dict[str, tuple[str, KeptChannels]]`): the counterparts and their channels.
+        orders (`dict[Widths, list[np.ndarray]]`): the orders found, by the widths that they map.
+        complete (`bool`): whether all candidates were compared.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Sequence[tuple[str, LayerShapes]]],
+        load: Callable[[str, str], tuple[np.ndarray, np.ndarray]],
+    ):
+        self.found: dict[str, tuple[str, KeptChannels]] = {}
+        self.orders: dict[Widths, list[np.ndarray]] = defaultdict(list)
+        self.complete = True
+        self._layers, self._load = layers, load
+        self._tried: dict[tuple[str, str], int] = {}
+        self._work = 0
+
+    def run(self) -> None:
+        """Solves layers until no more are found; those of short rows last, when the orders they can have are known."""
+        for names in (self._long_rows(), list(self._layers)):
+            for _ in range(MAX_PASSES):
+                before = len(self.found)
+                for name in names:
+                    if name not in self.found:
+                        self._solve(name)
+                if len(self.found) == before:
+                    break
+
+    def known_orders(self, widths: Widths) -> list[np.ndarray]:
+        """The orders that map these widths: the base's own if they are equal, then those found."""
+        theirs, ours = widths
+        return [*([np.arange(ours)] if theirs == ours else []), *self.orders.get(widths, ())]
+
+    def _long_rows(self) -> list[str]:
+        return [name for name, parts in self._layers.items() if any(_is_decidable(each.ours) for _, each in parts)]
+
+    def _solve(self, name: str) -> None:
+        taken = {counterpart for counterpart, _ in self.found.values()}
+        best: tuple[str, KeptChannels] | None = None
+        for counterpart, shapes in self._layers[name]:
+            if counterpart in taken or not self._is_new(name, counterpart, shapes):
+                continue
+            if self._work > MAX_WORK:
+                self.complete = False
+                return
+            self._work += LOADING_WORK * (prod(shapes.ours) + prod(shapes.theirs))
+            found = self._compare(shapes, *self._load(name, counterpart))
+            if found is not None and (best is None or found.similarity > best[1].similarity):
+                best = counterpart, found
+        if best is not None:
+            self.found[name] = best
+            self._learn(best[1], dict(self._layers[name])[best[0]])
+
+    def _is_new(self, name: str, counterpart: str, shapes: LayerShapes) -> bool:
+        """Whether an order is known that was not tried with this pair."""
+        count = len(self.known_orders(shapes.rows)) + len(self.known_orders(shapes.columns))
+        count += sum(1 for _ in self._group_orders(shapes))
+        before = self._tried.get((name, counterpart), 0)
+        self._tried[name, counterpart] = count
+        return count > before
+
+    def _learn(self, found: KeptChannels, shapes: LayerShapes) -> None:
+        for widths, order in ((shapes.rows, found.rows), (shapes.columns, found.columns)):
+            known = self.known_orders(widths)
+            if order.ndim == 1 and not any(np.array_equal(order, each) for each in known):
+                if len(known) < MAX_CANDIDATES:
+                    self.orders[widths].append(order)
+                else:
+                    self.complete = False
+
+    def _compare(self, shapes: LayerShapes, ours: np.ndarray, theirs: np.ndarray) -> KeptChannels | None:
+        """The best of all ways in which known orders place this layer, if it is similar enough."""
+        found = [*self._compare_grouped(shapes, ours, theirs)]
+        row_orders, column_orders = self.known_orders(shapes.rows), self.known_orders(shapes.columns)
+        for columns in column_orders:
+            self._work += theirs.size * (1 + len(row_orders))
+            found += [_compare_rows(ours, theirs, rows, columns) for rows in row_orders]
+        known = max(found, key=lambda each: each.similarity, default=None)
+        if known is not None and known.similarity >= _least_known(len(known.rows), True):
+            return known
+        free = self._assign_rows(ours, theirs, column_orders)
+        swapped = self._assign_rows(ours.swapaxes(0, 1), theirs.swapaxes(0, 1), row_orders)
+        if swapped is not None and (free is None or swapped.similarity > free.similarity):
+            free = KeptChannels(swapped.columns, swapped.rows, swapped.similarity)
+        if known is None or known.similarity < _least_known(len(known.rows)):
+            return free
+        return known if free is None or known.similarity >= KNOWN_RATIO * free.similarity else free
+
+    def _assign_rows(
+        self, ours: np.ndarray, theirs: np.ndarray, column_orders: Sequence[np.ndarray]
+    ) -> KeptChannels | None:
+        """Rows by assignment, with the best of the known orders of columns; `None` if chance explains them."""
+        length = theirs.shape[1] * theirs.shape[2]
+        if _chance(len(ours), length) > MAX_CHANCE or len(theirs) > len(ours):
+            return None
+        best: KeptChannels | None = None
+        for columns in column_orders:
+            one, two = _sample(ours, theirs, columns)
+            least = _least_assigned(one)
+            some = two[:: 1 + (len(two) - 1) // SCREENED_ROWS]
+            self._work += one.size * 2 * len(some)
+            if float((some @ one.T).max(1).mean()) < least:
+                continue
+            self._work += one.size * len(two)
+            similarity = two @ one.T
+            rows = assign_channels(similarity)
+            mean = float(similarity[np.arange(len(rows)), rows].mean())
+            if mean >= least and (best is None or mean > best.similarity):
+                best = KeptChannels(rows, columns, mean)
+        return best
+
+    def _group_orders(self, shapes: LayerShapes) -> Iterator[tuple[np.ndarray, int, int]]:
+        """The known orders of the input channels of a grouped convolution, and its groups in the suspect and here."""
+        (their_rows, our_rows), (their_columns, our_columns) = shapes.rows, shapes.columns
+        for (theirs, ours), orders in list(self.orders.items()):
+            groups, mine = theirs // max(their_columns, 1), ours // max(our_columns, 1)
+            divisible = groups * their_columns == theirs and mine * our_columns == ours
+            if divisible and groups > 1 and not their_rows % groups and not our_rows % mine:
+                yield from ((order, groups, mine) for order in orders)
+
+    def _compare_grouped(self, shapes: LayerShapes, ours: np.ndarray, theirs: np.ndarray) -> Iterator[KeptChannels]:
+        """The ways in which known orders of the input channels place a grouped or depthwise convolution."""
+        for order, groups, mine in self._group_orders(shapes):
+            group, column = np.divmod(order.reshape(groups, -1), shapes.ours[1])
+            if (group != group[:, :1]).any():
+                continue  # channels of one group came from several
+            rows_each, ours_each = shapes.theirs[0] // groups, shapes.ours[0] // mine
+            columns = np.repeat(column, rows_each, 0)
+            own = np.repeat(group[:, 0], rows_each)
+            for rows in self.known_orders(shapes.rows):
+                if np.array_equal(rows // ours_each, own):
+                    yield _compare_rows(ours, theirs, rows, columns)
+            if rows_each == ours_each == 1:
+                yield _compare_rows(ours, theirs, group[:, 0], columns)
+            elif _chance(ours_each, theirs.shape[1] * theirs.shape[2]) <= MAX_CHANCE:
+                self._work += theirs.size * ours_each
+                rows = np.empty(len(theirs), np.int64)
+                for place in range(groups):
+                    part, first = slice(place * rows_each, (place + 1) * rows_each), group[place, 0] * ours_each
+                    one, two = _sample(ours[first : first + ours_each], theirs[part], column[place])
+                    rows[part] = first + assign_channels(two @ one.T)
+                yield _compare_rows(ours, theirs, rows, columns)
+
+
+def assign_channels(similarity: np.ndarray) -> np.ndarray:
+    """For each row, its most similar column, none twice: `(rows,)` for `(rows, columns >= rows)`.
+
+    Only the rows that are most similar to the same column are assigned jointly, and only if these are few.
+    """
+    best = similarity.argmax(1)
+    counts = np.bincount(best, minlength=similarity.shape[1])
+    contested, free = np.flatnonzero(counts[best] > 1), np.flatnonzero(counts != 1)
+    if 0 < len(contested) <= MAX_CONTESTED:
+        rows, columns = linear_sum_assignment(-similarity[np.ix_(contested, free)])
+        best[contested[rows]] = free[columns]
+    return best
+
+
+def _compare_rows(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> KeptChannels:
+    """The similarity of rows that are paired, with columns that are paired."""
+    step = 1 + (theirs.shape[1] - 1) // max(1, SAMPLED_WEIGHTS // theirs.shape[2])
+    one = ours[rows[:, None], columns[..., ::step]].reshape(len(rows), -1)
+    two = theirs[:, ::step].reshape(len(rows), -1)
+    one, two = _directions(one, two)
+    return KeptChannels(rows, columns, float(np.einsum("rc,rc->r", one, two).mean()))
+
+
+def _sample(ours: np.ndarray, theirs: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The directions of all rows, in a sample of the suspect's columns and their counterparts."""
+    step = 1 + (theirs.shape[1] - 1) // max(1, SAMPLED_WEIGHTS // theirs.shape[2])
+    one, two = ours[:, columns[::step]], theirs[:, ::step]
+    return _directions(one.reshape(len(one), -1), two.reshape(len(two), -1))
+
+
+def _directions(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of norm 1, without what the base's have in common, which says nothing about which row it is."""
+    mean = ours.mean(0) if len(ours) > 1 else np.zeros(1, np.float32)
+    one, two = (values - mean for values in (ours, theirs))
+    norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in (one, two)]
+    one, two = (values / np.where(norm > _TINY, norm, 1) for values, norm in zip((one, two), norms, strict=True))
+    return one, two
+
+
+def _chance(candidates: int, length: int) -> float:
+    """About the largest cosine of a vector of this length with so many unrelated ones."""
+    length = min(length, SAMPLED_WEIGHTS)
+    return float(np.sqrt(1 - max(candidates, 2) ** (-2 / (length - 1)))) if length > 1 else 1.0
+
+
+def _least_assigned(ours: np.ndarray) -> float:
+    """The least mean similarity of assigned rows: more than chance gives, and than the base's rows have with others.
+
+    Args:
+        ours (`np.ndarray` of shape `(rows, sample)`): the directions of the base's rows.
+    """
+    places = np.arange(0, len(ours), 1 + (len(ours) - 1) // SCREENED_ROWS)
+    similarity = ours[places] @ ours.T
+    similarity[np.arange(len(places)), places] = -1
+    chance = min(1.0, max(_chance(*ours.shape), float(similarity.max(1).mean())))
+    return max(MIN_SIMILARITY, chance + MIN_EXCESS * (1 - chance))
+
+
+def _is_decidable(shape: tuple[int, int, int]) -> bool:
+    """Whether a layer's rows are long enough to be recognized without a known order."""
+    return _chance(shape[0], shape[1] * shape[2]) <= MAX_CHANCE
+
+
+def _least_known(rows: int, clear: bool = False) -> float:
+    """The least mean similarity of rows in a known order; of few rows, more."""
+    return max(CLEAR_SIMILARITY if clear else MIN_SIMILARITY, min(0.6, 4 / np.sqrt(max(rows, 1))))
