@@ -68,6 +68,8 @@ class Extraction:
         held (`frozenset[str]`): the tensors of the suspect's files that were compared with carriers, or are similar to
             unmarked tensors of the same names.
         bounds (mapping of `str` to a sequence of `Bounds`): the parts of them that hold carriers, if they were moved.
+        interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
+            the suspect fused carriers.
     """
 
     values: np.ndarray
@@ -84,6 +86,7 @@ class Extraction:
     all_compared: bool = False
     held: frozenset[str] = frozenset()
     bounds: Mapping[str, Sequence[Bounds]] = field(default_factory=dict)
+    interference: float = 0.0
 
 
 def extract(
@@ -128,6 +131,7 @@ def extract(
         all_compared=placed.complete,
         held=frozenset(held),
         bounds=bounds,
+        interference=placed.interference,
     )
 
 
