@@ -21,6 +21,7 @@ from examples._common.owner import OTHERS, PASSPHRASE, RECIPIENT
 from examples._common.real_inputs import digits, lite0, load_model
 from examples._common.results import Figure, Table, add_results_option, figure_table, report
 from examples._common.training import fine_tune
+from examples.benchmarks.forms import score_of
 from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import (
     Attacker,
@@ -64,7 +65,7 @@ class Traced:
     @property
     def score(self) -> float:
         """The leaker's score."""
-        return max((each.score for each in self.result.scores if each.recipient == RECIPIENT), default=0.0)
+        return score_of(self.result)
 
     @property
     def innocents(self) -> int:
@@ -131,17 +132,14 @@ def traced_changes(name: str, out: Path) -> Iterator[Traced]:
     vault = Vault.create(out / "vault", PASSPHRASE)
     vault.unlock(PASSPHRASE)
     with Issuer(out / "base", vault, FingerprintConfig(expected_recipients=1000)) as issuer:
-        copy = next(
-            each for each in issuer.issue_all([RECIPIENT, *OTHERS], out / "copies") if each.recipient == RECIPIENT
-        )
+        copy, *_ = list(issuer.issue_all([RECIPIENT, *OTHERS], out / "copies"))
     states = [load_model(folder).state_dict() for folder in (copy.path, out / "base")]
     attacker = Attacker(lambda: make_model(name)[0].eval(), images[TEST_IMAGES:], labels[TEST_IMAGES:], 32)
-    verbatim = Traced(name, "", *(trace(states[0], vault, base=out / "base", all_scores=True),) * 2, 1.0).score
+    verbatim = score_of(trace(states[0], vault, base=out / "base", all_scores=True))
     for label, change in changes(name):
-        suspects = ({n: t.contiguous() for n, t in change(state, attacker).items()} for state in states)
-        yield Traced(
-            name, label, *(trace(each, vault, base=out / "base", all_scores=True) for each in suspects), verbatim
-        )
+        suspects = [{n: t.contiguous() for n, t in change(state, attacker).items()} for state in states]
+        of_copy, of_base = (trace(each, vault, base=out / "base", all_scores=True) for each in suspects)
+        yield Traced(name, label, of_copy, of_base, verbatim)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
