@@ -15,6 +15,8 @@ from .attack import Attacker as Attacker
 from .attack import Compose as Compose
 from .basis_change import HeadBasisChange as HeadBasisChange
 from .basis_change import StreamRotation as StreamRotation
+from .depth import BlockInsertion as BlockInsertion
+from .depth import BlockRemoval as BlockRemoval
 from .destruction import BatchNormReestimation as BatchNormReestimation
 from .destruction import CarrierReset as CarrierReset
 from .destruction import Clipping as Clipping

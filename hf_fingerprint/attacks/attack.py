@@ -42,8 +42,10 @@ class Attacker:
     ancestor: State | None = None
 
     def model(self, state: State) -> "torch.nn.Module":
-        """The model with these weights, in evaluation mode."""
-        model = self.build()
+        """The model with these weights and as many blocks, in evaluation mode."""
+        from hf_fingerprint.attacks.depth import fit_depth
+
+        model = fit_depth(self.build(), state)
         model.load_state_dict(dict(state))
         return model.to(self.images.device).eval()
 

@@ -10,6 +10,7 @@ from hf_fingerprint.attacks.adversarial import AdversarialRemoval
 from hf_fingerprint.attacks.ancestor.ancestor_sweeps import ancestor_entries
 from hf_fingerprint.attacks.attack import AttackStep, Compose
 from hf_fingerprint.attacks.basis_change import HeadBasisChange, StreamRotation
+from hf_fingerprint.attacks.depth import BlockInsertion, BlockRemoval
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
     CarrierReset,
@@ -52,6 +53,8 @@ _SINGLE: dict[str, list[AttackStep]] = {
     "prune-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in MagnitudePruning(0.5).sweep()],
     "prune-rows-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in StructuredPruning(0.1).sweep()],
     "prune-2-of-4-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in SemiStructuredPruning().sweep()],
+    "drop-blocks": [*BlockRemoval().sweep()],
+    "drop-blocks-then-finetune": [Compose(attack, FineTuning(1e-3)) for attack in BlockRemoval().sweep()],
     "int": [*Quantization().sweep()],
     "int-channel": [*Quantization(by_channel=True).sweep()],
     "fp8": [Float8("e4m3"), Float8("e5m2")],
@@ -92,6 +95,7 @@ _SYMMETRIES: dict[str, list[AttackStep]] = {
     "dummy-zero": [*DummyUnits().sweep()],
     "dummy-cancelling": [*DummyUnits(kind="cancelling").sweep()],
     "dummy-split": [*DummyUnits(kind="split").sweep()],
+    "insert-blocks": [*BlockInsertion().sweep()],
     "fold-norms": [BatchNormFolding()],
     "rename": [Renaming()],
 }

@@ -24,7 +24,9 @@ from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
 from hf_fingerprint.extraction import Extraction, extract, to_base_names
 from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
+from hf_fingerprint.extraction.blocks import to_base_blocks
 from hf_fingerprint.extraction.extract import PLAIN, WHITENED
+from hf_fingerprint.extraction.match import match_names, similar_namesakes
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.models import BuiltModel, build_model, map_parameter_names
@@ -166,13 +168,17 @@ class Testbed:
 
     def model_of(self, state: "State") -> "torch.nn.Module | None":
         """The model with these weights in evaluation mode, or `None` if they do not fit it. Layers may have other
-        widths, normalizations may be folded, and names may be those of timm or transformers."""
+        widths, normalizations may be folded, names may be those of timm or transformers, and blocks may be dropped, or
+        inserted as identities."""
         with open_checkpoint(state, suspect=True) as suspect:
-            found = load_into_base_model(self.built, {}, suspect)
+            named = to_base_names(self.base, suspect)
+            similar = similar_namesakes(self._original, named, match_names(self.base, named))
+            paired = to_base_blocks(self.base, self._original, suspect, named, similar)
+            found = load_into_base_model(self.built, {}, suspect) if paired is suspect else None
             if found is None:
                 names = map_parameter_names(self.built.module, self._original)
-                found = load_into_base_model(self.built, names, to_base_names(self.base, suspect))
-            return found
+                found = load_into_base_model(self.built, names, paired)
+            return None if found is None else found.module
 
     def base_state(self) -> "dict[str, torch.Tensor]":
         """The base's state dict."""

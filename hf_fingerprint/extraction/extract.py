@@ -82,6 +82,8 @@ class Extraction:
         bounds (mapping of `str` to a sequence of `Bounds`): the parts of them that hold carriers, if they were moved.
         further (mapping of `str` to [`ExtractedSignal`]): the further readings, `"whitened"` and `"ancestor"`, if they
             differ from the plain one.
+        interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
+            the suspect fused carriers.
     """
 
     values: np.ndarray
@@ -99,6 +101,7 @@ class Extraction:
     held: frozenset[str] = frozenset()
     bounds: Mapping[str, Sequence[Bounds]] = field(default_factory=dict)
     further: Mapping[str, ExtractedSignal] = field(default_factory=dict)
+    interference: float = 0.0
 
     @property
     def readings(self) -> dict[str, ExtractedSignal]:
@@ -151,6 +154,7 @@ def extract(
         all_compared=placed.complete,
         held=frozenset(held),
         bounds=bounds,
+        interference=placed.interference,
     )
 
 

@@ -120,6 +120,11 @@ def _conclude_base(
     if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share, noise):
         return _Conclusion(None, Outcome.NOBODY)
     if noise > NOISE and would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
+        if extraction.interference:
+            return _Conclusion(
+                "It adds up branches of which too few weights are left to tell a copy's marks apart: get the model "
+                "before its branches were fused."
+            )
         return _Conclusion(
             f"Its weights are stored in so few bits ({', '.join(stored_dtypes(suspect))}) that a copy's mark may be "
             f"rounded away: get the model before it was quantized."

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
+from hf_fingerprint.registration import predictions
 from hf_fingerprint.vault.sealing import encrypt_identity
 from tests.helpers.small_models import (
     PASSPHRASE,
@@ -351,7 +352,7 @@ def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
 
     old, new = vault.bases()
     assert code == 0
-    assert json.loads(out) == new.describe()
+    assert json.loads(out) == {**new.describe(), **predictions(new)}
     assert new.replaces == old.base_id
 
 
@@ -400,7 +401,7 @@ def test_vault_add_prints_a_base_as_json_and_again_the_same(shared, run, tmp_pat
     code, out, _ = run("vault", "add", shared.model, "--vault", vault.folder, *FEW, "--json")
 
     assert code == 0
-    assert json.loads(out) == vault.bases()[0].describe()
+    assert json.loads(out) == {**vault.bases()[0].describe(), **predictions(vault.bases()[0])}
     assert run("vault", "add", shared.model, "--vault", vault.folder, "--json")[1] == out
     assert "registered with" in failed(run("vault", "add", shared.model, "--vault", vault.folder, "--coalition", "5"))
 
