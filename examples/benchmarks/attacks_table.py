@@ -9,6 +9,7 @@ they have the scores of the accused alone; `--all-scores` shows the others.
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from examples._common.results import Figure, Table, add_results_option, figure_table, report
@@ -191,6 +192,22 @@ def contributors_table(models: dict[str, list[Trial]]) -> Table:
     return Table("contributors", "", ("attack", "copies", "caught where useful", "caught elsewhere"), lines)
 
 
+def without_ancestor(trial: Trial) -> list[Trial]:
+    """Returns the trial as it is if the ancestor is not registered; nothing if that was not measured."""
+    if not trial.scores or trial.blind_caught:
+        return [replace(trial, scores=trial.blind_scores, caught=trial.blind_caught)]
+    return []
+
+
+def unique_names(tables: Iterable[Table]) -> list[Table]:
+    """Returns the tables, with `-unregistered` in a name that is there already."""
+    found: dict[str, Table] = {}
+    for table in tables:
+        name = f"{table.name}-unregistered" if table.name in found else table.name
+        found[name] = replace(table, name=name)
+    return list(found.values())
+
+
 def caught_cell(trials: list[Trial]) -> str:
     if not trials:
         return "-"
@@ -248,7 +265,9 @@ def main() -> None:
         kept = {name: [p for p in trials if p.attack not in NOT_COMPARABLE] for name, trials in models.items()}
         plot_frontiers(kept, arguments.picture)
     tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
-    tables += [table for table in (ancestor_table(models), contributors_table(models)) if table.rows]
+    blind = {name: [p for trial in trials for p in without_ancestor(trial)] for name, trials in models.items()}
+    tables += [table for each in (models, blind) for table in (ancestor_table(each), contributors_table(each))]
+    tables = [table for table in unique_names(tables) if table.rows]
     report(arguments, [*tables, innocents_table(models, arguments.all_scores)])
 
 

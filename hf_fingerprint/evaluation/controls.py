@@ -12,7 +12,16 @@ from hf_fingerprint.evaluation.trials import Trial
 from hf_fingerprint.tables import Table
 
 
-CONTROL_HEADINGS = ("attack", "strength", "copies", "accuracy", "control's accuracy", "caught", "mark")
+CONTROL_HEADINGS = (
+    "attack",
+    "strength",
+    "copies",
+    "accuracy",
+    "control's accuracy",
+    "caught",
+    "without the ancestor",
+    "mark",
+)
 KEPT, LOST, NO_BETTER = "kept", "lost", "lost, no better than the control"
 
 
@@ -67,7 +76,7 @@ def is_control(attack: str) -> bool:
 
 
 def control_table(trials: Iterable[Trial]) -> Table:
-    """One row for each suspect with a control."""
+    """One row for each suspect with a control: who is caught, and who is if the ancestor is not registered."""
     rows = (
         (
             each.trial.attack,
@@ -76,6 +85,7 @@ def control_table(trials: Iterable[Trial]) -> Table:
             f"{each.trial.accuracy:.1%}",
             f"{each.control.accuracy:.1%}",
             f"{sum(each.trial.caught)} of {each.trial.colluders}",
+            f"{sum(each.trial.blind_caught)} of {each.trial.colluders}" if each.trial.blind_caught else "-",
             each.outcome,
         )
         for each in with_controls(trials)

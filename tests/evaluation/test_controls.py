@@ -99,7 +99,7 @@ def test_a_lost_mark_counts_where_the_suspect_is_better_than_the_control(
 
     assert found.outcome == outcome
     assert control_table(trials).rows == (
-        ("delta-rank", "1", "1", "80.0%", f"{control:.1%}", f"{int(accused)} of 1", outcome),
+        ("delta-rank", "1", "1", "80.0%", f"{control:.1%}", f"{int(accused)} of 1", "1 of 1", outcome),
     )
     cost = cheapest_escape("delta-rank", trials[1:], evaluation.copy, control_of("delta-rank", trials))
     assert cost.no_better_than_control == (outcome == NO_BETTER)
@@ -114,7 +114,7 @@ def test_escapes_that_are_no_better_than_the_control_come_after_those_that_are(e
 
     assert [cost.attack for cost in costs(found)] == ["prune", "delta-rank"]
     text = render_markdown(found)
-    assert "| delta-rank | 1 | 1 | 90.0% | 95.0% | 0 of 1 | lost, no better than the control |" in text
+    assert "| delta-rank | 1 | 1 | 90.0% | 95.0% | 0 of 1 | 1 of 1 | lost, no better than the control |" in text
     assert summarize(found)["controls"][0]["mark"] == NO_BETTER
 
 

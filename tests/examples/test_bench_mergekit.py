@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from examples.benchmarks.attacks import make_ancestor, make_base
-from examples.benchmarks.attacks_table import ancestor_table, contributors_table
+from examples.benchmarks.attacks_table import ancestor_table, contributors_table, unique_names, without_ancestor
 from examples.benchmarks.mergekit import OURS, SCRIPT, Side, compare
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.evaluation import Trial, Verdict
@@ -92,6 +92,17 @@ def test_the_table_says_where_the_mark_is_lost_and_where_the_control_is_as_good(
         ("delta-int", "1", "not lost (to 5.0 points)"),
     )
     assert contributors_table({"vit": trials}).rows == (("average-then-delta-rank", "3", "2 of 3", "0 of 3"),)
+
+
+def test_the_tables_are_there_for_an_ancestor_that_is_not_registered_too():
+    kept = replace(trial("delta-rank", 0.88, True), blind_caught=(False,), blind_scores=(1.0,))
+    trials = [replace(TRIAL, blind_caught=(True,), blind_scores=(99.0,)), trial("ancestor-weights", 0.7, False), kept]
+    blind = [p for each in trials for p in without_ancestor(each)]
+
+    assert [p.attack for p in blind] == ["a copy as issued", "delta-rank"]
+    assert [p.accused for p in blind] == [True, False]
+    tables = unique_names([ancestor_table({"vit": trials})] * 2)
+    assert [table.name for table in tables] == ["ancestor", "ancestor-unregistered"]
 
 
 def test_a_tuned_model_has_an_ancestor_of_the_same_weights_and_other_classes(tmp_path):

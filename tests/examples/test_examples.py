@@ -216,3 +216,18 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     assert re.search(r"innocents accused, \d+ suspects \| 0 of 30,", table)
     assert "highest score of an innocent" not in table
     assert (tmp_path / "attacks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_attacks_makes_an_ancestor_and_shows_its_attacks_next_to_their_controls(tmp_path):
+    attacks = ["delta-int", "average-then-delta-scale-then-distill", "merge-stock"]
+    chosen = ["resnet-tuned", "--scale", 0.01, "--coalitions", 3, "--attacks", *attacks, "--out", tmp_path]
+    run_here("benchmarks.attacks", tmp_path, *chosen)
+    table, _ = run_here("benchmarks.attacks_table", tmp_path, tmp_path, "resnet-tuned")
+
+    rows = re.findall(r"^\| ([\w-]+) \| (\d) \| .+ \|$", table, re.MULTILINE)
+    controls = [("ancestor-weights", "1"), ("ancestor-weights-then-distill", "1")]
+    merged = [("average-then-delta-scale-then-distill", "3"), ("merge-stock", "3")]
+    tables = [*controls, ("delta-int", "1"), *merged, *merged]
+    assert rows == tables * 2  # with the ancestor registered, and without
+    assert re.search(r"innocents accused, \d+ suspects \| 0 of \d", table)
