@@ -23,7 +23,9 @@ from hf_fingerprint.config_files import LOCAL, SavedConfig
 from hf_fingerprint.errors import CodeError, HubError
 
 
-MAX_KL, ALPHA = 1e-4, 1e-6
+MAX_KL, SMALL_MAX_KL = 1e-3, 1e-4  # nats; the second where the first would change too many decisions
+MIN_AGREEMENT = 0.995
+ALPHA = 1e-6
 COALITION, EXPECTED_RECIPIENTS = 20, 1000
 MAX_COUNT = 10**9  # of colluders, recipients or images
 DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
@@ -62,7 +64,7 @@ class FingerprintConfig(SavedConfig):
 
     max_kl: float | None = _setting(
         "Output budget: the largest KL divergence between base and copy, in nats, as the mean over images "
-        "and copies. Defaults to 1e-4."
+        "and copies. Defaults to 1e-3 as long as 99.5 % of the decisions stay the same, else to 1e-4."
     )
     calibration: Path | None = _setting(
         "Folder of images to measure the output on. Defaults to synthetic images.", **{LOCAL: True}
@@ -93,6 +95,10 @@ class FingerprintConfig(SavedConfig):
     calibration_images: int | None = _setting(
         "Maximum number of images to measure the marked model on. Defaults to 1000."
     )
+    min_agreement: float | None = _setting(
+        "Smallest share of decisions, such as top-1 classes, that copies have in common with the base. Defaults to "
+        "0.995 if neither a KL nor an amplitude is given, and to none otherwise."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +114,8 @@ class FingerprintConfig(SavedConfig):
         for name in ("max_kl", "amplitude"):
             if not 0 < given.get(name, 1) <= 1:
                 raise CodeError(f"`{name}` must be above 0 and at most 1, got {given[name]}.")
+        if not 0 < given.get("min_agreement", 0.5) < 1:
+            raise CodeError(f"`min_agreement` must be above 0 and below 1, got {self.min_agreement}.")
         if self.alpha is not None:
             check_alpha(self.alpha)
 

@@ -40,6 +40,8 @@ def test_a_field_has_one_name_and_help_text_for_python_and_the_command_line():
         {"max_kl": 0.0},
         {"max_kl": float("nan")},
         {"amplitude": 1.5},
+        {"min_agreement": 1.0},
+        {"min_agreement": float("nan")},
         {"coalition": 0},
         {"coalition": 10**30},
         {"expected_recipients": 0},
@@ -64,6 +66,7 @@ def test_a_gate_is_automatic_or_manual():
 
 CONFIGS = [
     FingerprintConfig(max_kl=1e-3, coalition=3, alpha=1e-9, carriers="compact", code="tardos", calibration_images=5),
+    FingerprintConfig(min_agreement=0.99),
     FingerprintConfig(),
     PublishConfig(private=False, gated="auto", disclose=True, base_model="org/x"),
 ]

@@ -24,8 +24,10 @@ from examples.benchmarks.schemes_report import (
     named_cell,
 )
 from hf_fingerprint.attacks import SUITE
+from hf_fingerprint.attacks.suite_entry import ANCESTOR
 from hf_fingerprint.evaluation import Trial
 from hf_fingerprint.evaluation.coalition_outcomes import CoalitionOutcome, outcomes
+from hf_fingerprint.evaluation.controls import NO_BETTER, ControlledTrial, with_controls
 from hf_fingerprint.evaluation.frontier import cheapest_escape
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.planning import quick_steps
@@ -33,6 +35,7 @@ from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE, ResultStor
 
 
 UNEVEN, EVEN = ("weighted-average", "layers", "blocks"), "nine even strategies"
+USEFUL = 0.02  # below the copy as issued: the accuracy at which a merge is worth something
 NOT_COMPARABLE = (
     "finetune-other-data",
     "distill",
@@ -75,7 +78,7 @@ def single_copy_table(models: dict[str, list[Trial]], rows: list[Row]) -> Table:
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
     lines = []
     for attack, found in SUITE.items():
-        if found.group != COLLUSION:
+        if found.group not in (COLLUSION, ANCESTOR):
             steps_shown = quick_steps(len(found.attacks))
             strengths = " / ".join(f"{found.attacks[step].strength:g}" for step in steps_shown)
             cells = [cell(trials, attack, steps_shown) for trials in models.values()]
@@ -107,7 +110,7 @@ def lost_mark_table(models: dict[str, list[Trial]]) -> Table:
     Each cell is the strength with the highest accuracy that loses it, and how many points that is below the copy's.
     """
     lines = []
-    for attack in (name for name in SUITE if name not in NOT_COMPARABLE):
+    for attack in (name for name, entry in SUITE.items() if name not in NOT_COMPARABLE and entry.group != ANCESTOR):
         texts = [lost_mark_cell(attack, trials) for trials in models.values()]
         if any(cell.startswith("at ") for cell in texts):
             lines.append((attack, *texts))
@@ -127,7 +130,7 @@ def coalition_table(models: dict[str, list[Trial]]) -> Table:
 
     Strategies that use all copies equally share a row.
     """
-    mixed = [p for trials in models.values() for p in trials if p.kind == COLLUSION]
+    mixed = [p for trials in models.values() for p in trials if p.kind == COLLUSION and group_of(p) != ANCESTOR]
     sizes = sorted({p.colluders for p in mixed})
     rows: dict[str, dict[int, list[CoalitionOutcome]]] = {}
     for attack in SUITE:
@@ -137,6 +140,66 @@ def coalition_table(models: dict[str, list[Trial]]) -> Table:
             rows.setdefault(name, {}).setdefault(found.size, []).append(found)
     lines = ((name, *(outcome_cell(found.get(size, [])) for size in sizes)) for name, found in rows.items())
     return Table("coalitions", "", ("coalition", *map(str, sizes)), tuple(lines))
+
+
+def ancestor_table(models: dict[str, list[Trial]]) -> Table:
+    """Returns the table of attacks with the ancestor, by the number of copies, and of their controls.
+
+    Each cell is the most accurate suspect that names nobody: its strength, how many points it is below the copy as
+    issued, and *control* where the control is as good.
+    """
+    sizes = sorted({p.colluders for trials in models.values() for p in trials if group_of(p) == ANCESTOR})
+    lines = []
+    for attack, entry in SUITE.items():
+        if entry.group != ANCESTOR:
+            continue
+        for size in sizes:
+            cells = [ancestor_cell(attack, size, trials) for trials in models.values()]
+            if set(cells) != {"-"}:
+                lines.append((attack, str(size), *cells))
+    return Table("ancestor", "", ("attack", "copies", *models), tuple(lines))
+
+
+def ancestor_cell(attack: str, copies: int, trials: list[Trial]) -> str:
+    swept = [p for p in trials if p.attack == attack and p.colluders == copies]
+    if not swept:
+        return "-"
+    issued = issued_copy(trials).accuracy
+    if SUITE[attack].control is None:
+        return f"control: {100 * (issued - swept[0].accuracy):.1f} points"
+    lost = [each for each in with_controls(trials) if each.trial in swept and not each.trial.accused]
+    if not lost:
+        lowest = min(swept, key=lambda p: p.accuracy)
+        return f"not lost (to {100 * (issued - lowest.accuracy):.1f} points)"
+    best: ControlledTrial = max(lost, key=lambda each: each.trial.accuracy)
+    cell = f"at {best.trial.strength:g}: {100 * (issued - best.trial.accuracy):.1f} points"
+    return f"{cell}, control" if best.outcome == NO_BETTER else cell
+
+
+def contributors_table(models: dict[str, list[Trial]]) -> Table:
+    """Returns the table of copies merged or averaged with the ancestor: the share of colluders caught in the suspects
+    within 2 points of the copy as issued and better than the control, and in the others."""
+    rows: dict[tuple[str, int], list[list[Trial]]] = {}
+    for trials in models.values():
+        issued = issued_copy(trials).accuracy
+        for each in with_controls(trials):
+            if each.trial.kind == COLLUSION:
+                useful = each.trial.accuracy >= issued - USEFUL and each.is_better
+                both = rows.setdefault((each.trial.attack, each.trial.colluders), [[], []])
+                both[0 if useful else 1].append(each.trial)
+    lines = tuple((name, str(size), *map(caught_cell, both)) for (name, size), both in rows.items())
+    return Table("contributors", "", ("attack", "copies", "caught where useful", "caught elsewhere"), lines)
+
+
+def caught_cell(trials: list[Trial]) -> str:
+    if not trials:
+        return "-"
+    return f"{sum(sum(p.caught) for p in trials)} of {sum(p.colluders for p in trials)}"
+
+
+def group_of(trial: Trial) -> str | None:
+    """Returns the group of a trial's attack; `None` for the base and the copy as issued."""
+    return SUITE[trial.attack].group if trial.attack in SUITE else None
 
 
 def innocents_table(models: dict[str, list[Trial]], all_scores: bool) -> Table:
@@ -185,6 +248,7 @@ def main() -> None:
         kept = {name: [p for p in trials if p.attack not in NOT_COMPARABLE] for name, trials in models.items()}
         plot_frontiers(kept, arguments.picture)
     tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
+    tables += [table for table in (ancestor_table(models), contributors_table(models)) if table.rows]
     report(arguments, [*tables, innocents_table(models, arguments.all_scores)])
 
 

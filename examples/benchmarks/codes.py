@@ -136,7 +136,19 @@ def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, flo
     streams, which is faster and has the same distribution.
     """
     codebook = make_codebook(family, length, 5, bytes(32))
-    functions = colluder_score_functions(codebook)
+    highest = observed_over_proven(codebook, colluder_score_functions(codebook), count).max(axis=0)
+    return {f"{level:.0e}": float(share) for level, share in zip(LEVELS, highest, strict=True)}
+
+
+def observed_over_proven(codebook: Codebook, functions: np.ndarray, count: int) -> np.ndarray:
+    """Returns the observed share of innocents at or above each level's threshold, over the level: one row a function.
+
+    Args:
+        codebook: the code.
+        functions: standardized score functions, shape `(functions, V)`.
+        count: how many innocents are drawn.
+    """
+    length = codebook.length
     thresholds = np.array(
         [
             [ChernoffBound(function, codebook.probability).threshold(math.log(level)) for level in LEVELS]
@@ -152,7 +164,7 @@ def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, flo
         draws = rng.integers(0, SCALE, (min(_BATCH, count - start), length), np.uint16)
         scores = (draws < cut).astype(np.float32) @ weights - offset
         reached += (scores[:, :, None] >= thresholds).sum(axis=0)
-    return {f"{level:.0e}": float(found.max() / count / level) for level, found in zip(LEVELS, reached.T, strict=True)}
+    return reached / count / np.array(LEVELS)
 
 
 def colluder_score_functions(codebook: Codebook) -> np.ndarray:

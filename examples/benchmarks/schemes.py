@@ -31,6 +31,7 @@ from hf_fingerprint.attacks import (
     TransferLearning,
     attack_names,
 )
+from hf_fingerprint.attacks.suite_entry import ANCESTOR
 from hf_fingerprint.cli.output import echo_err, print_json, progress_bars
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate, select_attacks
@@ -75,6 +76,7 @@ def compare(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str
     base = make_base(model, arguments.bases_folder / f"{model}_base", *owners, scale)
     data = EvaluationData(name, (train[0][owner_count:], train[1][owner_count:]), test)
     excluded = select_attacks(arguments.exclude) if arguments.exclude else []
+    excluded += attack_names(ANCESTOR)  # the other schemes have no answer to these
     chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in excluded]
     jobs, config = (
         plan_jobs(chosen, arguments.coalitions, quick=True),

@@ -29,6 +29,8 @@ class Attacker:
         batch (`int`, *optional*, defaults to 64): images per step.
         progress (callable, *optional*): a [`Progress`] for the steps of an attack.
         base (mapping of `str` to `torch.Tensor`, *optional*): the base's state dict, if the base is public.
+        ancestor (mapping of `str` to `torch.Tensor`, *optional*): the state dict of the public model that the base was
+            fine-tuned from, if there is one.
     """
 
     build: "Callable[[], torch.nn.Module]"
@@ -37,10 +39,13 @@ class Attacker:
     batch: int = 64
     progress: Progress = silent
     base: State | None = None
+    ancestor: State | None = None
 
     def model(self, state: State) -> "torch.nn.Module":
-        """The model with these weights, in evaluation mode."""
-        model = self.build()
+        """The model with these weights and as many blocks, in evaluation mode."""
+        from hf_fingerprint.attacks.depth import fit_depth
+
+        model = fit_depth(self.build(), state)
         model.load_state_dict(dict(state))
         return model.to(self.images.device).eval()
 
@@ -53,10 +58,11 @@ class Attacker:
 
 
 class AttackStep(Protocol):
-    """An [`Attack`], or a [`Collusion`], which takes several state dicts."""
+    """An [`Attack`], or a [`Collusion`] or [`Merge`], which take several state dicts."""
 
     paper: ClassVar[str]
     needs_attacker: ClassVar[bool]
+    takes_copies: ClassVar[bool]
 
     @property
     def strength(self) -> float:
@@ -73,11 +79,13 @@ class Attack(ABC):
         paper (`str`): the source.
         strengths (`tuple[float, ...]`): a sweep, from harmless to ruinous for the model.
         needs_attacker (`bool`): whether the attack runs or trains the model and so needs an [`Attacker`].
+        takes_copies (`bool`): whether it takes a sequence of state dicts, as a [`Collusion`] does.
     """
 
     paper: ClassVar[str]
     strengths: ClassVar[tuple[float, ...]] = ()
     needs_attacker: ClassVar[bool] = False
+    takes_copies: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
@@ -129,6 +137,7 @@ class Compose(Attack):
         object.__setattr__(self, "varied_step", varied_step)
         object.__setattr__(self, "paper", "; ".join(dict.fromkeys(step.paper for step in steps)))
         object.__setattr__(self, "needs_attacker", any(step.needs_attacker for step in steps))
+        object.__setattr__(self, "takes_copies", steps[0].takes_copies)
 
     @property
     def strength(self) -> float:

@@ -96,6 +96,7 @@ class Collusion:
 
     paper: ClassVar[str] = "DeepMarks, arXiv 1804.03648; H. V. Zhao et al., IEEE Trans. Image Processing 14(5), 2005"
     needs_attacker: ClassVar[bool] = False
+    takes_copies: ClassVar[bool] = True
     strategy: str = "average"
     weights: tuple[float, ...] | None = None
     seed: int = 0

@@ -1,5 +1,5 @@
-"""Model extraction: new models trained on a copy's outputs. They copy the function, not the weights, so no mark in
-weights survives, and any accusation here is a false one within the bound."""
+"""Model extraction: models trained on a copy's outputs. A new model copies the function, not the weights, so no mark
+in weights survives, and any accusation of it is a false one within the bound."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,9 +23,12 @@ class Distillation(Attack):
 
     Args:
         steps (`int`, *optional*, defaults to 300): the strength: training steps. More steps make a better student.
+            With `start`, the strength is that of `start`.
         lr (`float`, *optional*, defaults to 1e-3): AdamW's learning rate.
         temperature (`float`, *optional*, defaults to 4): the divisor of both models' logits.
         seed (`int`, *optional*, defaults to 0): seed of the initial weights and the order of images.
+        start ([`Attack`], *optional*): an attack on the copy that makes the student's initial weights. By default they
+            are random.
     """
 
     paper = "G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, arXiv 1503.02531"
@@ -35,6 +38,11 @@ class Distillation(Attack):
     lr: float = 1e-3
     temperature: float = 4.0
     seed: int = 0
+    start: Attack | None = None
+
+    @property
+    def strength(self) -> float:
+        return self.steps if self.start is None else self.start.strength
 
     def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         attacker = self.require_attacker(attacker)
@@ -43,7 +51,8 @@ class Distillation(Attack):
         def loss(logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
             return self.temperature**2 * kl_divergence(logits, expected[pick], self.temperature)
 
-        return _train_student(state, attacker, attacker.images, loss, self.steps, self.lr, self.seed)
+        initial = None if self.start is None else self.start(state, attacker)
+        return _train_student(state, attacker, attacker.images, loss, self.steps, self.lr, self.seed, initial)
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,15 @@ class ModelExtraction(Attack):
 
 
 def _train_student(
-    state: State, attacker: Attacker, images: "torch.Tensor", loss: Loss, steps: int, lr: float, seed: int
+    state: State,
+    attacker: Attacker,
+    images: "torch.Tensor",
+    loss: Loss,
+    steps: int,
+    lr: float,
+    seed: int,
+    initial: State | None = None,
 ) -> "dict[str, torch.Tensor]":
-    student = attacker.model(reinitialize_tensors(state, list(state), seed)).train()
+    student = attacker.model(initial or reinitialize_tensors(state, list(state), seed)).train()
     optimizer = make_optimizer(student.parameters(), "adamw", lr, 0.01)
     return cpu_state_dict(train(student, attacker, loss, optimizer, steps, seed, images))

@@ -6,11 +6,11 @@ for attack in attack_sweep("int-channel"):
 ```
 """
 
-from dataclasses import dataclass
-
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
+from hf_fingerprint.attacks.ancestor.ancestor_sweeps import ancestor_entries
 from hf_fingerprint.attacks.attack import AttackStep, Compose
 from hf_fingerprint.attacks.basis_change import HeadBasisChange, StreamRotation
+from hf_fingerprint.attacks.depth import BlockInsertion, BlockRemoval
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
     CarrierReset,
@@ -28,29 +28,15 @@ from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
 from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.stream_permutation import StreamPermutation
+from hf_fingerprint.attacks.suite_entry import ANCESTOR, SuiteEntry
 from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
 from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import FingerprintError
 
 
-GROUPS = ("single", "symmetries", "collusion")
+GROUPS = ("single", "symmetries", "collusion", ANCESTOR)
 SGD_RATES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
 TEN_TIMES = (0.001, 0.003, 0.01, 0.03, 0.1)
-
-
-@dataclass(frozen=True)
-class SuiteEntry:
-    """An attack of the suite.
-
-    Attributes:
-        group (`str`): `"single"`, `"symmetries"` or `"collusion"`, which takes a sequence of state dicts.
-        attacks (`tuple[AttackStep, ...]`): mildest first.
-        stronger (`tuple[AttackStep, ...]`): further strengths, for models whose mark survives all of `attacks`.
-    """
-
-    group: str
-    attacks: tuple[AttackStep, ...]
-    stronger: tuple[AttackStep, ...] = ()
 
 
 _SINGLE: dict[str, list[AttackStep]] = {
@@ -67,6 +53,8 @@ _SINGLE: dict[str, list[AttackStep]] = {
     "prune-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in MagnitudePruning(0.5).sweep()],
     "prune-rows-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in StructuredPruning(0.1).sweep()],
     "prune-2-of-4-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in SemiStructuredPruning().sweep()],
+    "drop-blocks": [*BlockRemoval().sweep()],
+    "drop-blocks-then-finetune": [Compose(attack, FineTuning(1e-3)) for attack in BlockRemoval().sweep()],
     "int": [*Quantization().sweep()],
     "int-channel": [*Quantization(by_channel=True).sweep()],
     "fp8": [Float8("e4m3"), Float8("e5m2")],
@@ -107,6 +95,7 @@ _SYMMETRIES: dict[str, list[AttackStep]] = {
     "dummy-zero": [*DummyUnits().sweep()],
     "dummy-cancelling": [*DummyUnits(kind="cancelling").sweep()],
     "dummy-split": [*DummyUnits(kind="split").sweep()],
+    "insert-blocks": [*BlockInsertion().sweep()],
     "fold-norms": [BatchNormFolding()],
     "rename": [Renaming()],
 }
@@ -135,11 +124,22 @@ def _collusion_attacks() -> dict[str, list[AttackStep]]:
     }
 
 
-SUITE: dict[str, SuiteEntry] = {
-    name: SuiteEntry(group, tuple(attacks), tuple(_STRONGER.get(name, ())))
-    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusion_attacks()), strict=True)
-    for name, attacks in sweeps.items()
-}
+def _entries() -> dict[str, SuiteEntry]:
+    sweeps = (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusion_attacks())
+    found = {
+        name: SuiteEntry(
+            group,
+            tuple(attacks),
+            tuple(_STRONGER.get(name, ())),
+            in_quick=not (attacks[0].takes_copies and isinstance(attacks[0], Compose)),
+        )
+        for group, each in zip(GROUPS[:-1], sweeps, strict=True)
+        for name, attacks in each.items()
+    }
+    return found | ancestor_entries()
+
+
+SUITE: dict[str, SuiteEntry] = _entries()
 
 
 def attack_names(group: str | None = None) -> list[str]:

@@ -21,6 +21,7 @@ from hf_fingerprint.checkpoints.choosing import is_weight_file
 from hf_fingerprint.checkpoints.configs import clean_config, clean_index, names_local_files
 from hf_fingerprint.checkpoints.inside import check_inside
 from hf_fingerprint.checkpoints.limits import megabytes, parse_json, read_bounded
+from hf_fingerprint.checkpoints.model_card import README
 from hf_fingerprint.checkpoints.source import Source
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
@@ -28,7 +29,6 @@ from hf_fingerprint.printable import printable
 
 VAULT_DATABASE, SQLITE = "vault.db", b"SQLite format 3\0"
 _MAX_LISTED = 20
-_CARD = "README.md"
 # never copied, whatever the file's name: keys, ciphertexts to a vault's identity, tokens
 _SECRET_PATTERN = re.compile(
     rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]{0,60}PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
@@ -109,7 +109,7 @@ def list_contents(source: Source, include_code: bool = False) -> FolderContents:
         skipped += [SkippedFile(path.name, "the weights as a pickle") for path in source.weights]
         skipped += [SkippedFile(source.index.name, "the index of pickles")] if source.index is not None else []
     if source.owns_folder:
-        linked = _linked_images(source.folder / _CARD)
+        linked = _linked_images(source.folder / README)
         chosen = {*source.weights, source.index}
         for path, reason in walk_folder(source.folder):
             name = path.relative_to(source.folder).as_posix()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hf_fingerprint.checkpoints.hub_options import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
+from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.checkpoints.plain_http import warn_plaintext_hub_token
 from hf_fingerprint.errors import CheckpointError
 
@@ -16,6 +17,7 @@ def fetch_snapshot(
     revision: str | None,
     wanted: Callable[[list[str]], list[str]],
     access: HubOptions = NO_OPTIONS,
+    max_bytes: int | None = None,
 ) -> tuple[Path, str]:
     """The snapshot folder of a commit with the wanted files: downloaded, or cached if the Hub can't be reached.
 
@@ -24,25 +26,38 @@ def fetch_snapshot(
         revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
         wanted (callable): from the names of all files in the repo to those to fetch.
         access ([`HubOptions`], *optional*): the token and the cache.
+        max_bytes (`int`, *optional*): how large the wanted files may be together.
 
     Returns:
         `(folder, commit)`: the snapshot's folder and the commit's hash.
 
     Raises:
         [`CheckpointError`]: if the repo doesn't exist, isn't accessible to this account, or can't be reached and isn't
-            cached.
+            cached; or if the files are larger.
     """
     from huggingface_hub import HfApi
 
     try:
         with hub_errors(repo, revision, access.token):
-            info = HfApi(token=access.token).model_info(repo, revision=revision)
+            sized = max_bytes is not None
+            info = HfApi(token=access.token).model_info(repo, revision=revision, files_metadata=sized)
             names = wanted([sibling.rfilename for sibling in info.siblings or []])
+            if max_bytes is not None:
+                sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
+                _check_sizes(format_repo(repo, revision), [sizes[name] for name in names], max_bytes)
             return download_files(repo, revision, str(info.sha), names, access), str(info.sha)
     except CheckpointError:
         raise
     except Exception as error:  # the client's transport errors share no base class across its versions
         return fetch_cached_snapshot(repo, revision, wanted, type(error).__name__, access)
+
+
+def _check_sizes(at: str, sizes: Iterable[int | None], max_bytes: int) -> None:
+    """Raises a [`CheckpointError`] if files on the Hub are larger together, or their sizes are unknown."""
+    known = [max_bytes + 1 if size is None else size for size in sizes]
+    if sum(known) > max_bytes:
+        allowed = f"not known to have at most {megabytes(max_bytes)} MB, as is expected"
+        raise CheckpointError(f"{at} is {allowed}: check that it is the right model, download it and give its folder.")
 
 
 def download_files(

@@ -98,7 +98,11 @@ class Source:
 
 
 def resolve(
-    name: str | Path, weights_only: bool = False, file: str | None = None, options: HubOptions = NO_OPTIONS
+    name: str | Path,
+    weights_only: bool = False,
+    file: str | None = None,
+    options: HubOptions = NO_OPTIONS,
+    max_bytes: int | None = None,
 ) -> Source:
     """The local files of a model given by path or Hub id; downloads them if needed.
 
@@ -109,14 +113,16 @@ def resolve(
         weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
         file (`str`, *optional*): weight file, or index of weight files, to use in the folder or repo.
         options ([`HubOptions`], *optional*): where in the folder or repo, and how to reach it.
+        max_bytes (`int`, *optional*): how much may be downloaded from the Hub.
 
     Raises:
-        [`CheckpointError`]: if there is no such model, it has no readable weights, or its files point elsewhere.
+        [`CheckpointError`]: if there is no such model, it has no readable weights, its files point elsewhere, or the
+            download is larger.
     """
     location = locate(name, file, options)
     if isinstance(location, HubId):
         wanted, access = partial(_select_files, location, weights_only), options.access
-        found = _from_snapshot(location, *fetch_snapshot(location.repo, location.revision, wanted, access))
+        found = _from_snapshot(location, *fetch_snapshot(location.repo, location.revision, wanted, access, max_bytes))
         return replace(found, access=access)
     try:
         return _from_chosen_file(location) if isinstance(location, LocalFile) else _from_path(location)

@@ -21,7 +21,7 @@ def inspect(
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition. Nothing is recorded."""
     from hf_fingerprint.checkpoints import HubOptions, open_checkpoint
-    from hf_fingerprint.registration import analyze_base, predicted_score
+    from hf_fingerprint.registration import analyze_base, predictions
 
     name, chosen = options.model_reference(model, file), HubOptions(**files.keywords)
     with open_checkpoint(name, options=chosen) as checkpoint, output.progress_bars() as progress:
@@ -30,7 +30,7 @@ def inspect(
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
         keys = ("name", "shape", "dtype", "amplitude")
-        summary = {**base.describe(), "predicted_score": predicted_score(base)}
+        summary = {**base.describe(), **predictions(base)}
         if listed:
             summary["tensors"] = [dict(zip(keys, tensor, strict=True)) for tensor in tensors]
         output.print_json(summary)
@@ -53,6 +53,7 @@ class _TraceOptions:
     vault: options.VaultFolder
     file: options.File = None
     base: options.KnownBase = None
+    ancestor: options.Ancestor = None
     identity: options.Identity = None
     passphrase_file: options.PassphraseFile = None
     full: Annotated[
@@ -102,6 +103,7 @@ def _trace(chosen: _TraceOptions, files: options.ModelFiles, recipient: str | No
             max_bytes=None if chosen.max_mb is None else options.megabytes_to_bytes(chosen.max_mb),
             recipient=recipient,
             all_scores=chosen.all_scores,
+            ancestor=options.ancestor_input(chosen.ancestor),
             device=chosen.device,
             **files.keywords,
         )

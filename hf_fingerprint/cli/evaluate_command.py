@@ -44,6 +44,10 @@ def evaluate(
         bool, option("--quick", "Run three strengths of each attack, and coalitions of three only.")
     ] = False,
     public_base: Annotated[bool, option("--public-base", "Give the attacker the unmarked base, too.")] = False,
+    ancestor: Annotated[
+        str | None,
+        option("--ancestor", "Give the attacker the public model that MODEL was fine-tuned from: a path or Hub id."),
+    ] = None,
     all_scores: options.AllScores = False,
     listed: Annotated[bool, option("--list", "List the attacks and exit.")] = False,
     max_kl: options.MaxKl = None,
@@ -89,6 +93,7 @@ def evaluate(
             public_base=public_base,
             progress=progress,
             all_scores=all_scores,
+            ancestor=ancestor,
             device=device,
             **files.keywords,
         )

@@ -70,6 +70,7 @@ def issue(
     device: options.Device = None,
     include_code: IncludeCode = False,
     as_base: options.AsBase = False,
+    ancestor: options.Ancestor = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
@@ -100,9 +101,13 @@ def issue(
     known = {base.base_id for base in opened.bases()}
     with output.progress_bars() as progress:
         chosen = {"include_code": include_code, "as_base": as_base, "device": device} | files.keywords
+        chosen["ancestor"] = options.ancestor_input(ancestor)
         issuer = Issuer(options.model_reference(model, file), opened, config, progress, **chosen)
     if issuer.base.base_id not in known:
-        output.echo_err(output.describe_output(issuer.base))
+        for line in (output.describe_output(issuer.base), *output.describe_strength(issuer.base)):
+            output.echo_err(line)
+        if issuer.base.ancestor is not None:
+            output.echo_err(output.describe_ancestor(issuer.base.ancestor))
         output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:

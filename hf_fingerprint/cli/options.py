@@ -12,7 +12,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -82,6 +82,14 @@ Disclose = Annotated[bool, _OF_CONFIGS["disclose"]]
 BaseModel = Annotated[str | None, _OF_CONFIGS["base_model"]]
 AsBase = Annotated[
     bool, option("--as-base", "Register the model as a base even if it is a copy of a registered base.")
+]
+Ancestor = Annotated[
+    str | None,
+    option(
+        "--ancestor",
+        "Folder, weight file or Hub id of the public model that the base was fine-tuned from, or none. Defaults to "
+        "the recorded one, and for a new base to the base_model of its model card.",
+    ),
 ]
 AllScores = Annotated[
     bool,
@@ -232,6 +240,11 @@ def model_reference(model: str, file: str | None) -> str:
     from hf_fingerprint.checkpoints.naming import format_model_name
 
     return str(format_model_name(model, file))
+
+
+def ancestor_input(ancestor: str | None) -> "str | Literal[False] | None":
+    """The value of `--ancestor` as a public function takes it: `False` for none."""
+    return False if ancestor == "none" else ancestor
 
 
 def megabytes_to_bytes(megabytes: float) -> int:

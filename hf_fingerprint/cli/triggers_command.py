@@ -30,6 +30,7 @@ def triggers(
     ] = None,
     steps: Annotated[int | None, option("--steps", "Optimization steps. Defaults to 120.", min=1)] = None,
     as_base: options.AsBase = False,
+    ancestor: options.Ancestor = None,
     *,
     files: options.ModelFiles,
     device: options.Device = None,
@@ -42,7 +43,8 @@ def triggers(
 
     opened = Vault(vault)
     with output.progress_bars() as progress:
-        base = register(model, opened, progress=progress, as_base=as_base, device=device, **files.keywords)
+        keywords = {"ancestor": options.ancestor_input(ancestor), "device": device} | files.keywords
+        base = register(model, opened, progress=progress, as_base=as_base, **keywords)
     chosen = {"count": count, "decoys": decoys, "assigned_share": assigned_share, "steps": steps}
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     given |= files.access

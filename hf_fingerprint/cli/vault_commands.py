@@ -73,19 +73,22 @@ def add(
         bool, option("--remeasure", "Register a known base again, with these settings, for new copies.")
     ] = False,
     as_base: options.AsBase = False,
+    ancestor: options.Ancestor = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Register a base: measure it, and choose its carriers and code, once for all copies."""
-    from hf_fingerprint.registration import register
+    """Register a base: measure it, and choose its carriers and code, once for all copies. A registered base can get an
+    ancestor with the same command."""
+    from hf_fingerprint.registration import predictions, register
     from hf_fingerprint.vault import Vault
 
     with output.progress_bars() as progress:
         place = options.model_reference(model, file)
         chosen = {"remeasure": remeasure, "as_base": as_base, "device": device} | files.keywords
+        chosen["ancestor"] = options.ancestor_input(ancestor)
         base = register(place, Vault(vault), config, progress, **chosen)
     output.warn_unmeasured(base)
     if as_json:
-        output.print_json(base.describe())
+        output.print_json({**base.describe(), **predictions(base)})
     else:
         output.print_blocks(output.describe_base(base))
 

@@ -8,7 +8,7 @@ from hf_fingerprint.codes.bounds import MAX_ALPHA, check_alpha
 from hf_fingerprint.codes.coalition import coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.collusion import forge
-from hf_fingerprint.codes.decoding import decode, decode_all, prove_codeword
+from hf_fingerprint.codes.decoding import decode, decode_all, decode_readings, prove_codeword
 from hf_fingerprint.codes.design import CodeDesign, design_code
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import Nuida
@@ -49,6 +49,7 @@ __all__ = [
     "coalition_by_simulation",
     "decode",
     "decode_all",
+    "decode_readings",
     "design_code",
     "forge",
     "make_codebook",

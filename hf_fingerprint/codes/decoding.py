@@ -4,7 +4,8 @@ Each round projects out what all copies share and what the recipients accused so
 the rest, and accuses those whom the bound allows. If a round accuses nobody and the signal holds more than the
 accused explain, the colluders' strategy is inferred, given the accused's codewords, and all recipients are scored by
 the likelihood ratio. With n recipients, R rounds and H score functions in each, a recipient is accused iff one of the
-scores reaches the threshold at which `n R H p` is alpha. Then any innocent is accused with probability at most alpha:
+scores reaches the threshold at which `n R H p` is alpha. Then any innocent is accused with probability at most alpha.
+Of several readings of one suspect, each contributes its score functions to every round, and H counts them all.
 
 Take an innocent j. Their codeword is independent of the suspect and of all other codewords. Decode without j, through
 all R rounds, even if nobody is left to accuse: this yields at most R H score functions and their thresholds, none of
@@ -103,30 +104,66 @@ def decode_all(
     Args:
         extracted_pairs (sequence of pairs): `(extracted, mass)` of each suspect.
     """
+    suspects = [[pair] for pair in extracted_pairs]
+    return _decode_suspects(codebook, copy_keys, suspects, 1, alpha, max_rounds, progress, recipients)
+
+
+def decode_readings(
+    codebook: Codebook,
+    copy_keys: Sequence[bytes],
+    readings: Sequence[tuple[np.ndarray, np.ndarray]],
+    alpha: float = 1e-6,
+    max_rounds: int = MAX_ROUNDS,
+    progress: Progress | None = None,
+    recipients: int | None = None,
+) -> Decoding:
+    """[`decode`] for several readings of one suspect: alpha is for all of them together.
+
+    Args:
+        readings (sequence of pairs): `(extracted, mass)` of each reading, at least one. How many there are, and what
+            each holds, must not depend on a codeword.
+    """
+    if not readings:
+        raise CodeError("There is no reading to decode: give at least one.")
+    return _decode_suspects(codebook, copy_keys, [readings], len(readings), alpha, max_rounds, progress, recipients)[0]
+
+
+def _decode_suspects(
+    codebook: Codebook,
+    copy_keys: Sequence[bytes],
+    suspects: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
+    reading_count: int,
+    alpha: float,
+    max_rounds: int,
+    progress: Progress | None,
+    recipients: int | None,
+) -> list[Decoding]:
+    """Decodes suspects of equally many readings in one pass over the codewords."""
     n = len(copy_keys)
     check_alpha(alpha)
-    union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n)
-    signals = [to_signal(*extracted, codebook.length) for extracted in extracted_pairs]
-    banks = [_standardized_functions(codebook, signal, packed=None) for signal in signals]
+    union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n, readings=reading_count)
+    signals = [_signals_of(codebook, readings) for readings in suspects]
+    banks = [_bank_functions(codebook, each, packed=None) for each in signals]
     run = partial(_decode_candidates, codebook, union=union, alpha=alpha, max_rounds=max_rounds)
     if n <= CANDIDATES or not banks:
         packed = codebook.packed(copy_keys, progress)
         return [run(*each, np.arange(n), packed, np.full(n, -np.inf)) for each in zip(signals, banks, strict=True)]
-    screened = np.split(codebook.scores(copy_keys, np.concatenate(banks), progress), len(banks), axis=1)
+    ends = np.cumsum([len(functions) for functions in banks])[:-1]
+    screened = np.split(codebook.scores(copy_keys, np.concatenate(banks), progress), ends, axis=1)
     decoded = []
-    for signal, functions, scores in zip(signals, banks, screened, strict=True):
+    for readings, functions, scores in zip(signals, banks, screened, strict=True):
         # keep those above a cut that depends on the signal alone, not on codewords
         share = math.log(CANDIDATES / (n * len(functions)))
         cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in functions]
         candidates = np.flatnonzero((scores >= cuts - codebook.screening_error(functions)).any(axis=1))
         packed = codebook.packed([copy_keys[int(i)] for i in candidates])
-        decoded.append(run(signal, functions, candidates, packed, scores.max(axis=1)))
+        decoded.append(run(readings, functions, candidates, packed, scores.max(axis=1)))
     return decoded
 
 
 def _decode_candidates(
     codebook: Codebook,
-    signal: Signal,
+    readings: Sequence[Signal],
     functions: np.ndarray,
     candidates: np.ndarray,
     packed: np.ndarray,
@@ -138,7 +175,7 @@ def _decode_candidates(
     """Runs the rounds among the candidates, from the scores of the screening and the first round's functions."""
     n = len(scores)
     log_bounds = np.zeros(n)
-    if n == 0 or not np.any(signal.values):
+    if n == 0 or not np.any(readings[0].values):
         return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
     decoder = Decoder(codebook, packed, union, alpha)
     accused: list[int] = []
@@ -146,13 +183,14 @@ def _decode_candidates(
     for rounds in range(1, max_rounds + 1):
         known = packed[sorted(accused)]
         if accused:
-            functions = _standardized_functions(codebook, signal, known)
+            functions = _bank_functions(codebook, readings, known)
         crossed = decoder.find_crossings(functions, accused, first=rounds == 1)
         if rounds == 1:
             threshold = decoder.threshold
         if not len(crossed):
-            ratio = _likelihood_ratio(codebook, signal, known)
-            crossed = crossed if ratio is None else decoder.find_crossings(ratio, accused)
+            ratios = [_likelihood_ratio(codebook, signal, known) for signal in readings]
+            found = [ratio for ratio in ratios if ratio is not None]
+            crossed = decoder.find_crossings(np.concatenate(found), accused) if found else crossed
         accused += crossed
         if not len(crossed) or len(accused) == len(packed):
             break
@@ -227,6 +265,17 @@ def prove_codeword(
     return float(scores[best]), bool(scores[best] >= thresholds[best])
 
 
+def _signals_of(codebook: Codebook, readings: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Signal]:
+    """The signals that hold anything, or an empty one."""
+    signals = [to_signal(*reading, codebook.length) for reading in readings]
+    return [signal for signal in signals if np.any(signal.values)] or signals[:1]
+
+
+def _bank_functions(codebook: Codebook, readings: Sequence[Signal], packed: np.ndarray | None) -> np.ndarray:
+    """The round's score functions of all readings."""
+    return np.concatenate([_standardized_functions(codebook, signal, packed) for signal in readings])
+
+
 def _standardized_functions(codebook: Codebook, signal: Signal, packed: np.ndarray | None) -> np.ndarray:
     """The round's score functions, after the accused's codewords (`packed`) are projected out."""
     known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
@@ -246,8 +295,10 @@ def _likelihood_ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) ->
     return codebook.standardize(log_likelihood_ratio(codebook, signal.values, signal.mass, held, strategy)[None])
 
 
-def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) -> float:
+def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1, readings: int = 1) -> float:
     """The logarithm of `n R H`, the number of scores that the bound pays for, of which `least` recipients are tested.
+
+    H counts the score functions of all `readings` of a suspect.
 
     Raises:
         [`CodeError`]: if there are fewer recipients than are tested, or fewer rounds than 1.
@@ -256,4 +307,4 @@ def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) 
         raise CodeError(f"`recipients` must be at least {least}, the number that is tested, got {recipients}.")
     if rounds < 1:
         raise CodeError(f"`max_rounds` must be at least 1, got {rounds}.")
-    return math.log(max(recipients, 1) * rounds * codebook.functions_per_round)
+    return math.log(max(recipients, 1) * rounds * codebook.functions_per_round * readings)

@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hf_fingerprint.attacks.suite import SUITE
+from hf_fingerprint.attacks.suite_entry import ANCESTOR
 from hf_fingerprint.evaluation.trials import Trial
 
 
 @dataclass(frozen=True)
 class CoalitionOutcome:
-    """The outcome of all runs of one collusion strategy at one size.
+    """The outcome of all runs of one collusion strategy at one size and strength.
 
     Attributes:
         attack (`str`): the collusion's name in the suite.
@@ -19,6 +21,7 @@ class CoalitionOutcome:
         anybody (`int`): runs in which at least one colluder was caught.
         caught (`int`): colluders caught over all runs, of `runs * size`.
         innocents_accused (`int`): innocents accused over all runs.
+        strength (`float` or `None`): that of what was done to the mixture; `None` for the group `"collusion"`.
     """
 
     attack: str
@@ -28,13 +31,21 @@ class CoalitionOutcome:
     anybody: int
     caught: int
     innocents_accused: int
+    strength: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The collusion's name, with its strength if it has one."""
+        return self.attack if self.strength is None else f"{self.attack} {self.strength:g}"
 
 
 def outcomes(mixed: Iterable[Trial]) -> list[CoalitionOutcome]:
     """The outcomes of coalitions, in the order of their first trials."""
-    runs: dict[tuple[str, int], list[Trial]] = {}
+    runs: dict[tuple[str, int, float | None], list[Trial]] = {}
     for trial in mixed:
-        runs.setdefault((trial.attack, trial.colluders), []).append(trial)
+        entry = SUITE.get(trial.attack)
+        strength = trial.strength if entry is not None and entry.group == ANCESTOR else None
+        runs.setdefault((trial.attack, trial.colluders, strength), []).append(trial)
     return [
         CoalitionOutcome(
             attack=attack,
@@ -46,6 +57,7 @@ def outcomes(mixed: Iterable[Trial]) -> list[CoalitionOutcome]:
             anybody=sum(p.accused for p in trials),
             caught=sum(sum(p.caught) for p in trials),
             innocents_accused=sum(p.innocents_accused for p in trials),
+            strength=strength,
         )
-        for (attack, size), trials in runs.items()
+        for (attack, size, strength), trials in runs.items()
     ]

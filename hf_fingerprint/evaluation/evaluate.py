@@ -9,6 +9,7 @@ write_report(evaluation, Path("evaluation"))
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
+from hf_fingerprint.attacks.suite import SUITE
+from hf_fingerprint.attacks.suite_entry import ANCESTOR
 from hf_fingerprint.checkpoints import HubOptions, disk_full_error, is_disk_full_error, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError, StorageError
+from hf_fingerprint.evaluation.ancestor_model import AncestorModel, read_ancestor
 from hf_fingerprint.evaluation.class_numbers import class_names_of
 from hf_fingerprint.evaluation.data import IMAGES, EvaluationData, load_data
 from hf_fingerprint.evaluation.planning import Job, plan_jobs, select_attacks
@@ -34,6 +38,7 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     trial_key,
 )
+from hf_fingerprint.extraction import to_base_names
 from hf_fingerprint.logits import logits_of
 from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
@@ -63,6 +68,7 @@ class Evaluation(PrintableResult):
         skipped (`dict[str, str]`): attacks that do not work on this model, and why.
         all_scores (`bool`, *optional*, defaults to `False`): whether trials include scores of recipients who are not
             accused. If not, the constructor redacts all trials.
+        ancestor (`str` or `None`): the public model that the attacker had, from which the base was fine-tuned.
     """
 
     model: str
@@ -76,6 +82,7 @@ class Evaluation(PrintableResult):
     trials: tuple[Trial, ...]
     skipped: dict[str, str]
     all_scores: bool = False
+    ancestor: str | None = None
 
     def __post_init__(self) -> None:
         if not self.all_scores:
@@ -133,6 +140,7 @@ def evaluate(
     public_base: bool = False,
     progress: Progress | None = None,
     all_scores: bool = False,
+    ancestor: str | Path | None = None,
     *,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
@@ -162,6 +170,8 @@ def evaluate(
         progress (callable, *optional*): a [`Progress`].
         all_scores (`bool`, *optional*, defaults to `False`): include scores of recipients who are not accused. Do not
             publish such a result.
+        ancestor (`str` or `Path`, *optional*): the public model from which the model was fine-tuned, a path or Hub id
+            such as `org/name@revision`. The attacker has it. Attacks that need it are left out without it.
         device (`str` or `torch.device`, *optional*): where models run and train, such as `"cuda"`. Defaults to the
             CPU, or to the device of the images in `data`. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
@@ -171,7 +181,9 @@ def evaluate(
         [`FingerprintError`]: if the model can't be marked or run, the images do not fit it, or a name is unknown.
     """
     options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
-    jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
+    chosen = select_attacks(attacks)
+    possible = [name for name in chosen if ancestor is not None or SUITE[name].group != ANCESTOR]
+    jobs = plan_jobs(possible, coalitions, quick, runs)
     check_outside_vaults(Path(out))
     folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
     dataset = data
@@ -179,10 +191,15 @@ def evaluate(
         dataset = _load_data(model, dataset, images, options, progress or silent)
     dataset = dataset.on(device)
     with (
+        nullcontext() if ancestor is None else open_checkpoint(ancestor, options=options.access) as opened_ancestor,
         open_evaluation_folder(folder),
         Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
     ):
-        runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
+        known = None if opened_ancestor is None else read_ancestor(testbed, opened_ancestor)
+        testbed.ancestor = None if opened_ancestor is None else to_base_names(testbed.base, opened_ancestor)
+        runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base, known)
+        if possible != chosen:
+            runner.skipped[ANCESTOR] = "The attacks of this group need the public ancestor: give it with --ancestor."
         trials = tuple(runner.trials(jobs, progress or silent))
         return Evaluation(
             model=testbed.base.source,
@@ -196,6 +213,7 @@ def evaluate(
             trials=trials,
             skipped=runner.skipped,
             all_scores=all_scores,
+            ancestor=None if known is None else known.name,
         )
 
 
@@ -215,9 +233,21 @@ class _CannotAttackError(FingerprintError):
 class _TrialRunner:
     """Makes suspects, measures their accuracy and traces them."""
 
-    def __init__(self, testbed: Testbed, data: EvaluationData, store: ResultStore, public_base: bool):
-        self._testbed, self._data, self._store = testbed, data, store
-        self._attacker = Attacker(testbed.build, *data.attacker, base=testbed.base_state() if public_base else None)
+    def __init__(
+        self,
+        testbed: Testbed,
+        data: EvaluationData,
+        store: ResultStore,
+        public_base: bool,
+        ancestor: AncestorModel | None = None,
+    ):
+        self._testbed, self._data, self._store, self._ancestor = testbed, data, store, ancestor
+        self._attacker = Attacker(
+            testbed.build,
+            *data.attacker,
+            base=testbed.base_state() if public_base else None,
+            ancestor=None if ancestor is None else ancestor.state,
+        )
         self._copy_cache: dict[int, State] = {}
         self._first_step_result: tuple[str, State] | None = None
         self.skipped: dict[str, str] = {}
@@ -255,6 +285,7 @@ class _TrialRunner:
             what=job.what,
             colluders=job.colluders,
             **({} if job.members == tuple(range(job.colluders)) else {"members": job.members}),
+            **({"ancestor": self._ancestor.content_hash} if self._ancestor else {}),
         )
         known = self._store.trials.get(key)
         return self._store.add(key, self._measure(job)) if known is None else known
@@ -266,13 +297,12 @@ class _TrialRunner:
         predicted = self._predict(state)
         fields = asdict(replace(verdict, layers=tuple(round(score, 2) for score in verdict.layers)))
         del fields["weights_read"], fields["cosine"]
-        step = None if job.kind == COLLUSION else job.attack_step
         return Trial(
             kind=job.kind,
             attack=job.attack,
             what=job.what,
             step=job.step,
-            strength=float(job.colluders) if step is None else step.strength,
+            strength=job.strength,
             accuracy=float((predicted == self._data.test[1]).double().mean()),
             agreement=float((predicted == self._copy_predictions).double().mean()),
             shares=shares,

@@ -17,6 +17,8 @@ class AttackCost:
         loss (`float` or `None`): the accuracy lost there, relative to the copy as issued.
         highest_accuracy (`float`): the highest accuracy of all its trials.
         least_score (`float` or `None`): the lowest score of all its trials; `None` if withheld.
+        control_accuracy (`float` or `None`): the accuracy of the attack's control, if it has one: of what an attacker
+            has without any copy's weights.
     """
 
     attack: str
@@ -24,6 +26,16 @@ class AttackCost:
     loss: float | None
     highest_accuracy: float
     least_score: float | None
+    control_accuracy: float | None = None
+
+    @property
+    def no_better_than_control(self) -> bool:
+        """Whether the mark is lost only where the suspect is no more accurate than its control."""
+        return (
+            self.escape is not None
+            and self.control_accuracy is not None
+            and self.escape.accuracy <= self.control_accuracy
+        )
 
     @property
     def lowest_score_text(self) -> str:
@@ -35,11 +47,13 @@ class AttackCost:
         """The loss as text, in percentage points."""
         if self.loss is None:
             return "no escape"
-        return f"{100 * self.loss:.1f} points" if self.loss > 0 else "nothing"
+        text = f"{100 * self.loss:.1f} points" if self.loss > 0 else "nothing"
+        return f"{text}, no better than the control" if self.no_better_than_control else text
 
 
-def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial) -> AttackCost:
-    """The cost of an attack's most accurate escape in a sweep of one trial or more, against the copy as issued."""
+def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial, control: Trial | None = None) -> AttackCost:
+    """The cost of an attack's most accurate escape in a sweep of one trial or more, against the copy as issued, next
+    to the attack's control if it has one."""
     escape = max((trial for trial in trials if not trial.accused), key=lambda p: p.accuracy, default=None)
     return AttackCost(
         attack=attack,
@@ -47,6 +61,7 @@ def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial) -> Attack
         loss=None if escape is None else copy.accuracy - escape.accuracy,
         highest_accuracy=max(trial.accuracy for trial in trials),
         least_score=min(trials, key=evidence_score).score,
+        control_accuracy=None if control is None else control.accuracy,
     )
 
 

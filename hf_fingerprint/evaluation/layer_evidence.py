@@ -22,6 +22,7 @@ def evidence_by_layer(
     codeword: np.ndarray,
     aligned: bool = True,
     device: "str | torch.device | None" = None,
+    ancestor: TensorReader | None = None,
 ) -> tuple[float, ...]:
     """The score of a codeword in each marked tensor alone.
 
@@ -35,6 +36,7 @@ def evidence_by_layer(
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits.
         aligned (`bool`, *optional*, defaults to `True`): whether to align permuted channels first.
         device (`str` or `torch.device`, *optional*): see [`extract`].
+        ancestor ([`TensorReader`], *optional*): see [`extract`].
 
     Returns:
         `tuple[float, ...]`: one score per carrier, in the order of `base.carriers`; 0 for missing tensors.
@@ -46,16 +48,17 @@ def evidence_by_layer(
         if carrier.name not in matches:
             found.append(0.0)
             continue
-        sums = ExtractionSums(base, original, suspect)
+        sums = ExtractionSums(base, original, suspect, ancestor)
         sums.add([CarrierRows(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
         found.append(_score(codebook, codeword, sums.extraction([carrier.name])))
     return tuple(found)
 
 
 def _score(codebook: Codebook, codeword: np.ndarray, extraction: Extraction) -> float:
-    """The score by the first score function, the best one for single copies and averages."""
-    if not np.any(extraction.values):
+    """The score by the first score function, the best one for single copies and averages, of the last reading."""
+    *_, reading = extraction.readings.values()
+    if not np.any(reading.values):
         return 0.0
-    rest = residual_signal(codebook, extraction.values, extraction.mass, np.empty((0, codebook.length)))
+    rest = residual_signal(codebook, *reading, np.empty((0, codebook.length)))
     functions = codebook.standardize(codebook.score_functions(rest)[:1])
     return float(codebook.packed_scores(codeword[None, :], functions)[0, 0])

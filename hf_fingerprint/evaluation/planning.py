@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hf_fingerprint.attacks.ancestor.model_merging import Merge
 from hf_fingerprint.attacks.attack import AttackStep, Compose
 from hf_fingerprint.attacks.mixing import Collusion
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
@@ -17,7 +18,7 @@ COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)
 
 
 def select_attacks(selection: Sequence[str] | None) -> list[str]:
-    """The names of selected attacks and groups, in the suite's order; `None` means all.
+    """The names of selected attacks and groups and of their controls, in the suite's order; `None` means all.
 
     Raises:
         [`FingerprintError`]: if there is no such attack or group.
@@ -29,7 +30,9 @@ def select_attacks(selection: Sequence[str] | None) -> list[str]:
         raise FingerprintError(
             f"There is no attack called {unknown[0]}{did_you_mean(unknown[0], [*SUITE, *GROUPS], remedy)}"
         )
-    return [name for name, found in SUITE.items() if wanted & {name, found.group}]
+    chosen = {name for name, found in SUITE.items() if wanted & {name, found.group}}
+    chosen |= {control for name in chosen if (control := SUITE[name].control) is not None}
+    return [name for name in SUITE if name in chosen]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ class Job:
         """The attack with all its parameters."""
         return self.attack if self.attack_step is None else repr(self.attack_step)
 
+    @property
+    def strength(self) -> float:
+        """The attack's strength. That of a [`Collusion`], and of a suspect without an attack, is its number of
+        copies."""
+        step = self.attack_step
+        deciding = step.steps[step.varied_step] if isinstance(step, Compose) else step
+        if step is None or isinstance(deciding, Collusion):
+            return float(self.colluders)
+        return step.strength
+
 
 def plan_jobs(
     chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: bool = False, runs: int = 1
@@ -69,7 +82,8 @@ def plan_jobs(
     Args:
         chosen (sequence of `str`): names of attacks, from [`select_attacks`].
         coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): coalition sizes.
-        quick (`bool`, *optional*, defaults to `False`): three strengths, and coalitions of 3 without follow-ups.
+        quick (`bool`, *optional*, defaults to `False`): three strengths, and coalitions of 3, without the attacks that
+            are not [`SuiteEntry.in_quick`].
         runs (`int`, *optional*, defaults to 1): runs of each coalition. The first run takes the first recipients; the
             others draw from twice the largest size and use another seed.
 
@@ -81,17 +95,19 @@ def plan_jobs(
         raise FingerprintError(f"A coalition needs 2 copies or more, got {sizes[0]}: choose other --coalitions.")
     jobs = [Job(BASE, "the base, unmarked", 0, None, ()), Job(COPY, "a copy as issued", 0, None, (0,))]
     for name in chosen:
-        steps = attack_sweep(name)
-        if SUITE[name].group != COLLUSION:
-            kept = range(len(steps)) if not quick else quick_steps(len(SUITE[name].attacks))
+        steps, entry = attack_sweep(name), SUITE[name]
+        if quick and not entry.in_quick:
+            continue
+        kept = range(len(steps)) if not quick else quick_steps(len(entry.attacks))
+        if not entry.takes_copies:
             jobs += [Job(SINGLE, name, i, steps[i], (0,)) for i in kept]
-        elif not (quick and isinstance(steps[0], Compose)):
-            jobs += [
-                Job(COLLUSION, name, i, _with_seed(step, run), _coalition_members(size, 2 * sizes[-1], run))
-                for i, step in enumerate(steps)
-                for size in sizes
-                for run in range(runs)
-            ]
+            continue
+        jobs += [
+            Job(COLLUSION, name, i, _with_seed(steps[i], run), _coalition_members(size, 2 * sizes[-1], run))
+            for i in kept
+            for size in sizes
+            for run in range(runs)
+        ]
     return jobs
 
 
@@ -108,7 +124,7 @@ def _coalition_members(size: int, recipient_count: int, run: int) -> tuple[int, 
 
 
 def _with_seed(step: AttackStep, run: int) -> AttackStep:
-    """The same collusion with the run as its seed."""
+    """The same collusion or merge with the run as its seed."""
     if isinstance(step, Compose):
         return Compose(_with_seed(step.steps[0], run), *step.steps[1:], varied_step=step.varied_step)
-    return replace(step, seed=run) if isinstance(step, Collusion) else step
+    return replace(step, seed=run) if isinstance(step, Collusion | Merge) else step

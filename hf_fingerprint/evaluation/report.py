@@ -17,6 +17,7 @@ from typing import Any
 import hf_fingerprint
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.evaluation.coalition_outcomes import outcomes
+from hf_fingerprint.evaluation.controls import control_of, control_table, is_control, with_controls
 from hf_fingerprint.evaluation.evaluate import Evaluation
 from hf_fingerprint.evaluation.frontier import AttackCost, cheapest_escape, format_score, frontier
 from hf_fingerprint.evaluation.page import render
@@ -67,9 +68,15 @@ def write_report(evaluation: Evaluation, folder: Path) -> ReportFiles:
 
 
 def costs(evaluation: Evaluation) -> list[AttackCost]:
-    """The cost of each attack on a single copy: cheapest first, those without an escape last."""
-    found = [cheapest_escape(name, trials, evaluation.copy) for name, trials in evaluation.sweeps.items()]
-    return sorted(found, key=lambda cost: (cost.loss is None, cost.loss or 0.0))
+    """The cost of each attack on a single copy: cheapest first, those without an escape last, and before them those
+    whose escape is no better than the control. Controls are no attacks on a copy, and are left out."""
+    sweeps, copy = evaluation.sweeps, evaluation.copy
+    found = [
+        cheapest_escape(name, trials, copy, control_of(name, evaluation.trials))
+        for name, trials in sweeps.items()
+        if not is_control(name)
+    ]
+    return sorted(found, key=lambda cost: (cost.loss is None, cost.no_better_than_control, cost.loss or 0.0))
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
             "test_images": evaluation.images,
             "attacker_images": evaluation.attacker_image_count,
             "attacker_has_base": evaluation.public_base,
+            "attacker_has_ancestor": evaluation.ancestor,
             "chance": evaluation.chance,
         },
         "versions": versions(),
@@ -113,8 +121,21 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
                 "accuracy_lost": cost.loss,
                 "by": None if cost.escape is None else cost.escape.what,
                 "least_score": cost.least_score,
+                "control_accuracy": cost.control_accuracy,
+                "no_better_than_control": cost.no_better_than_control,
             }
             for cost in costs(evaluation)
+        ],
+        "controls": [
+            {
+                "by": each.trial.what,
+                "copies": each.trial.colluders,
+                "accuracy": each.trial.accuracy,
+                "control": each.control.what,
+                "control_accuracy": each.control.accuracy,
+                "mark": each.outcome,
+            }
+            for each in with_controls(trials)
         ],
         "frontier": [
             {"by": trial.what, "accuracy": trial.accuracy, "score": trial.score, "accused": trial.accused}
@@ -157,14 +178,17 @@ def trial_row(trial: Trial) -> tuple[str, ...]:
 
 
 def report_tables(evaluation: Evaluation) -> list[Table]:
-    """The tables with their headings: all suspects, the cost of each attack, the outcomes of coalitions."""
+    """The tables with their headings: all suspects, the cost of each attack, the outcomes of coalitions, and attacks
+    with the ancestor next to their controls."""
     coalition_rows = [
-        (o.attack, *map(str, (o.size, o.runs, o.all_main_contributors, o.anybody)), f"{o.caught} of {o.runs * o.size}")
+        (o.label, *map(str, (o.size, o.runs, o.all_main_contributors, o.anybody)), f"{o.caught} of {o.runs * o.size}")
         for o in outcomes(evaluation.of(COLLUSION))
     ]
     cost_rows = [(cost.attack, cost.loss_text, cost.lowest_score_text) for cost in costs(evaluation)]
     found = [Table(HEADINGS, tuple(map(trial_row, evaluation.trials))), Table(COST_HEADINGS, tuple(cost_rows))]
-    return [*found, Table(RUN_HEADINGS, tuple(coalition_rows))] if coalition_rows else found
+    controls = control_table(evaluation.trials)
+    found += [Table(RUN_HEADINGS, tuple(coalition_rows))] if coalition_rows else []
+    return [*found, controls] if controls.rows else found
 
 
 def render_markdown(evaluation: Evaluation) -> str:

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, open_checkpoint
-from hf_fingerprint.codes import decode
+from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, TensorReader, open_checkpoint
+from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
 from hf_fingerprint.extraction import Extraction, extract, to_base_names
 from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
+from hf_fingerprint.extraction.blocks import to_base_blocks
+from hf_fingerprint.extraction.extract import PLAIN, WHITENED
+from hf_fingerprint.extraction.match import match_names, similar_namesakes
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.models import BuiltModel, build_model, map_parameter_names
@@ -62,6 +65,8 @@ class Verdict:
         weights_read (`int`): how many weights were compared.
         cosine, drift (`float`): see [`Lineage`].
         layers (`tuple[float, ...]`): the first colluder's score in each carrier alone.
+        plain_scores, plain_caught: the colluders' scores and who is accused by the plain reading alone.
+        blind_scores, blind_caught: the same without the ancestor.
     """
 
     scores: tuple[float, ...]
@@ -78,6 +83,10 @@ class Verdict:
     cosine: float
     drift: float
     layers: tuple[float, ...]
+    plain_scores: tuple[float, ...] = ()
+    plain_caught: tuple[bool, ...] = ()
+    blind_scores: tuple[float, ...] = ()
+    blind_caught: tuple[bool, ...] = ()
 
 
 class Testbed:
@@ -92,6 +101,9 @@ class Testbed:
         progress (callable, *optional*): a [`Progress`].
         device (`str` or `torch.device`, *optional*): where models run. Defaults to the CPU.
         options ([`HubOptions`], *optional*): which files of the model, and how to reach them.
+
+    Attributes:
+        ancestor ([`TensorReader`] or `None`): the open ancestor under the base's names, if traces may use it.
 
     Raises:
         [`FingerprintError`]: if the model can't be marked or can't be run.
@@ -110,6 +122,7 @@ class Testbed:
         options: HubOptions = NO_OPTIONS,
     ):
         self.config, self._device = config or FingerprintConfig(), device
+        self.ancestor: TensorReader | None = None
         progress = progress or silent
         self._open = ExitStack()
         with ExitStack() as opening:
@@ -148,15 +161,24 @@ class Testbed:
 
         return deepcopy(self.built.module)
 
+    def parameters(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """The model's parameters: the name of each in the base's files, and its shape."""
+        file_names = map_parameter_names(self.built.module, self._original)
+        return {n: (file_names.get(n, n), tuple(p.shape)) for n, p in self.built.module.named_parameters()}
+
     def model_of(self, state: "State") -> "torch.nn.Module | None":
         """The model with these weights in evaluation mode, or `None` if they do not fit it. Layers may have other
-        widths, normalizations may be folded, and names may be those of timm or transformers."""
+        widths, normalizations may be folded, names may be those of timm or transformers, and blocks may be dropped, or
+        inserted as identities."""
         with open_checkpoint(state, suspect=True) as suspect:
-            found = load_into_base_model(self.built, {}, suspect)
+            named = to_base_names(self.base, suspect)
+            similar = similar_namesakes(self._original, named, match_names(self.base, named))
+            paired = to_base_blocks(self.base, self._original, suspect, named, similar)
+            found = load_into_base_model(self.built, {}, suspect) if paired is suspect else None
             if found is None:
                 names = map_parameter_names(self.built.module, self._original)
-                found = load_into_base_model(self.built, names, to_base_names(self.base, suspect))
-            return found
+                found = load_into_base_model(self.built, names, paired)
+            return None if found is None else found.module
 
     def base_state(self) -> "dict[str, torch.Tensor]":
         """The base's state dict."""
@@ -170,13 +192,15 @@ class Testbed:
     def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
         """Traces a suspect made from the copies of `colluders`, recipients' indices. All others count as innocent."""
         with open_checkpoint(state, suspect=True) as suspect:
-            extraction = extract(self.base, self._original, suspect, device=self._device)
+            extraction = self._extract(suspect)
             fields = unaligned_fields = self._decode(extraction, colluders)
             if extraction.aligned:
-                unaligned_fields = self._decode(extract(self.base, self._original, suspect, aligned=False), colluders)
+                unaligned_fields = self._decode(self._extract(suspect, aligned=False), colluders)
             codeword = self._codewords[colluders[0] if colluders else 0]
             aligned = bool(extraction.aligned)
-            layers = evidence_by_layer(self.base, self._original, suspect, codeword, aligned, self._device)
+            layers = evidence_by_layer(
+                self.base, self._original, suspect, codeword, aligned, self._device, self.ancestor
+            )
         return Verdict(
             **fields,
             unaligned=(unaligned_fields["innocents_accused"], unaligned_fields["highest_innocent"]),
@@ -185,13 +209,28 @@ class Testbed:
             cosine=extraction.lineage.cosine,
             drift=extraction.lineage.drift,
             layers=layers,
+            **self._decode_fewer(extraction, colluders),
         )
+
+    def _extract(self, suspect: TensorReader, aligned: bool = True) -> Extraction:
+        return extract(self.base, self._original, suspect, None, aligned, self._device, self.ancestor)
+
+    def _decode_fewer(self, extraction: Extraction, colluders: Sequence[int]) -> dict[str, Any]:
+        """The colluders' scores by the plain reading alone, and without the ancestor."""
+        fields: dict[str, Any] = {}
+        for field, names in (("plain", (PLAIN,)), ("blind", (PLAIN, WHITENED))):
+            readings = [reading for name, reading in extraction.readings.items() if name in names]
+            keys, count = [self._keys[i] for i in colluders], self.base.expected_recipients
+            found = decode_readings(self._codebook, keys, readings, self.base.alpha, recipients=count)
+            fields[f"{field}_scores"] = tuple(float(score) for score in found.scores)
+            fields[f"{field}_caught"] = tuple(i in found.accused for i in range(len(keys)))
+        return fields
 
     def _decode(self, extraction: Extraction, colluders: Sequence[int]) -> dict[str, Any]:
         keys = [*self._keys, *self._innocents]
         extra = math.log(len(keys) / self.base.expected_recipients)  # bounds as among the expected recipients
         alpha = math.exp(math.log(self.base.alpha) + extra)
-        found = decode(self._codebook, keys, extraction.values, extraction.mass, alpha)
+        found = decode_readings(self._codebook, keys, list(extraction.readings.values()), alpha)
         others = np.setdiff1d(np.arange(len(keys)), colluders)
         accused, scores = set(found.accused), found.scores[others]
         first, width, count = BINS

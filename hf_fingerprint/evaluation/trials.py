@@ -54,6 +54,9 @@ class Trial:
         drift (`float`): norm of the difference to the base, relative to the base's weights.
         layers (`tuple[float, ...]`): the first colluder's score in each carrier alone; empty if withheld.
         seconds (`float`): how long the trial took.
+        plain_scores, plain_caught: the colluders' scores and who is accused by the plain reading alone; a score is
+            `None` if withheld.
+        blind_scores, blind_caught: the same without the ancestor.
     """
 
     kind: str
@@ -77,6 +80,10 @@ class Trial:
     drift: float
     layers: tuple[float, ...]
     seconds: float
+    plain_scores: tuple[float | None, ...] = ()
+    plain_caught: tuple[bool, ...] = ()
+    blind_scores: tuple[float | None, ...] = ()
+    blind_caught: tuple[bool, ...] = ()
 
     @property
     def colluders(self) -> int:
@@ -108,6 +115,8 @@ class Trial:
             highest_innocent=None,
             histogram=(),
             unaligned=(self.unaligned[0], None),
+            plain_scores=_only_accused(self.plain_scores, self.plain_caught),
+            blind_scores=_only_accused(self.blind_scores, self.blind_caught),
             layers=self.layers if self.caught[:1] == (True,) else (),
         )
 

@@ -20,12 +20,12 @@ def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
     if 2 * sum(normalize_name(name) in suspect_names for name in base.tensors) >= len(base.tensors):
         return suspect
     by_timm_name = {to_timm(normalize_name(name)): info for name, info in suspect.tensors.items()}
-    found = {name: _find_placement(to_timm(normalize_name(name)), by_timm_name) for name in base.tensors}
+    found = {name: find_placement(to_timm(normalize_name(name)), by_timm_name) for name in base.tensors}
     placements = {name: each for name, each in found.items() if each is not None}
     return PlacedWeights(suspect, placements) if 2 * len(placements) >= len(base.tensors) else suspect
 
 
-def _find_placement(name: str, by_timm_name: dict[str, TensorInfo]) -> Placement | None:
+def find_placement(name: str, by_timm_name: dict[str, TensorInfo]) -> Placement | None:
     """Where the suspect has the tensor of this name in timm."""
     if name in by_timm_name:
         info = by_timm_name[name]

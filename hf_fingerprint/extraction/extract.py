@@ -14,7 +14,7 @@ from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment import align_suspect
-from hf_fingerprint.extraction.match import match_unmarked_names, similar_namesakes
+from hf_fingerprint.extraction.match import match_names, match_unmarked_names, similar_namesakes
 from hf_fingerprint.extraction.placed import Bounds, held_bounds, held_in
 from hf_fingerprint.extraction.placing import PlacedSuspect, place_tensors
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
@@ -25,6 +25,7 @@ from hf_fingerprint.vault import Base, Carrier
 if TYPE_CHECKING:
     import torch
 
+PLAIN, WHITENED, ANCESTOR = "plain", "whitened", "ancestor"
 POSITION_CLIP = 2.0
 MIN_DESCENDANT_COSINE = 0.2
 THREADS = 2
@@ -46,13 +47,24 @@ class Lineage:
     drift: float
 
 
+class ExtractedSignal(NamedTuple):
+    """The signal of one reading.
+
+    Attributes:
+        values (`np.ndarray` of shape `(V,)`): y, the extracted signal: weighted sums, clipped at each position.
+        mass (`np.ndarray` of shape `(V,)`): the weight of each position; a whole mark gives `mass * b`.
+    """
+
+    values: np.ndarray
+    mass: np.ndarray
+
+
 @dataclass(frozen=True)
 class Extraction:
     """The signal extracted from a suspect's weights.
 
     Attributes:
-        values (`np.ndarray` of shape `(V,)`): y, the extracted signal: weighted sums, clipped at each position.
-        mass (`np.ndarray` of shape `(V,)`): the weight of each position; a whole mark gives `mass * b`.
+        values, mass (`np.ndarray` of shape `(V,)`): the plain reading; see [`ExtractedSignal`].
         tensors_matched (`int`): carriers found in the suspect.
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
@@ -68,6 +80,10 @@ class Extraction:
         held (`frozenset[str]`): the tensors of the suspect's files that were compared with carriers, or are similar to
             unmarked tensors of the same names.
         bounds (mapping of `str` to a sequence of `Bounds`): the parts of them that hold carriers, if they were moved.
+        further (mapping of `str` to [`ExtractedSignal`]): the further readings, `"whitened"` and `"ancestor"`, if they
+            differ from the plain one.
+        interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
+            the suspect fused carriers.
     """
 
     values: np.ndarray
@@ -84,6 +100,13 @@ class Extraction:
     all_compared: bool = False
     held: frozenset[str] = frozenset()
     bounds: Mapping[str, Sequence[Bounds]] = field(default_factory=dict)
+    further: Mapping[str, ExtractedSignal] = field(default_factory=dict)
+    interference: float = 0.0
+
+    @property
+    def readings(self) -> dict[str, ExtractedSignal]:
+        """All readings by name, the plain one first. They depend on no codeword, nor does their number."""
+        return {PLAIN: ExtractedSignal(self.values, self.mass), **self.further}
 
 
 def extract(
@@ -93,6 +116,7 @@ def extract(
     progress: Progress | None = None,
     aligned: bool | Literal["always"] = True,
     device: "str | torch.device | None" = None,
+    ancestor: TensorReader | None = None,
 ) -> Extraction:
     """Extracts the signal of a suspect with respect to a base.
 
@@ -105,6 +129,8 @@ def extract(
             weights with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
         device (`str` or `torch.device`, *optional*): where the models run if that is needed to align the weights.
             Defaults to the CPU.
+        ancestor ([`TensorReader`], *optional*): the public model that the base was fine-tuned from, open under the
+            base's names.
 
     Raises:
         [`CheckpointError`]: if the base's files differ from those that were registered.
@@ -115,7 +141,7 @@ def extract(
     held = held_in(placed.suspect, [info.name for info in (*placed.matches.values(), *same.values())])
     bounds = held_bounds(placed.suspect, placed.matches)
     suspect, matches, aligned_tensors = _align(base, original, placed, aligned, progress, device)
-    sums = ExtractionSums(base, original, suspect)
+    sums = ExtractionSums(base, original, suspect, ancestor)
     sums.add(
         [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
         counting(progress, "extracting", base.carrier_weights),
@@ -128,6 +154,7 @@ def extract(
         all_compared=placed.complete,
         held=frozenset(held),
         bounds=bounds,
+        interference=placed.interference,
     )
 
 
@@ -178,10 +205,12 @@ class CarrierRows(NamedTuple):
 class ExtractionSums:
     """An extraction that grows part by part; for the arguments see [`extract`]."""
 
-    def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader):
-        self._base, self._original, self._suspect = base, original, suspect
-        self._values, self._mass, self._products = np.zeros(base.length), np.zeros(base.length), np.zeros(4)
-        self._similar_counts = np.zeros(base.length)
+    def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader, ancestor: TensorReader | None = None):
+        self._base, self._original, self._suspect, self._ancestor = base, original, suspect, ancestor
+        self._in_ancestor = {} if ancestor is None else match_names(base, ancestor)
+        self._sums = {name: np.zeros((2, base.length)) for name in (PLAIN, WHITENED, ANCESTOR)}
+        self._used = {PLAIN}
+        self._similar_counts, self._products = np.zeros(base.length), np.zeros(4)
         self._dissimilar: dict[str, None] = {}
         self._read = self._dropped = 0
 
@@ -192,32 +221,47 @@ class ExtractionSums:
             parts (sequence of [`CarrierRows`]): parts that were not added before.
             count (callable, *optional*): called with the weights of each part; see [`counting`].
         """
-        base = self._base
         with ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
                 batch = parts[start : start + MAX_PENDING]
                 for part, found in zip(batch, pool.map(self._extract, batch), strict=True):
-                    self._values += found.weight * found.sums
-                    self._mass += found.weight * _position_masses(found, base.length)
+                    self._add_sums(found)
                     self._read += found.weights - found.dropped
                     self._dropped += found.dropped
                     self._products += found.sample.products
                     if _lineage(found.sample.products).descends and found.weights:
                         kept = 1 - found.dropped / found.weights
-                        self._similar_counts += kept * position_counts(found.weights, found.offset, base.length)
+                        self._similar_counts += kept * position_counts(found.weights, found.offset, self._base.length)
                     else:
                         self._dissimilar[part.carrier.name] = None
                     if count is not None:
                         count(found.weights)
 
     def _extract(self, part: CarrierRows) -> TensorExtraction:
-        return extract_tensor(self._base, part.carrier, self._original, self._suspect, part.info, part.rows)
+        info = self._in_ancestor.get(part.carrier.name)
+        ancestor = None if self._ancestor is None or info is None else (self._ancestor, info)
+        return extract_tensor(self._base, part.carrier, self._original, self._suspect, part.info, part.rows, ancestor)
+
+    def _add_sums(self, found: TensorExtraction) -> None:
+        """Adds a tensor to all readings: to those that can't be made of it, as the one before."""
+        reading = found.weight * found.sums, found.weight * _position_masses(found, self._base.length)
+        for name, further in ((PLAIN, None), (WHITENED, found.whitened), (ANCESTOR, found.by_ancestor)):
+            if further is not None:
+                reading = further
+                self._used.add(name)
+            self._sums[name] += reading
 
     def extraction(self, found: Collection[str]) -> Extraction:
         """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""
+        readings = {
+            name: ExtractedSignal(clip_positions(values, mass), mass.copy())
+            for name, (values, mass) in self._sums.items()
+            if name in self._used
+        }
+        plain = readings.pop(PLAIN)
         return Extraction(
-            clip_positions(self._values, self._mass),
-            self._mass.copy(),
+            plain.values,
+            plain.mass,
             len(found),
             self._read,
             self._dropped,
@@ -225,6 +269,7 @@ class ExtractionSums:
             self._similar_counts.copy(),
             tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
             tuple(self._dissimilar),
+            further=readings,
         )
 
 

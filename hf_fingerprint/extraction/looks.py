@@ -68,6 +68,7 @@ class Looks:
     Args:
         bases (sequence of pairs of [`Base`] and [`Checkpoint`]): the records, each with its open files.
         suspect ([`RangedCheckpoint`]): the open suspect; its tensors are matched by name and shape.
+        ancestors (sequence of [`Checkpoint`] or `None`, *optional*): the ancestor of each base; see [`extract`].
 
     Attributes:
         complete (`bool`): whether all matched tensors were read to their end.
@@ -76,7 +77,12 @@ class Looks:
         [`CheckpointError`]: if the base's files differ from those that were registered.
     """
 
-    def __init__(self, bases: Sequence[tuple[Base, Checkpoint]], suspect: RangedCheckpoint):
+    def __init__(
+        self,
+        bases: Sequence[tuple[Base, Checkpoint]],
+        suspect: RangedCheckpoint,
+        ancestors: Sequence[Checkpoint | None] = (),
+    ):
         self.complete = False
         self._bases, self._suspect = [base for base, _ in bases], suspect
         self._matches: dict[str, TensorInfo] = {}
@@ -86,7 +92,8 @@ class Looks:
             matches = match_names(base, suspect)
             self._carriers.append({carrier.name: carrier for carrier in base.carriers if carrier.name in matches})
             self._matches |= matches
-        self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
+        given = [*ancestors, *[None] * (len(bases) - len(ancestors))]
+        self._sums = [ExtractionSums(*base, suspect, ancestor) for base, ancestor in zip(bases, given, strict=True)]
 
     def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:
         """Yields the extractions so far, one per base, after each look, until all allowed bytes were read.

@@ -12,7 +12,9 @@ import numpy as np
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.extraction.base_names import to_base_names
+from hf_fingerprint.extraction.blocks import to_base_blocks
 from hf_fingerprint.extraction.codes import CodeTensors
+from hf_fingerprint.extraction.fused_branches import find_fused_branches
 from hf_fingerprint.extraction.match import match_names, similar_namesakes
 from hf_fingerprint.extraction.narrower import restore_channels
 from hf_fingerprint.extraction.placed import PlacedWeights, Placement, TensorView
@@ -33,12 +35,15 @@ class PlacedSuspect(NamedTuple):
         used (`tuple[str, ...]`): the tensors of its files that were moved to other names or shapes.
         complete (`bool`): whether all of its tensors of floats were compared, as wholes, with the carriers that were
             not found by name.
+        interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
+            the suspect fused carriers.
     """
 
     suspect: TensorReader
     matches: dict[str, TensorInfo]
     used: tuple[str, ...] = ()
     complete: bool = True
+    interference: float = 0.0
 
 
 def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> PlacedSuspect:
@@ -51,33 +56,44 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     Args:
         base, original, suspect: see [`extract`].
     """
-    suspect = to_base_names(base, suspect)
-    restored, complete = restore_channels(base, original, suspect)
-    found = _place_whole(base, original, restored)
+    named = to_base_names(base, suspect)
+    restored, complete = restore_channels(base, original, named)
+    found = _place_whole(base, original, suspect if restored is named else restored, restored)
     if 2 * len(found.matches) < len(base.carriers):
-        restored, complete = restore_channels(base, original, suspect, named=False)
-        if restored is not suspect:
-            found = _place_whole(base, original, restored)
+        restored, complete = restore_channels(base, original, named, named=False)
+        if restored is not named:
+            found = _place_whole(base, original, restored, restored)
     return found._replace(complete=found.complete and complete)
 
 
-def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader) -> PlacedSuspect:
-    """Places tensors that have all of the carriers' weights, or slices of them."""
+def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader, named: TensorReader) -> PlacedSuspect:
+    """Places tensors that have all of the carriers' weights, or slices of them.
+
+    Args:
+        base, original, suspect: see [`extract`].
+        named ([`TensorReader`]): the suspect under the base's names.
+    """
+    matches = similar_namesakes(original, named, match_names(base, named))
+    suspect = to_base_blocks(base, original, suspect, named, matches)
     by_name = match_names(base, suspect)
-    matches = similar_namesakes(original, suspect, by_name)
+    if suspect is not named:
+        matches = similar_namesakes(original, suspect, by_name)
     missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
     if not missing:
         return PlacedSuspect(suspect, matches, _used(suspect))
     taken = {info.name for info in matches.values()}
+    fused = find_fused_branches(base, original, suspect, missing, taken)
+    missing = [name for name in missing if name not in fused.placements]
+    taken |= {piece.view.info.name for each in fused.placements.values() for piece in each.pieces}
     floats = [info for info in suspect.tensors.values() if info.dtype in READABLE]
     search = PlacementSearch(base, original, suspect, floats, missing, taken)
-    placements = search.run()
+    placements = search.run() | fused.placements
     left = [name for name in missing if name not in placements]
-    codes, scaled = CodeTensors(suspect, {prod(base.tensors[name].shape) for name in left}), {}
+    codes, scaled = CodeTensors(suspect, {prod(base.tensors[name].shape) for name in left}), dict(fused.weights)
     if codes.codes:
         integers = PlacementSearch(base, original, codes, codes.codes.values(), left, set())
         found = integers.run(MIN_CODE_COSINE)
-        scaled = {name: _Scaling(original, original.tensors[name]) for name in found}
+        scaled |= {name: _Scaling(original, original.tensors[name]) for name in found}
         placements |= found
         search.complete &= integers.complete
     free = {name: info for name, info in by_name.items() if name not in matches | placements}
@@ -87,7 +103,7 @@ def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader) -> Pla
         return PlacedSuspect(suspect, matches, _used(suspect), search.complete)
     placed = PlacedWeights(codes, placements | _moved(matches, placements), scaled)
     matches |= {name: placed.tensors[name] for name in placed.placements}
-    return PlacedSuspect(placed, matches, placed.used, search.complete)
+    return PlacedSuspect(placed, matches, placed.used, search.complete, fused.interference)
 
 
 def _used(suspect: TensorReader) -> tuple[str, ...]:

@@ -16,8 +16,10 @@ from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
+from hf_fingerprint.extraction.further_readings import MarkSums, TensorPlace, read_further
 from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
+from hf_fingerprint.extraction.whiten import GROUP_ROWS, GROUPS, MIN_DRIFT_ENERGY, is_colored
 from hf_fingerprint.vault import Base, Carrier
 
 
@@ -45,6 +47,7 @@ class TensorExtraction:
         weights (`int`): how many weights were compared.
         dropped (`int`): how many were dropped.
         sample ([`SampleStatistics`]): how a sample of its rows compares with the base's.
+        whitened, by_ancestor ([`MarkSums`] or `None`): the further readings; see [`read_further`].
     """
 
     sums: np.ndarray
@@ -55,6 +58,8 @@ class TensorExtraction:
     weights: int
     dropped: int
     sample: "SampleStatistics"
+    whitened: MarkSums | None = None
+    by_ancestor: MarkSums | None = None
 
 
 class _TensorPair(NamedTuple):
@@ -74,6 +79,16 @@ class _TensorPair(NamedTuple):
         kept = ~_dropped_mask(theirs)
         return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept
 
+    def load_difference(self, rows: slice, inverse: np.ndarray) -> np.ndarray:
+        """The difference of some rows in amplitudes, `float32` of shape `(rows, columns)`; 0 where dropped."""
+        ours, theirs = (
+            to_float32(where.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes), info.dtype)
+            for where, info in ((self.original, self.base_info), (self.suspect, self.info))
+        )
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.where(_dropped_mask(theirs), 0, theirs - ours).reshape(rows.stop - rows.start, -1)
+            return np.clip(difference * inverse[rows, None], -MAX_CLIP, MAX_CLIP)
+
 
 @dataclass(frozen=True)
 class SampleStatistics:
@@ -86,12 +101,14 @@ class SampleStatistics:
         columns (`np.ndarray` of shape `(columns,)` or `None`): each column's squared drift relative to the mean, if
             the tensor drifted unevenly and by more than the mark, or was pruned and then trained.
         mixture ([`PruningMixture`] or `None`): the mixture, if it was pruned and then trained.
+        drifted (`bool`): whether the difference is more than a mark and the rounding to half precision.
     """
 
     products: np.ndarray
     clip: np.float32
     columns: np.ndarray | None
     mixture: PruningMixture | None
+    drifted: bool
 
 
 def extract_tensor(
@@ -101,6 +118,7 @@ def extract_tensor(
     suspect: TensorReader,
     info: TensorInfo,
     rows: slice | None = None,
+    ancestor: tuple[TensorReader, TensorInfo] | None = None,
 ) -> TensorExtraction:
     """Extracts the signal of one carrier of the suspect, or of some of its rows, block by block.
 
@@ -109,12 +127,14 @@ def extract_tensor(
         carrier ([`Carrier`]): the carrier.
         info ([`TensorInfo`]): the suspect's tensor, of the carrier's shape.
         rows (`slice`, *optional*): rows to read, all by default; both ends are multiples of 8, or the tensor's end.
+        ancestor (pair of [`TensorReader`] and [`TensorInfo`], *optional*): the ancestor's tensor, of the same shape.
     """
     base_info = original.tensors[carrier.name]
     first, last = (0, base_info.rows) if rows is None else (rows.start, rows.stop)
     part = replace(base_info, shape=(last - first, *base_info.shape[1:]), nbytes=(last - first) * base_info.row_bytes)
     inverse = np.divide(1, carrier.amplitude, out=np.zeros_like(carrier.amplitude), where=carrier.amplitude > 0)
-    sample = _compare_sample(_TensorPair(original, base_info, suspect, info), inverse, slice(first, last))
+    pair = _TensorPair(original, base_info, suspect, info)
+    sample = _compare_sample(pair, inverse, slice(first, last))
     projection = TensorProjection(base.secret, carrier.name, base.length, first * base_info.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
@@ -160,10 +180,17 @@ def extract_tensor(
             fold(weights.reshape(-1), (projection.offset + done) % base.length, masses)
         projection.read(difference, sums)
         done += difference.size
-    if masses is not None:
-        return TensorExtraction(sums, None, masses, projection.offset, 1.0, done, dropped, sample)
-    weight = 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
-    return TensorExtraction(sums, missing, None, projection.offset, weight, done, dropped, sample)
+    whitened = by_ancestor = None
+    if sample.drifted:
+        colored = _has_color(pair, inverse, slice(first, last))
+        place = TensorPlace(base, carrier, (original, base_info), (suspect, info), ancestor, slice(first, last))
+        if colored or ancestor is not None:
+            whitened, by_ancestor = read_further(place, colored, sample.mixture)
+    weight = 1.0 if masses is not None else 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
+    missing = missing if masses is None else None
+    return TensorExtraction(
+        sums, missing, masses, projection.offset, weight, done, dropped, sample, whitened, by_ancestor
+    )
 
 
 def _inverse_variances(
@@ -207,7 +234,17 @@ def _compare_sample(pair: _TensorPair, inverse: np.ndarray, rows: slice) -> Samp
     mixture = fit_pruning_mixture(base, moved) if len(moved) else None
     columns = _column_drift(pair, inverse, rows, mixture) if spread > DRIFT_THRESHOLD or mixture else None
     clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_CLIP))
-    return SampleStatistics(products * (count / len(chosen)), clip, columns, mixture)
+    drifted = bool(np.mean(np.square(moved)) > MIN_DRIFT_ENERGY) if len(moved) else False
+    return SampleStatistics(products * (count / len(chosen)), clip, columns, mixture, drifted)
+
+
+def _has_color(pair: _TensorPair, inverse: np.ndarray, rows: slice) -> bool:
+    """Whether rows from all over the tensor drifted in common directions; see [`is_colored`]."""
+    count = rows.stop - rows.start
+    if count <= GROUPS * GROUP_ROWS:
+        return is_colored(pair.load_difference(rows, inverse))
+    starts = [rows.start + int(first) for first in np.linspace(0, count - GROUP_ROWS, GROUPS)]
+    return is_colored(np.concatenate([pair.load_difference(slice(at, at + GROUP_ROWS), inverse) for at in starts]))
 
 
 def _column_drift(

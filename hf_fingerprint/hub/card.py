@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hf_fingerprint
 from hf_fingerprint.checkpoints import limits
 from hf_fingerprint.checkpoints.configs import CONFIG
+from hf_fingerprint.checkpoints.model_card import README, read_card
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-README = "README.md"
 _TEMPLATE = "variant.md"
 _VARIANT = re.compile(r"(pytorch_)?model\.(?P<variant>[A-Za-z0-9_-]+?)(-\d+-of-\d+)?\.safetensors")
-_BLANK_LINES = re.compile(r"[\r\n]{50,}")
 
 
 def make_card(
@@ -108,23 +107,9 @@ def _template() -> "Template":
 
 def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
     """The metadata and the text of the base's card, with headings one level deeper."""
-    from huggingface_hub import ModelCard
-
-    path = folder / README
-    if not path.exists():
+    card = read_card(folder)
+    if card is None:
         return {}, ""
-    try:
-        text = limits.read_bounded(path, limits.MAX_CARD, "a model card").decode("utf-8")
-        text = _BLANK_LINES.sub("\n\n", text)  # the library's search for the front matter is quadratic in them
-        if len(text.partition("\n---")[0]) > limits.MAX_FRONT_MATTER and text.lstrip().startswith("---"):
-            size = f"more than {limits.MAX_FRONT_MATTER} bytes of front matter"
-            raise CheckpointError(f"{path}, the base's model card, has {size}: shorten it.")
-        card = ModelCard(text, ignore_metadata_errors=False)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises errors of any class for unexpected YAML
-        failed = f"can't be read ({type(error).__name__})"
-        raise CheckpointError(f"{path}, the base's model card, {failed}: correct its front matter.") from None
     lines, in_code_block = [], False
     for line in card.text.strip().splitlines():
         in_code_block ^= line.startswith("```")

@@ -31,6 +31,7 @@ from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operatio
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
 from hf_fingerprint.progress import Progress, shows_progress
+from hf_fingerprint.registration import AncestorInput
 from hf_fingerprint.registration.content import lookup_base, weights_hash
 from hf_fingerprint.registration.same_weights import find_recorded_copies
 from hf_fingerprint.vault import (
@@ -300,6 +301,7 @@ def push_to_hub(
     as_base: bool = False,
     *,
     base: ModelInput | None = None,
+    ancestor: AncestorInput = None,
     progress: Progress | None = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
@@ -324,6 +326,7 @@ def push_to_hub(
         include_code (`bool`, *optional*, defaults to `False`): whether the copy includes the model's `.py` files.
         as_base (`bool`, *optional*, defaults to `False`): see [`register`].
         base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): see [`issue`].
+        ancestor (`str`, `Path`, `torch.nn.Module`, mapping or `False`, *optional*): see [`register`].
         progress (callable, *optional*): a [`Progress`].
         device, revision, token, cache_dir, subfolder, variant (*optional*): see [`register`]. They are about `model`;
             the token writes to `repo` too.
@@ -334,7 +337,8 @@ def push_to_hub(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     chosen = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant).keywords
     publisher, assignment = Publisher(vault, publish_config, token=token), Assignment(recipient, repo, account)
-    with Issuer(model, vault, config, progress, include_code, as_base, base=base, device=device, **chosen) as issuer:
+    chosen |= {"base": base, "ancestor": ancestor, "device": device}
+    with Issuer(model, vault, config, progress, include_code, as_base, **chosen) as issuer:
         return publisher.issue(issuer, assignment, progress=progress)
 
 

@@ -11,6 +11,7 @@ from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.issuing.issuer import Issuer
 from hf_fingerprint.progress import Progress, shows_progress
+from hf_fingerprint.registration import AncestorInput
 from hf_fingerprint.vault import Vault
 
 
@@ -29,6 +30,7 @@ def issue(
     include_code: bool = False,
     as_base: bool = False,
     base: ModelInput | None = None,
+    ancestor: AncestorInput = None,
     progress: Progress | None = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
@@ -50,6 +52,7 @@ def issue(
     include_code: bool = False,
     as_base: bool = False,
     base: ModelInput | None = None,
+    ancestor: AncestorInput = None,
     progress: Progress | None = None,
     device: "str | torch.device | None" = None,
     token: str | bool | None = None,
@@ -68,6 +71,7 @@ def issue(
     include_code: bool = False,
     as_base: bool = False,
     base: ModelInput | None = None,
+    ancestor: AncestorInput = None,
     progress: Progress | None = None,
     device: "str | torch.device | None" = None,
     token: str | bool | None = None,
@@ -86,6 +90,7 @@ def issue(
     include_code: bool = False,
     as_base: bool = False,
     base: ModelInput | None = None,
+    ancestor: AncestorInput = None,
     progress: Progress | None = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
@@ -114,6 +119,8 @@ def issue(
         as_base (`bool`, *optional*, defaults to `False`): whether to register a copy as a base; see [`register`].
         base (`str`, `Path`, `torch.nn.Module` or mapping, *optional*): the base's own files, if `model` is what a
             library loaded from them. They are registered, so a trace needs no module; `model` must have their weights.
+        ancestor (`str`, `Path`, `torch.nn.Module`, mapping or `False`, *optional*): the public model that the base was
+            fine-tuned from; see [`register`].
         progress (callable, *optional*): a [`Progress`].
         device, revision, token, cache_dir, subfolder, variant (*optional*): see [`register`]. A model in memory has no
             revision, subfolder and variant.
@@ -129,7 +136,8 @@ def issue(
     if out is None and isinstance(model, str | Path):
         raise CheckpointError(f"A copy of {model} needs a folder: give it as out (--out).")
     chosen = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant).keywords
-    with Issuer(model, vault, config, progress, include_code, as_base, base=base, device=device, **chosen) as issuer:
+    chosen |= {"base": base, "ancestor": ancestor, "device": device}
+    with Issuer(model, vault, config, progress, include_code, as_base, **chosen) as issuer:
         if out is None:
             return issuer.issue_in_memory(recipient, progress)
         return issuer.issue(recipient, Path(out), progress)

@@ -37,7 +37,7 @@ from hf_fingerprint.keys import commitment
 from hf_fingerprint.models.live_modules import has_own_format
 from hf_fingerprint.printable import printable
 from hf_fingerprint.progress import Progress, part_of, shows_progress
-from hf_fingerprint.registration import register
+from hf_fingerprint.registration import AncestorInput, register
 from hf_fingerprint.registration.content import match_base
 from hf_fingerprint.registration.registering import register_checkpoint
 from hf_fingerprint.registration.same_weights import copy_hash
@@ -57,7 +57,7 @@ class Issuer:
     """An open base from which several copies are issued; it is opened and hashed once.
 
     Args:
-        model, vault, config, include_code, as_base, base: see [`issue`].
+        model, vault, config, include_code, as_base, base, ancestor: see [`issue`].
         progress (callable, *optional*): a [`Progress`] for the registration.
         device, revision, token, cache_dir, subfolder, variant: see [`register`].
     """
@@ -73,6 +73,7 @@ class Issuer:
         as_base: bool = False,
         *,
         base: ModelInput | None = None,
+        ancestor: AncestorInput = None,
         device: "str | torch.device | None" = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -88,11 +89,11 @@ class Issuer:
             self.base: Base
             if base is None:
                 self.base, self._names = register_checkpoint(
-                    self._checkpoint, vault, config, progress, as_base=as_base, device=device
+                    self._checkpoint, vault, config, progress, as_base=as_base, device=device, ancestor=ancestor
                 )
             else:
-                access = options.access.keywords
-                self.base = register(base, vault, config, progress, as_base=as_base, device=device, **access)
+                access = options.access.keywords | {"device": device}
+                self.base = register(base, vault, config, progress, as_base=as_base, ancestor=ancestor, **access)
                 self._names = match_base(self._checkpoint, self.base, vault)
         except BaseException:
             self._checkpoint.close()

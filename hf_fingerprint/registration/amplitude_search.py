@@ -1,8 +1,8 @@
 """Finds the largest amplitudes within the output budget, by measuring marked models."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
 
@@ -19,16 +19,26 @@ from hf_fingerprint.keys import new_secret
 from hf_fingerprint.models import BuiltModel, LazyImages
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration.measuring import measurement_error
-from hf_fingerprint.registration.output_comparison import BATCH, OutputComparison, compare_outputs
+from hf_fingerprint.registration.output_budget import CAPPED_BELOW, OutputBudget
+from hf_fingerprint.registration.output_comparison import BATCH, BaseOutputs, OutputComparison, compare_outputs
 from hf_fingerprint.vault import Carrier
 
 
 MAX_COPIES, SEARCH_BATCH = 128, 4  # copies that are measured; images for each in the search
 MAX_SEARCH_STEPS, MAX_REPORT_STEPS = 8, 4  # measurements on the search images and on the report images
-SEARCH_TARGET, REPORT_TARGET = 0.8, 0.5  # shares of the budget to spend
+SEARCH_TARGET = 0.8  # share of the budget to spend on the search images; `CAPPED_BELOW` on the others
 MAX_SECONDS = 120.0  # for all measurements on the report images
 Measure = Callable[[np.ndarray], OutputComparison]
 MeasuredAmplitudes = tuple[np.ndarray, OutputComparison]
+Divide = Callable[[float, float], np.ndarray]  # a divergence and the largest `eps` to all `eps`
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The divergence that is divided among the carriers, to second order, and the largest amplitude of any."""
+
+    kl: float
+    cap: float
 
 
 def make_carriers(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
@@ -48,6 +58,7 @@ class MarkedModel:
         rms (`dict[str, np.ndarray]`): the root mean square of each row, by carrier.
         secret (`bytes`): the model secret.
         codewords (`np.ndarray` of shape `(copies, V / 8)`): packed codewords of no recipient.
+        base_outputs ([`BaseOutputs`]): what the model itself returns.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +68,7 @@ class MarkedModel:
     rms: dict[str, np.ndarray] = field(repr=False)
     secret: bytes = field(repr=False)
     codewords: np.ndarray = field(repr=False)
+    base_outputs: BaseOutputs = field(default_factory=BaseOutputs, repr=False, compare=False)
 
     def compare(
         self,
@@ -71,7 +83,8 @@ class MarkedModel:
         carriers = make_carriers(list(self.parameters), eps, self.rms)
         names = self.parameters
         marks = ({names[c.name]: self._marked_weights(c, word) for c in carriers} for word in cycle(self.codewords))
-        found = compare_outputs(self.model.module, images, marks, self.kind, batch, seconds, clock)
+        module = self.model.module
+        found = compare_outputs(module, images, marks, self.kind, batch, seconds, clock, self.base_outputs)
         if not np.isfinite(found.kl):
             raise measurement_error(CarrierError(f"{self.checkpoint.source.name} gives no numbers once it is marked."))
         return found
@@ -96,20 +109,20 @@ def search_amplitudes(
     marked: MarkedModel,
     search_images: LazyImages,
     report_images: LazyImages,
-    eps: np.ndarray,
-    max_kl: float,
+    divide: Divide,
+    budgets: Sequence[OutputBudget],
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> MeasuredAmplitudes:
-    """Scales the amplitudes until marked models keep the output budget and spend most of it.
+    """Changes the amplitudes until marked models keep one of the budgets and spend most of it.
 
     The search uses a few images. The result is measured, and corrected if needed, on others.
 
     Args:
         marked ([`MarkedModel`]): the model.
         search_images, report_images ([`LazyImages`]): disjoint calibration inputs.
-        eps (`np.ndarray` of shape `(T,)`): the initial amplitudes.
-        max_kl (`float`): the budget, in nats.
+        divide (callable): divides a divergence among the carriers under a cap, see [`spend_budget`].
+        budgets (sequence of [`OutputBudget`]): see [`output_budgets`].
         progress (callable): a [`Progress`].
         clock (callable, *optional*): returns the time in seconds. Measuring on the report images takes at most two
             minutes; each measurement gets half of the time left.
@@ -118,41 +131,56 @@ def search_amplitudes(
         `(eps, comparison)`
 
     Raises:
-        [`CarrierError`]: if no mark keeps the budget.
+        [`CarrierError`]: if no mark keeps a budget.
     """
     where = marked.checkpoint.source.name
     search = partial(marked.compare, images=search_images, batch=SEARCH_BATCH)
-    eps, _ = _spend_budget(search, eps, max_kl, MAX_SEARCH_STEPS, SEARCH_TARGET, where)
+    largest = max(budget.max_kl for budget in budgets)
+    begin = _Level(largest, largest_eps(largest))
+    level, *_ = _spend_budget(search, divide, begin, budgets, MAX_SEARCH_STEPS, SEARCH_TARGET, where)
     progress(f"measuring the marked model on up to {len(report_images):,} other images", 0, None)
     end = clock() + MAX_SECONDS
 
     def measure(eps: np.ndarray) -> OutputComparison:
         return marked.compare(eps, report_images, BATCH, (end - clock()) / 2, clock)
 
-    return _spend_budget(measure, eps, max_kl, MAX_REPORT_STEPS, REPORT_TARGET, where)
+    _, eps, found = _spend_budget(measure, divide, level, budgets, MAX_REPORT_STEPS, CAPPED_BELOW, where)
+    return eps, found
 
 
 def _spend_budget(
-    measure: Measure, eps: np.ndarray, max_kl: float, max_steps: int, target_share: float, where: str
-) -> MeasuredAmplitudes:
-    cap = largest_eps(max_kl)
-    best: MeasuredAmplitudes | None = None
+    measure: Measure,
+    divide: Divide,
+    level: _Level,
+    budgets: Sequence[OutputBudget],
+    max_steps: int,
+    target_share: float,
+    where: str,
+) -> tuple[_Level, np.ndarray, OutputComparison]:
+    best: tuple[_Level, np.ndarray, OutputComparison] | None = None
     failures = 0
-    for _ in range(max_steps):  # the second-order prediction is an estimate, so measure and scale
+    for _ in range(max_steps):  # the second-order prediction is an estimate, so measure and correct
+        eps = divide(level.kl, level.cap)
         found = measure(eps)
-        if found.kl <= max_kl:
-            best = eps, found
-            if failures or found.kl >= target_share * max_kl or (eps >= cap).all():
+        spent = min(budget.spent(found) for budget in budgets)
+        if spent <= 1:
+            best = level, eps, found
+            if failures or spent >= target_share or (eps >= level.cap).all():
                 break
-            eps = np.minimum(cap, eps * np.sqrt(0.9 * max_kl / max(found.kl, 0.05 * max_kl)))
+            level = replace(level, kl=level.kl * 0.9 / max(spent, 0.05))
         elif best is not None:
             break
-        else:  # rounding to half precision costs too and doesn't shrink with the mark, so shrink faster each time
-            eps = eps * np.sqrt(0.9 * max_kl / found.kl) * 0.9**failures
+        elif failures:  # what has a wrong sensitivity or is rounded does not follow, so shrink all, faster each time
+            share = 0.9 / spent * 0.81**failures
+            level = _Level(level.kl * share, float(eps.max()) * share**0.5)
+            failures += 1
+        else:
+            level = replace(level, kl=level.kl * 0.9 / spent)
             failures += 1
     if best is None:
+        decisions = "" if budgets[-1].min_agreement is None else f" and an agreement of {found.agreement:.2%}"
         raise CarrierError(
-            f"{where}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs; the weakest one tried has "
-            f"{found.kl:.1e}. Choose a larger --max-kl."
+            f"{where}: no mark keeps {budgets[-1]} on the calibration inputs; the weakest one tried has a KL of "
+            f"{found.kl:.1e}{decisions}. Choose a larger --max-kl{' or a smaller --min-agreement' * bool(decisions)}."
         )
     return best

@@ -12,6 +12,7 @@ from hf_fingerprint.errors import BuildError, CarrierError
 from hf_fingerprint.models import BuiltModel, LazyImages, build_model, map_parameter_names
 from hf_fingerprint.models.inputs import lazy_synthetic_images, split_user_images
 from hf_fingerprint.progress import Progress
+from hf_fingerprint.registration.output_budget import OutputBudget
 from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.outputs import find_output_kind
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
@@ -93,16 +94,17 @@ def measurement_error(error: BuildError | CarrierError) -> BuildError | CarrierE
 
 
 def make_calibration(
-    measured: OutputComparison | None, measurable: MeasurableModel | None, max_kl: float, eps: float | None
+    measured: OutputComparison | None, measurable: MeasurableModel | None, budget: OutputBudget, eps: float | None
 ) -> Calibration:
     """The record of the measurement."""
     if measured is None or measurable is None:
-        return Calibration("none", 0, max_kl, None, None, eps=eps)
+        return Calibration("none", 0, budget.max_kl, None, None, eps=eps)
+    predicted, predicted_low = measured.predicted_agreement or (None, None)
     low, high = measured.agreement_interval or (None, None)
     return Calibration(
         measurable.inputs,
         measured.images,
-        max_kl,
+        budget.max_kl,
         measured.kl,
         measured.agreement,
         measurable.kind,
@@ -113,6 +115,9 @@ def make_calibration(
         low,
         high,
         eps,
+        budget.min_agreement,
+        predicted,
+        predicted_low,
     )
 
 

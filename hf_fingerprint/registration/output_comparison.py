@@ -5,23 +5,23 @@ terms. So each batch of images runs through another copy, and the mean is over i
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 from hf_fingerprint.models import LazyImages, device_of, fit_batch_size, run_model
-from hf_fingerprint.registration.outputs import divergence, output_values, same_decisions
+from hf_fingerprint.registration.intervals import between_group_std, student_interval, wilson_interval
+from hf_fingerprint.registration.outputs import divergence, output_values, reversing_factors, same_decisions
+from hf_fingerprint.registration.predicted_agreement import predict_agreement
 
 
 if TYPE_CHECKING:
     import torch
 
 BATCH = 8
-CONFIDENCE_LEVEL = 0.95
+MAX_KEPT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class OutputComparison:
         images (`int`): how many images were measured.
         decisions (`int`): how many decisions were compared: one per image or position of a map; 0 for features.
         agreeing (`int`): how many of them are the same.
+        predicted_agreement (`tuple[float, float]`, *optional*): the agreement by [`predict_agreement`], with its lower
+            limit; `None` for features.
     """
 
     kl: float
@@ -44,6 +46,7 @@ class OutputComparison:
     images: int
     decisions: int
     agreeing: int
+    predicted_agreement: tuple[float, float] | None = None
 
     @property
     def agreement(self) -> float | None:
@@ -56,6 +59,23 @@ class OutputComparison:
         return None if self.agreement is None else wilson_interval(self.agreement, self.images)
 
 
+class BaseOutputs:
+    """A model's own outputs, kept up to 64 MB, since every comparison on the same images needs the same ones."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, torch.Tensor] = {}
+        self._bytes = 0
+
+    def get(self, key: Hashable, run: "Callable[[], torch.Tensor]") -> "torch.Tensor":
+        """The outputs for this key, from `run` if they are not kept."""
+        if key in self._kept:
+            return self._kept[key]
+        values = run()
+        if self._bytes + values.nbytes <= MAX_KEPT_BYTES:
+            self._kept[key], self._bytes = values, self._bytes + values.nbytes
+        return values
+
+
 def compare_outputs(
     module: "torch.nn.Module",
     images: LazyImages,
@@ -64,6 +84,7 @@ def compare_outputs(
     batch: int = BATCH,
     seconds: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
+    base_outputs: BaseOutputs | None = None,
 ) -> OutputComparison:
     """Compares a model with marked copies of it, each on a batch of images.
 
@@ -75,13 +96,15 @@ def compare_outputs(
         batch (`int`, *optional*, defaults to 8): the number of images per copy.
         seconds (`float`, *optional*): no batch starts after this time.
         clock (callable, *optional*): returns the time in seconds.
+        base_outputs ([`BaseOutputs`], *optional*): what the model itself returned in earlier comparisons.
     """
     import torch
     from torch.func import functional_call
 
-    parameters, device = dict(module.named_parameters()), device_of(module)
+    parameters, device, known = dict(module.named_parameters()), device_of(module), base_outputs or BaseOutputs()
     at_once = fit_batch_size(images.pixels, BATCH)
     divergences: list[np.ndarray] = []
+    factors: list[np.ndarray] = []
     decisions, agreeing, began = 0, 0, clock()
     with torch.no_grad():
         for batch_images, marked in zip(images.batches(batch), marks, strict=False):
@@ -90,55 +113,23 @@ def compare_outputs(
                 for name, values in marked.items()
             }
             batch_divergences: list[torch.Tensor] = []
-            for part in batch_images.split(at_once):
-                before = output_values(run_model(module, part), kind)
+            batch_factors: list[torch.Tensor] = []
+            for number, part in enumerate(batch_images.split(at_once)):
+                key = id(images), batch, len(divergences), number
+                before = known.get(key, lambda part=part: output_values(run_model(module, part), kind))  # type: ignore[misc]
                 after = output_values(functional_call(module, copy, (part.to(device),)), kind)
                 batch_divergences.append(divergence(before, after, kind))
-                same = same_decisions(before, after, kind)
-                if same is not None:
+                same, factor = same_decisions(before, after, kind), reversing_factors(before, after, kind)
+                if same is not None and factor is not None:
                     decisions, agreeing = decisions + same.numel(), agreeing + int(same.sum())
+                    batch_factors.append(factor)
             divergences.append(torch.cat(batch_divergences).numpy())
+            if batch_factors:
+                factors.append(torch.cat(batch_factors).numpy())
             if clock() - began >= seconds:
                 break
     each = np.concatenate(divergences)
-    interval = _interval(divergences if len(divergences) > 1 else list(each[:, None]))
-    scatter = _between_group_std(divergences)
-    return OutputComparison(float(each.mean()), interval, scatter, len(each), decisions, agreeing)
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a mean over `count` independent observations in [0, 1].
-
-    Zeros and ones have the largest spread for a given mean, so the interval is wide enough for other values as well.
-    """
-    z = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2))
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of non-negative values, from independent groups of them."""
-    mean, variance = _mean_and_variance(groups)
-    if len(groups) < 2:
-        return 0.0, mean
-    shares = np.array([len(group) for group in groups]) / sum(len(group) for group in groups)
-    half = float(stdtrit(len(groups) - 1, 0.5 + CONFIDENCE_LEVEL / 2)) * sqrt(variance * float((shares**2).sum()))
-    return max(0.0, mean - half), mean + half
-
-
-def _between_group_std(groups: Sequence[np.ndarray]) -> float:
-    """The standard deviation of the groups' true means: the measured means' without the noise within the groups."""
-    if len(groups) < 2:
-        return 0.0
-    sizes = np.array([len(group) for group in groups])
-    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / max(1, sizes.sum() - len(groups))
-    return sqrt(max(0.0, _mean_and_variance(groups)[1] - within / float(sizes.mean())))
-
-
-def _mean_and_variance(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The mean of all values, and the variance of the groups' means about it."""
-    sizes, means = np.array([len(group) for group in groups]), np.array([group.mean() for group in groups])
-    mean = float((sizes * means).sum() / sizes.sum())
-    variance = float((sizes / sizes.sum() * (means - mean) ** 2).sum())
-    return mean, variance * len(groups) / max(1, len(groups) - 1)
+    interval = student_interval(divergences if len(divergences) > 1 else list(each[:, None]))
+    predicted = predict_agreement(factors) if factors and np.isfinite(each).all() else None
+    scatter = between_group_std(divergences)
+    return OutputComparison(float(each.mean()), interval, scatter, len(each), decisions, agreeing, predicted)

@@ -128,6 +128,28 @@ def same_decisions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> 
     return before.argmax(-1) == after.argmax(-1)
 
 
+def reversing_factors(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor | None":
+    """How many times as large a change of the output, in the same or the opposite direction, reverses each decision.
+
+    It is the margin divided by the size of its change, where the margin is the base's lead of its top class over the
+    second, or the distance of a logit from 0, and of several labels the one that is reversed first.
+
+    Returns:
+        `torch.Tensor` of shape `(n, positions)`, `float64`, or `None` for features.
+    """
+    if kind == "features":
+        return None
+    one, two = before.double(), after.double()
+    if _is_binary(before, kind):
+        margins, changes = one.abs(), (two - one).abs()
+    else:
+        top, classes = one.topk(2, -1)
+        then = two.gather(-1, classes)
+        margins = (top[..., 0] - top[..., 1])[..., None]
+        changes = ((then[..., 0] - then[..., 1])[..., None] - margins).abs()
+    return (margins / changes).nan_to_num(float("inf"), posinf=float("inf")).amin(-1)
+
+
 def random_direction(values: "torch.Tensor", kind: str, generator: "torch.Generator") -> "torch.Tensor":
     """Draws a random direction in the output, with mean 0 and covariance M in each image.
 

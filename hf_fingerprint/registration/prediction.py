@@ -2,19 +2,23 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.codes import Codebook, coalition_by_formula
 from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.codes.design import LENGTHS, WEIGHTS_PER_POSITION
+from hf_fingerprint.config import SMALL_MAX_KL
 from hf_fingerprint.errors import CarrierError
+from hf_fingerprint.registration.output_budget import limiting_measure
 from hf_fingerprint.vault import Base
 
 
-DRIFT = 0.02
+DRIFT, LARGE_DRIFT = 0.02, 0.2  # about those of fine-tuning with AdamW at 1e-4 and 1e-3
 
 
 def code_length(weights: int, where: str) -> int:
@@ -83,6 +87,35 @@ def predicted_score(base: Base, drift: float = DRIFT, carriers: Collection[str] 
     counts, eps = _carrier_counts_and_eps(base)
     marked = np.array([carriers is None or carrier.name in carriers for carrier in base.carriers])
     return score_after_drift(base.codebook(), counts[marked], eps[marked], drift) if marked.any() else 0.0
+
+
+def as_at_budget(base: Base, max_kl: float) -> Base:
+    """A base with the amplitudes that it would have under another, smaller budget, for predictions.
+
+    Args:
+        base ([`Base`]): the registered base. One whose output is not measured is returned unchanged.
+        max_kl (`float`): the budget, in nats.
+    """
+    if not base.calibration.kl or base.calibration.eps is not None:
+        return base
+    scale, cap = min(1.0, (max_kl / base.calibration.kl) ** 0.5), largest_eps(max_kl)
+    carriers = (replace(carrier, eps=min(cap, scale * carrier.eps)) for carrier in base.carriers)
+    return replace(base, carriers=tuple(carriers))
+
+
+def predictions(base: Base) -> dict[str, float | int | str | None]:
+    """What limits the mark's strength and what the strength yields, for JSON: scores of one leaked copy as issued and
+    after drifts of 2 and 20 %, the averaging coalition, and the last two at a budget of 1e-4 nats."""
+    small = as_at_budget(base, SMALL_MAX_KL)
+    return {
+        "limited_by": limiting_measure(base.calibration),
+        "predicted_score_as_issued": predicted_score(base, 0.0),
+        "predicted_score": predicted_score(base),
+        "predicted_score_large_drift": predicted_score(base, LARGE_DRIFT),
+        "predicted_score_large_drift_small_budget": predicted_score(small, LARGE_DRIFT),
+        "predicted_coalition": predicted_coalition(base),
+        "predicted_coalition_small_budget": predicted_coalition(small),
+    }
 
 
 def predicted_coalition(base: Base, drift: float = DRIFT) -> int:

@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name, spend_budget
+from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
+from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
@@ -26,8 +28,10 @@ from hf_fingerprint.registration.amplitude_search import (
 )
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import WeightScan, cache_hash, cached_hash, scan_weights
+from hf_fingerprint.registration.known_ancestors import AncestorInput, find_ancestor, record_ancestor
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import make_calibration, make_measurable
+from hf_fingerprint.registration.output_budget import kept_budget, output_budgets
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.same_weights import Names, find_same_weights
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder, current_bases
@@ -47,6 +51,7 @@ def register(
     remeasure: bool = False,
     as_base: bool = False,
     *,
+    ancestor: AncestorInput = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -68,6 +73,9 @@ def register(
             and a new secret, for new copies. Earlier copies keep their record, and both can be traced.
         as_base (`bool`, *optional*, defaults to `False`): whether to register a model as a base even if it is a copy
             of a base on record, or carries the mark of one. Its record names that base (`copy_of`).
+        ancestor (`str`, `Path`, `torch.nn.Module`, mapping or `False`, *optional*): the public model that it was
+            fine-tuned from, which attackers may have; a trace uses it. Defaults to the `base_model` of the model card,
+            which is fetched from the Hub if it can be; `False` for none. A known base without an ancestor gets it.
         device (`str` or `torch.device`, *optional*): where the model runs while it is measured, such as `"cuda"`.
             Defaults to the CPU, or to where `built` is. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
@@ -77,12 +85,14 @@ def register(
         [`BuildError`]: if the model can't be built to measure its output, and `config` has no fixed `amplitude`.
         [`CarrierError`]: if the model has too few weights, or can't be measured and `config` has no fixed `amplitude`.
         [`CodeError`]: if the base is registered with other settings.
-        [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
+        [`CheckpointError`]: if the given ancestor is not related to the model; see [`find_ancestor`].
+        [`VaultError`]: if the model's folder holds a vault, the model is a copy (see [`find_origin`]), or the base has
+            another ancestor on record.
     """
     options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
     opening = nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model, options=options)
     with opening as checkpoint:
-        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base, device)[0]
+        return register_checkpoint(checkpoint, vault, config, progress, built, remeasure, as_base, device, ancestor)[0]
 
 
 def register_checkpoint(
@@ -94,6 +104,7 @@ def register_checkpoint(
     remeasure: bool = False,
     as_base: bool = False,
     device: "str | torch.device | None" = None,
+    ancestor: AncestorInput = None,
 ) -> tuple[Base, Names]:
     """[`register`] for an open checkpoint: the record, and the checkpoint's tensor names by those of the record."""
     progress = progress or silent
@@ -114,12 +125,15 @@ def register_checkpoint(
     if known is None or remeasure:
         digests = None if scan is None else scan.digests
         copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base, digests)
+        descended = known.ancestor if known is not None and ancestor is None else None
+        if descended is None:
+            descended = find_ancestor(checkpoint, vault, ancestor, progress, model_hash)
         found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan, device)
-        found = replace(found, copy_of=copy_of)
+        found = replace(found, copy_of=copy_of, ancestor=descended)
         return vault.add_base(found) if known is None else _add_replacement(known, found, vault), names
     if config is not None:
         _check_config(known, config)
-    return known, names
+    return record_ancestor(known, checkpoint, vault, ancestor, progress, model_hash), names
 
 
 def _copy_origin(
@@ -144,6 +158,7 @@ def _add_replacement(known: Base, found: Base, vault: Vault) -> Base:
 def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
+        "min_agreement": base.calibration.min_agreement,
         "coalition": base.coalition,
         "expected_recipients": base.expected_recipients,
         "alpha": base.alpha,
@@ -182,13 +197,14 @@ def analyze_base(
     """
     progress = progress or silent
     where = checkpoint.source.name
-    max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
     coalition, planned = config.coalition or COALITION, config.expected_recipients or EXPECTED_RECIPIENTS
+    alpha = config.alpha or ALPHA
     check_dtypes(checkpoint.tensors, where)
     if scan is None:
         progress("hashing the weights", 0, None)
         scan = scan_weights(checkpoint)
     measurable = make_measurable(checkpoint, config, built, progress, scan.digests, device)
+    budgets = output_budgets(config, None if measurable is None else measurable.kind)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
@@ -203,36 +219,41 @@ def analyze_base(
         if config.amplitude is None:
             sensitivity = measurable.sensitivity(selected, where)
 
-    def spend(kept: np.ndarray) -> np.ndarray:
+    def spend(kept: np.ndarray, max_kl: float = budgets[0].max_kl, cap: float | None = None) -> np.ndarray:
         """The `eps` of some of the carriers, if no others are marked."""
         if config.amplitude is not None:
             return np.full(len(kept), config.amplitude)
-        return spend_budget(max_kl, sensitivity[kept], sizes[kept])
+        return spend_budget(max_kl, sensitivity[kept], sizes[kept], cap)
 
-    eps = spend(np.arange(len(selected)))
+    every = kept = np.arange(len(selected))
+    eps = spend(every)
     secret = new_secret()
     family = config.code or (FairSigns.family if coalition <= 2 else Tardos.family)
     compact = None
     if config.carriers == "compact":
         kept = compact_window(checkpoint.tensors, selected, spend, where)
-        spread = make_codebook(family, code_length(int(counts.sum()), where), coalition, secret)
-        differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
-        share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
-        compact = CompactMark(share, score_after_drift(spread, counts, eps))
         selected, counts, eps = [selected[i] for i in kept], sizes[kept], spend(kept)
     length = code_length(int(counts.sum()), where)
     codebook = make_codebook(family, length, coalition, secret)
-    measured = None
+    measured, budget = None, budgets[0]
     if measurable is not None:
         parameters = {name: by_model[name] for name in selected}
         search, report = measurable.search_images, measurable.report_images
         codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
         if config.amplitude is None:
-            eps, measured = search_amplitudes(marked, search, report, eps, max_kl, progress)
+            eps, measured = search_amplitudes(marked, search, report, partial(spend, kept), budgets, progress)
+            budget = kept_budget(budgets, measured)
         else:
             with suppress(CarrierError):  # the output is not finite, so it isn't measured
                 measured = marked.compare(eps, report, seconds=MAX_SECONDS)
+    if config.carriers == "compact":
+        allowed = budget.max_kl if measured is None else budget.whole_kl(measured)
+        spread = make_codebook(family, code_length(int(sizes.sum()), where), coalition, secret)
+        differ = sum(checkpoint.tensors[name].nbytes for name in selected)
+        share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
+        whole = spend(every, allowed, largest_eps(budgets[0].max_kl))
+        compact = CompactMark(share, score_after_drift(spread, sizes, whole))
     progress("computing the certified coalition", 0, None)
     certified = coalition_by_simulation(codebook, planned, alpha, drift_noise(counts, eps, length))
     return Base(
@@ -249,7 +270,7 @@ def analyze_base(
         certified_by=certified.method,
         alpha=alpha,
         expected_recipients=planned,
-        calibration=make_calibration(measured, measurable, max_kl, config.amplitude),
+        calibration=make_calibration(measured, measurable, budget, config.amplitude),
         secret=secret,
         compact=compact,
     )

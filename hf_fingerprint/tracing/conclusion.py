@@ -108,7 +108,8 @@ def _conclude_base(
     limit: str | None,
     share: float,
 ) -> _Conclusion:
-    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    base, recipients = target.candidates.base, target.candidates.covered
+    alpha = level.alpha / (level.share * len(extraction.readings))
     hidden = _find_hidden_tensors(target, extraction, suspect)
     if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Conclusion(
@@ -119,6 +120,11 @@ def _conclude_base(
     if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share, noise):
         return _Conclusion(None, Outcome.NOBODY)
     if noise > NOISE and would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
+        if extraction.interference:
+            return _Conclusion(
+                "It adds up branches of which too few weights are left to tell a copy's marks apart: get the model "
+                "before its branches were fused."
+            )
         return _Conclusion(
             f"Its weights are stored in so few bits ({', '.join(stored_dtypes(suspect))}) that a copy's mark may be "
             f"rounded away: get the model before it was quantized."
@@ -182,7 +188,8 @@ def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
 
 def may_hold_copy(target: ReadTarget, extraction: Extraction, suspect: TensorReader, level: AccusationLevel) -> bool:
     """Whether a verbatim copy would have been accused, or may be among the tensors that can't be read."""
-    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    base, recipients = target.candidates.base, target.candidates.covered
+    alpha = level.alpha / (level.share * len(extraction.readings))
     hidden = {each.carrier for each in _find_hidden_tensors(target, extraction, suspect)}
     masses = extraction.similar_counts, carrier_mass(base, hidden)
     return any(would_detect_copy(base, mass, recipients, alpha) for mass in masses)

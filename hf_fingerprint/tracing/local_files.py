@@ -172,6 +172,7 @@ def _extract_all(
             None if number else request.progress,
             aligned,
             request.device,
+            each.ancestor.opened,
         )
         for number, each in enumerate(targets)
     ]

@@ -45,7 +45,8 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
             return _result_from_headers(suspect, bases), 0
         targets = request.targets(found)
         tested = [each.candidates for each in targets]
-        looks = Looks([(each.candidates.base, each.original) for each in targets], suspect)
+        compared = [(each.candidates.base, each.original) for each in targets]
+        looks = Looks(compared, suspect, [each.ancestor.opened for each in targets])
         for look, extractions in enumerate(looks.extractions(request.progress), 1):
             result = decide(suspect, extractions, tested, look, request.progress, all_scores=request.all_scores)
             if result.accused:
@@ -56,6 +57,7 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
         doubtful |= request.base_ref is None and bool(found.not_read)
         twice = not result.accused and any(_may_hold_twice(base, suspect) for base in bases)
         doubtful |= twice
+        doubtful |= any(each.further for each in extractions)  # parts of tensors were whitened, each by itself
         if not result.accused and doubtful and _may_download_all(suspect):
             # channels may be permuted, or the copy is in another file, under other names, or of a base without a share
             # in the first rows

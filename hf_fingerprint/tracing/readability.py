@@ -80,14 +80,16 @@ def stored_dtypes(suspect: TensorReader) -> tuple[str, ...]:
 
 
 def rounding_noise(suspect: TensorReader, extraction: Extraction) -> float:
-    """The noise that a copy's weights have in a suspect, in amplitudes of the mark, at least [`NOISE`].
+    """The noise that a copy's weights have in a suspect, in amplitudes of the mark, at least [`NOISE`] and the marks
+    of carriers that were fused with them.
 
     What few bits round off is gone from a copy too, so where a suspect stores codes, all that its weights differ from
     the base's counts as noise.
     """
+    least = float(np.sqrt(NOISE**2 + extraction.interference))
     if _EXACT.issuperset(stored_dtypes(suspect)) or not extraction.mass.any():
-        return NOISE
-    return max(NOISE, float(np.sqrt(extraction.similar_counts.sum() / extraction.mass.sum())))
+        return least
+    return max(least, float(np.sqrt(extraction.similar_counts.sum() / extraction.mass.sum())))
 
 
 def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:

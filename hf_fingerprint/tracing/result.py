@@ -52,12 +52,17 @@ class ComparedBase:
         source (`str`): where it was registered from.
         copies (`int`): how many of its copies were tested.
         reason (`str`): why it was compared.
+        ancestor (`str` or `None`): the recorded ancestor, with its revision; `None` if none is on record.
+        ancestor_problem (`str` or `None`): why the ancestor was not used; `None` if it was. Without it, copies whose
+            difference from the ancestor was truncated may be missed; a verbatim copy is found all the same.
     """
 
     base: str
     source: str
     copies: int
     reason: str
+    ancestor: str | None = None
+    ancestor_problem: str | None = None
 
 
 @dataclass(frozen=True)

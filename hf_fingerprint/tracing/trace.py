@@ -31,6 +31,8 @@ from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.progress import Progress, shows_progress
+from hf_fingerprint.registration import AncestorInput
+from hf_fingerprint.tracing.ancestor_files import AncestorSelection
 from hf_fingerprint.tracing.conclusion import unread_result
 from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
@@ -55,6 +57,7 @@ def trace(
     max_bytes: int | None = None,
     recipient: str | None = None,
     all_scores: bool = False,
+    ancestor: AncestorInput = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -79,6 +82,9 @@ def trace(
         recipient (`str`, *optional*): tests this recipient's copies alone, as one claim; see [`verify`].
         all_scores (`bool`, *optional*, defaults to `False`): whether the result includes the scores of recipients who
             are not accused. Don't publish them: they help an attacker to build a suspect that accuses one of them.
+        ancestor (`str`, `Path`, `torch.nn.Module`, mapping or `False`, *optional*): the base's recorded ancestor, if
+            its files have moved; `False` to leave it out. By default it is opened where it was recorded from, and the
+            result says if it can't be.
         device (`str` or `torch.device`, *optional*): where the base and the suspect run if that is needed to align
             their weights, such as `"cuda"`. Defaults to the CPU. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of the suspect, and how to reach them;
@@ -88,19 +94,21 @@ def trace(
         [`TraceResult`]
 
     Raises:
-        [`FingerprintError`]: if the suspect, the vault or the base can't be read.
+        [`FingerprintError`]: if the suspect, the vault or the base can't be read, or `ancestor` is not the recorded
+            one.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
     options = HubOptions.for_model(suspect, revision, token, cache_dir, subfolder, variant)
-    request = TraceRequest(vault, base, recipient, all_scores, progress, options, device)
+    ancestors = AncestorSelection(vault, ancestor, options.access)
+    request = TraceRequest(vault, base, recipient, all_scores, progress, options, device, ancestors)
     if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
         names = [copy.recipient for copy in request.rows.copies]
         hint = did_you_mean(recipient, names, "see `hf-fingerprint recipients` for the names")
         raise VaultError(f"{vault.folder} has no copy for {recipient}{hint}{unusable}")
-    with vault.keep_open():
+    with vault.keep_open(), ancestors:
         return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
 

@@ -1,6 +1,6 @@
 """The request of a trace, and the copies that it tests."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,7 @@ from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.progress import Progress
+from hf_fingerprint.tracing.ancestor_files import NO_ANCESTOR, AncestorFiles, AncestorSelection
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.result import ComparedBase
 from hf_fingerprint.tracing.verdict import Candidates
@@ -37,16 +38,19 @@ class ReadTarget:
         candidates ([`Candidates`]): its copies.
         original ([`Checkpoint`]): the base's open files.
         reason (`str`): why it is read.
+        ancestor ([`AncestorFiles`]): the base's ancestor, which is open if it can be had.
     """
 
     candidates: Candidates
     original: Checkpoint
     reason: str
+    ancestor: AncestorFiles = NO_ANCESTOR
 
     def describe(self) -> ComparedBase:
         """The base as the result lists it."""
-        base = self.candidates.base
-        return ComparedBase(base.base_id, base.source, len(self.candidates.copies), self.reason)
+        base, ancestor = self.candidates.base, self.ancestor
+        copies = len(self.candidates.copies)
+        return ComparedBase(base.base_id, base.source, copies, self.reason, ancestor.place, ancestor.problem)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class TraceRequest:
         progress (callable or `None`): a [`Progress`].
         options ([`HubOptions`]): which files of the suspect; its token and cache hold for bases too.
         device (`str`, `torch.device` or `None`): where models run.
+        ancestors ([`AncestorSelection`] or `None`): opens the bases' ancestors; `None` to use none.
         opened (`dict[str, OpenedCopies]`): the records of copies opened so far, by the id of their base.
     """
 
@@ -71,6 +76,7 @@ class TraceRequest:
     progress: Progress | None = None
     options: HubOptions = NO_OPTIONS
     device: "str | torch.device | None" = None
+    ancestors: AncestorSelection | None = None
     opened: dict[str, OpenedCopies] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -104,7 +110,8 @@ class TraceRequest:
         A claim pays for all copies in the vault, since it may have been chosen after a trace.
 
         Raises:
-            [`VaultError`]: if a recipient is named who has no copy of these bases.
+            [`VaultError`]: if a recipient is named who has no copy of these bases, or the caller gave the ancestor of
+                none of them.
         """
         training = copies_in_training(self.vault)  # their checkpoints may leak before the copies are recorded
         n_copies = None if self.recipient is None else len(self.rows.copies)
@@ -127,7 +134,11 @@ class TraceRequest:
                 f"{self.vault.folder} has no copy of base {targets[0].candidates.base.base_id} for {self.recipient}, "
                 f"and this suspect resembles that base: see `hf-fingerprint recipients`, or give another --base."
             )
-        return [each for each in targets if each.candidates.copies] or targets[:1]
+        tested_bases = [each for each in targets if each.candidates.copies]
+        if self.ancestors is None:
+            return tested_bases or targets[:1]
+        self.ancestors.open([each.candidates.base for each in tested_bases], self.bases)
+        return [replace(r, ancestor=self.ancestors.of(r.candidates.base)) for r in tested_bases] or targets[:1]
 
     def _open(self, base_id: str) -> OpenedCopies:
         if base_id not in self.opened:

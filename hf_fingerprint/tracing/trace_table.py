@@ -73,6 +73,14 @@ def _suspect_lines(result: "TraceResult") -> Iterator[str]:
     if len(result.bases_read) > 1:
         for read in result.bases_read:
             yield f"compared with base {read.base} ({read.source}), {read.copies:,} copies: {read.reason}"
+    for read in result.bases_read:
+        if read.ancestor is not None and read.ancestor_problem is None:
+            yield f"compared with the ancestor of base {read.base} too, {read.ancestor}"
+        elif read.ancestor is not None:
+            yield (
+                f"the ancestor of base {read.base}, {read.ancestor}, was not used: {read.ancestor_problem} A verbatim "
+                f"copy is found without it; one that was pulled towards the ancestor may not be"
+            )
     for base in result.bases_not_read[:_MAX_NOT_READ] if result.base is not None else ():
         yield f"not compared with base {base.name} ({base.source}): {base.reason}"
     if result.base is not None and len(result.bases_not_read) > _MAX_NOT_READ:

@@ -11,7 +11,8 @@ for any stopping rule, even one that sees the scores. A further pass over tensor
 look; shapes and values of base and suspect alone decide whether there may be one. In the same way k bases, or records
 of one base, share alpha, `alpha / k` each, and so do m sets of weight files of one suspect: the selection of bases
 depends on the suspect and the bases, and on no codeword. So the bound on the probability that *any* innocent scores so
-high in the *whole* trace is the decoder's times `l (l + 1) k m`.
+high in the *whole* trace is the decoder's times `l (l + 1) k m`. The decoder pays for every reading of an extraction.
+The suspect, the base and its ancestor alone decide which there are.
 
 The proof assumes that the keyed generator is pseudo-random and that the suspect was made without feedback: an attacker
 who sees the scores of innocents can optimize a suspect towards one of them. So these scores are left out by default.
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from hf_fingerprint.checkpoints import TensorReader
-from hf_fingerprint.codes import decode
+from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.extraction import Extraction
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.progress import Progress, part_of
@@ -138,9 +139,8 @@ def _decide_base(
 ) -> TraceResult:
     base = tested.base
     keys, alpha = tested.keys, level.alpha / level.share
-    decoded = decode(
-        base.codebook(), keys, extraction.values, extraction.mass, alpha, progress=progress, recipients=tested.covered
-    )
+    readings = list(extraction.readings.values())
+    decoded = decode_readings(base.codebook(), keys, readings, alpha, progress=progress, recipients=tested.covered)
     accused = set(decoded.accused)
     scores = [
         RecipientScore(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.progress import Progress
+from hf_fingerprint.registration import AncestorInput
 from hf_fingerprint.tracing.result import TraceResult
 from hf_fingerprint.tracing.trace import trace
 from hf_fingerprint.vault import Vault
@@ -25,6 +26,7 @@ def verify(
     full: bool = False,
     max_bytes: int | None = None,
     all_scores: bool = False,
+    ancestor: AncestorInput = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -40,7 +42,7 @@ def verify(
     Args:
         recipient (`str`): the recipient of the copy.
         suspect, vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
-        device, revision, token, cache_dir, subfolder, variant: see [`trace`].
+        ancestor, device, revision, token, cache_dir, subfolder, variant: see [`trace`].
 
     Returns:
         [`TraceResult`]: the claim is confirmed if the recipient is accused.
@@ -58,6 +60,7 @@ def verify(
         max_bytes=max_bytes,
         recipient=recipient,
         all_scores=all_scores,
+        ancestor=ancestor,
         device=device,
         revision=revision,
         token=token,

@@ -19,6 +19,7 @@ from hf_fingerprint.vault.publications import (
 )
 from hf_fingerprint.vault.record_store import current_bases
 from hf_fingerprint.vault.records import (
+    Ancestor,
     Base,
     Calibration,
     Carrier,
@@ -40,6 +41,7 @@ from hf_fingerprint.vault.untrusted_database import read_vault_folder
 
 
 __all__ = [
+    "Ancestor",
     "Arrival",
     "Base",
     "Calibration",

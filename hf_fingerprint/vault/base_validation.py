@@ -19,7 +19,7 @@ from hf_fingerprint.checkpoints.naming import HUB_ID, IN_MEMORY
 from hf_fingerprint.codes import check_alpha, make_codebook
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.records import Base
+from hf_fingerprint.vault.records import Ancestor, Base
 
 
 MAX_SOURCE_LENGTH, MAX_NAME_LENGTH, MAX_TEXT_LENGTH = 4096, 1024, 1024
@@ -29,6 +29,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT64_MAX = float(np.finfo(np.float64).max)
 _BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _REVISION = re.compile(r"[\w./-]{1,200}")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def check_base(base: Base, is_new: bool = False) -> None:
@@ -69,14 +70,16 @@ def _base_problems(base: Base, is_new: bool) -> Iterator[str]:
     """Everything that is wrong with a record. Each check relies on the ones before it."""
     if not is_single_line(base.base_id, 64) or not is_single_line(base.content_hash, 128):
         yield "its id or content hash is invalid"
-    if not is_single_line(base.source, MAX_SOURCE_LENGTH) or not _is_source(base.source):
+    if not _is_source(base.source):
         yield f"its source {short_repr(base.source)} is no absolute path, Hub id or model in memory"
-    if not (base.revision is None or (isinstance(base.revision, str) and _REVISION.fullmatch(base.revision))):
+    if not _is_revision(base.revision):
         yield f"its revision {short_repr(base.revision)} is not a commit"
     if not (base.replaces is None or is_single_line(base.replaces, 64)):
         yield f"it replaces {short_repr(base.replaces)}, which is not a base id"
     if not (base.copy_of is None or is_single_line(base.copy_of, 64)):
         yield f"it is a copy of {short_repr(base.copy_of)}, which is not a base id"
+    if base.ancestor is not None:
+        yield from _ancestor_problems(base.ancestor, base.content_hash)
     yield from _code_problems(base)
     yield from _tensor_problems(base)
     yield from _carrier_problems(base, is_new)
@@ -157,9 +160,34 @@ def _calibration_problems(base: Base) -> Iterator[str]:
             yield f"its calibration's {name} is {short_repr(value)} and must be a number"
     if not 0 < base.calibration.max_kl <= 1:
         yield f"its budget is {short_repr(base.calibration.max_kl)} nats and must be above 0 and at most 1"
+    least = base.calibration.min_agreement
+    if least is not None and not 0 < least < 1:
+        yield f"its smallest agreement is {short_repr(least)} and must be above 0 and below 1"
 
 
-def _is_source(source: str) -> bool:
+def is_content_hash(value: Any) -> bool:
+    """Whether a value is a SHA-256 in hexadecimal."""
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
+
+
+def _ancestor_problems(ancestor: Ancestor, own_hash: str) -> Iterator[str]:
+    if not _is_source(ancestor.source):
+        yield f"its ancestor {short_repr(ancestor.source)} is no absolute path, Hub id or model in memory"
+    if not _is_revision(ancestor.revision):
+        yield f"its ancestor's revision {short_repr(ancestor.revision)} is not a commit"
+    if not is_content_hash(ancestor.content_hash):
+        yield f"its ancestor's content hash is {short_repr(ancestor.content_hash)}"
+    if ancestor.content_hash == own_hash:
+        yield "it is its own ancestor"
+
+
+def _is_revision(revision: Any) -> bool:
+    return revision is None or (isinstance(revision, str) and _REVISION.fullmatch(revision) is not None)
+
+
+def _is_source(source: Any) -> bool:
+    if not is_single_line(source, MAX_SOURCE_LENGTH):
+        return False
     absolute = PurePosixPath(source).is_absolute() or PureWindowsPath(source).is_absolute()
     hub_id = HUB_ID.fullmatch(source) is not None and "@" not in source
     return absolute or hub_id or IN_MEMORY.fullmatch(source) is not None

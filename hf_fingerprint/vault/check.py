@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import SECRET_BYTES
-from hf_fingerprint.vault.base_validation import short_repr
+from hf_fingerprint.vault.base_validation import is_content_hash, short_repr
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.publications import publication_faults
-from hf_fingerprint.vault.rows import is_content_hash, read_keyed_table
+from hf_fingerprint.vault.rows import read_keyed_table
 from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.snapshots import take_snapshot
 from hf_fingerprint.vault.storage import suppress_damage

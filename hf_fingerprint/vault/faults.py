@@ -15,6 +15,7 @@ TRACED_TABLES = ("bases", "copies")
 _REMEDY = "restore a backup of the vault"
 _ROWS = {
     "bases": "The record of base",
+    "ancestors": "The ancestor of base",
     "copies": "The record of copy",
     "questions": "The trigger set of base",
     "bound": "The note that its triggers are answered by copy",

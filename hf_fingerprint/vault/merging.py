@@ -26,7 +26,7 @@ from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.row_validation import base_row_problem
 from hf_fingerprint.vault.rows import read_table
-from hf_fingerprint.vault.schema import COPY_COLUMNS
+from hf_fingerprint.vault.schema import COPY_COLUMNS, BaseRow, base_from_row
 from hf_fingerprint.vault.sealing import AgeIdentity
 from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, Snapshot, insert_rows, read_shared_table, read_snapshot
@@ -51,6 +51,7 @@ class MergeReport:
         moved (`int`): the number of records whose state moved forward.
         publications (`int`): the number of publications that are new or moved forward.
         issuers (`tuple[str, ...]`): names and public keys of new issuers: check them, since any user can add some.
+        ancestors (`tuple[str, ...]`): bases whose records got an ancestor, each with it: check them likewise.
         refused (`tuple[Fault, ...]`): rows of the other vault that did not enter.
         unusable (`tuple[Fault, ...]`): rows of this vault that can't be used; they are unchanged and not shared.
         arrived (`tuple[Arrival, ...]`): the new records with the time of this merge. Ignored by `==`.
@@ -61,6 +62,7 @@ class MergeReport:
     moved: int = 0
     publications: int = 0
     issuers: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()
     refused: tuple[Fault, ...] = ()
     unusable: tuple[Fault, ...] = ()
     arrived: tuple[Arrival, ...] = field(default=(), compare=False)
@@ -74,7 +76,8 @@ class MergeReport:
         """One line of text."""
         changed = f"{self.moved} records moved forward, {self.publications} publications new or confirmed"
         line = f"{self.bases} new bases, {self.copies} new records, {changed}"
-        return line + "".join(f"; new issuer {issuer}" for issuer in self.issuers)
+        line += "".join(f"; new issuer {issuer}" for issuer in self.issuers)
+        return line + "".join(f"; new ancestor of base {ancestor}" for ancestor in self.ancestors)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
@@ -189,6 +192,9 @@ def _refuse_finished_elsewhere(
 def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, begun: Collection[Any]) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
     insert_rows(connection, "bases", bases)
+    descended = [row for key, row in joined.bases.items() if mine.bases.get(key, row) != row]
+    for base_id, _, document, _, _, seal in descended:
+        connection.execute("UPDATE bases SET document = ?, seal = ? WHERE base_id = ?", (document, seal, base_id))
     insert_rows(
         connection, "questions", [row for key, row in joined.trigger_sets.items() if key not in mine.trigger_sets]
     )
@@ -208,4 +214,10 @@ def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, beg
         connection.execute("INSERT OR REPLACE INTO issuers VALUES (?, ?)", (public_key, name))
     added = {key: name for key, name in issuers.items() if key not in mine.issuers and name != REMOVED}
     named, arrived = tuple(f"{name} ({key})" for key, name in added.items()), record_arrivals(connection, new)
-    return MergeReport(len(bases), len(new), len(moved), len(published), named, arrived=arrived)
+    named_ancestors = tuple(f"{row[0]} ({_ancestor_place(row)})" for row in descended)
+    return MergeReport(len(bases), len(new), len(moved), len(published), named, named_ancestors, arrived=arrived)
+
+
+def _ancestor_place(row: BaseRow) -> str:
+    ancestor = base_from_row(row).ancestor
+    return "none" if ancestor is None else ancestor.place

@@ -14,19 +14,26 @@ from pathlib import Path
 from hf_fingerprint.choices import did_you_mean
 from hf_fingerprint.errors import FingerprintWarning, StorageError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
-from hf_fingerprint.vault.base_validation import check_base
+from hf_fingerprint.vault.base_validation import check_base, is_content_hash
 from hf_fingerprint.vault.database import Database
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.records import Base, CopyRecord, normalize_recipient, recipient_spellings
+from hf_fingerprint.vault.records import Ancestor, Base, CopyRecord, normalize_recipient, recipient_spellings
 from hf_fingerprint.vault.rows import (
     VaultRows,
     check_readable,
-    is_content_hash,
     read_rows,
     read_usable_bases,
     read_usable_copies,
 )
-from hf_fingerprint.vault.schema import COPY_COLUMNS, base_to_row, check_trigger_set, seal_trigger_set
+from hf_fingerprint.vault.schema import (
+    BASE_COLUMNS,
+    COPY_COLUMNS,
+    base_to_row,
+    check_trigger_set,
+    read_base,
+    row_with_ancestor,
+    seal_trigger_set,
+)
 from hf_fingerprint.vault.sealing import seal
 from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
 from hf_fingerprint.vault.transactions import transaction
@@ -110,6 +117,25 @@ class RecordStore(Database):
         if stored is None:
             raise VaultError(f"{self.folder} has another base {base.base_id}: register this one in another vault.")
         return stored
+
+    def set_ancestor(self, base: Base, ancestor: Ancestor | None) -> Base:
+        """Records the public model that a base was fine-tuned from, or none, and returns the changed record. No copy
+        depends on it.
+
+        Raises:
+            [`VaultError`]: if the ancestor has invalid values, or the record has another one than `base` has.
+        """
+        check_base(replace(base, ancestor=ancestor))
+        with self.connect() as connection, transaction(connection):
+            statement = f"SELECT {BASE_COLUMNS} FROM bases WHERE base_id = ?"
+            row = connection.execute(statement, (base.base_id,)).fetchone()
+            if row is None or read_base(row) != base:
+                raise VaultError(f"The record of base {base.base_id} was changed by another process: run again.")
+            changed = row_with_ancestor(row, ancestor)
+            connection.execute(
+                "UPDATE bases SET document = ?, seal = ? WHERE base_id = ?", (changed[2], changed[5], base.base_id)
+            )
+        return read_base(changed)
 
     def trigger_set(self, base: Base) -> bytes | None:
         """The stored trigger set of a base; `None` if it has none.

@@ -85,6 +85,9 @@ class Calibration:
         kl_low, kl_high, agreement_low, agreement_high (`float` or `None`): 95 % intervals.
         kl_scatter (`float` or `None`): the standard deviation of single copies' divergences.
         eps (`float` or `None`): the fixed relative amplitude, if one was chosen instead of a budget.
+        min_agreement (`float` or `None`): the smallest share of equal decisions that the budget allows, if it has one.
+        predicted_agreement, predicted_agreement_low (`float` or `None`): the agreement by extrapolation, which has
+            less sampling noise than a count, and its lower limit (97.5 %).
     """
 
     inputs: str
@@ -101,6 +104,9 @@ class Calibration:
     agreement_low: float | None = None
     agreement_high: float | None = None
     eps: float | None = None
+    min_agreement: float | None = None
+    predicted_agreement: float | None = None
+    predicted_agreement_low: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,26 @@ class CompactMark:
 
     share: float
     spread_score: float
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """The public model that a base was fine-tuned from.
+
+    Attributes:
+        source (`str`): the path or Hub id it was recorded from.
+        revision (`str` or `None`): the pinned commit, for a model from the Hub.
+        content_hash (`str`): see [`content_hash`].
+    """
+
+    source: str
+    revision: str | None
+    content_hash: str
+
+    @property
+    def place(self) -> str:
+        """The source with its revision, to show."""
+        return self.source if self.revision is None else f"{self.source}@{self.revision}"
 
 
 @dataclass(frozen=True)
@@ -140,6 +166,8 @@ class Base:
         replaces (`str` or `None`): the id of the record of the same weights that this one replaces for new copies.
         copy_of (`str` or `None`): the id of the base that these weights are a copy of, if a copy was deliberately
             registered as a base. Its copies carry both marks.
+        ancestor ([`Ancestor`] or `None`): the public model that it was fine-tuned from. It changes no copy, so it is
+            the one field of a record that may be set later.
     """
 
     base_id: str
@@ -160,6 +188,7 @@ class Base:
     compact: CompactMark | None = None
     replaces: str | None = None
     copy_of: str | None = None
+    ancestor: Ancestor | None = None
 
     def __repr__(self) -> str:
         shown = {"source": self.source, "revision": self.revision, "code": self.family, "certified": self.certified}
@@ -175,9 +204,10 @@ class Base:
         return sum(int(np.prod(self.tensors[carrier.name].shape)) for carrier in self.carriers)
 
     def optional_fields(self) -> dict[str, Any]:
-        """The fields `compact`, `replaces` and `copy_of`, if set, for JSON."""
+        """The fields `compact`, `replaces`, `copy_of` and `ancestor`, if set, for JSON."""
         compact = None if self.compact is None else asdict(self.compact)
-        found = {"compact": compact, "replaces": self.replaces, "copy_of": self.copy_of}
+        ancestor = None if self.ancestor is None else asdict(self.ancestor)
+        found = {"compact": compact, "replaces": self.replaces, "copy_of": self.copy_of, "ancestor": ancestor}
         return {name: value for name, value in found.items() if value is not None}
 
     def describe(self) -> dict[str, Any]:

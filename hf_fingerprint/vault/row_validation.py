@@ -14,11 +14,11 @@ from typing import Any
 from hf_fingerprint.checkpoints.limits import MAX_JSON, parse_json
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import SECRET_BYTES
-from hf_fingerprint.vault.base_validation import base_problem, is_single_line
+from hf_fingerprint.vault.base_validation import base_problem, is_content_hash, is_single_line
 from hf_fingerprint.vault.faults import RowError
 from hf_fingerprint.vault.issuers import REMOVED, check_issuer_name
 from hf_fingerprint.vault.records import CopyRecord, check_recipient
-from hf_fingerprint.vault.rows import BASE_ID_HASH_DIGITS, STATES, is_content_hash
+from hf_fingerprint.vault.rows import BASE_ID_HASH_DIGITS, STATES
 from hf_fingerprint.vault.schema import base_from_row, check_trigger_set
 from hf_fingerprint.vault.sealing import check_public_key
 

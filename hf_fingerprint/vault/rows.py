@@ -3,7 +3,6 @@
 The checks here need no identity; [`open_copies`] checks whether a record's seal opens.
 """
 
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ CHILD_TABLES = (
 )
 STATES = ("begun", "written", "issued")
 FoundRows = tuple[list[Any], list[Fault]]  # the readable rows of a table, and faults for the others
-_HASH = re.compile(r"[0-9a-f]{64}")
 _LOST = "can't be read: the disk or the file system lost it"
 _TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
 _COLUMN_TYPES = (*(_TEXT,) * 5, _OPTIONAL_TEXT, _OPTIONAL_TEXT, _TEXT, (bytes,))
@@ -150,11 +148,6 @@ def read_table(
     if not complete:
         faults.append(Fault(table, "(and possibly more)", _LOST))
     return rows, faults
-
-
-def is_content_hash(value: Any) -> bool:
-    """Whether a value is a SHA-256 in hexadecimal."""
-    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def read_keyed_table(connection: sqlite3.Connection, table: str, key: str, columns: str) -> FoundRows:

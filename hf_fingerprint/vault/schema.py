@@ -12,7 +12,7 @@ import numpy as np
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault.base_validation import base_row_error, check_base, short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.records import Base, Calibration, Carrier, CompactMark, TensorRecord
+from hf_fingerprint.vault.records import Ancestor, Base, Calibration, Carrier, CompactMark, TensorRecord
 
 
 FORMAT = 3
@@ -77,10 +77,11 @@ CREATE INDEX copies_of_base ON copies (base_id, recipient);
 _CODE_FIELDS = ("family", "length", "coalition", "certified", "certified_by", "alpha")
 _MEASURED = ("kl", "agreement")  # in every document, even if null
 BASE_COLUMNS = "base_id, content_hash, document, amplitudes, secret, seal"
+BaseRow = tuple[str, str, str, bytes, bytes, str]
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
 
 
-def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
+def base_to_row(base: Base) -> BaseRow:
     """The row of a base."""
     document = {
         "source": base.source,
@@ -98,7 +99,7 @@ def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
     return base.base_id, base.content_hash, text, amplitudes, base.secret, seal
 
 
-def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
+def base_from_row(row: BaseRow) -> Base:
     """The base in a row.
 
     Raises:
@@ -135,11 +136,12 @@ def _from_document(base_id: str, content_hash: str, document: dict[str, Any], ro
         compact=CompactMark(**document["compact"]) if "compact" in document else None,
         replaces=document.get("replaces"),
         copy_of=document.get("copy_of"),
+        ancestor=Ancestor(**document["ancestor"]) if "ancestor" in document else None,
         **{name: document[name] for name in ("source", "revision", *_CODE_FIELDS)},
     )
 
 
-def read_base(row: tuple[str, str, str, bytes, bytes, str], is_new: bool = False) -> Base:
+def read_base(row: BaseRow, is_new: bool = False) -> Base:
     """The base in a row, checked with [`check_base`].
 
     Raises:
@@ -148,6 +150,25 @@ def read_base(row: tuple[str, str, str, bytes, bytes, str], is_new: bool = False
     base = base_from_row(row)
     check_base(base, is_new)
     return base
+
+
+def row_with_ancestor(row: BaseRow, ancestor: Ancestor | None) -> BaseRow:
+    """The row of a base with another ancestor, or none; nothing else in it changes."""
+    base_id, content_hash, text, amplitudes, secret, _ = row
+    document = {name: value for name, value in json.loads(text).items() if name != "ancestor"}
+    if ancestor is not None:
+        document["ancestor"] = asdict(ancestor)
+    text = json.dumps(document, separators=(",", ":"))
+    return base_id, content_hash, text, amplitudes, secret, _seal(secret, base_id, content_hash, text, amplitudes)
+
+
+def differ_in_ancestor_alone(one: BaseRow, other: BaseRow) -> bool:
+    """Whether two rows of one base name different ancestors, or one names none, and are equal otherwise."""
+    same_columns = all(one[column] == other[column] for column in (0, 1, 3, 4))
+    try:
+        return same_columns and one != other and row_with_ancestor(one, None) == row_with_ancestor(other, None)
+    except (ValueError, TypeError, AttributeError):
+        return False
 
 
 def seal_trigger_set(secret: bytes, base_id: str, content: bytes) -> str:

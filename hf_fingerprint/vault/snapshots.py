@@ -19,11 +19,10 @@ from hf_fingerprint.vault.row_validation import (
     trigger_set_problem,
 )
 from hf_fingerprint.vault.rows import copy_fault, read_keyed_table, read_table
-from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS
+from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, BaseRow
 from hf_fingerprint.vault.store import Vault
 
 
-BaseRow = tuple[str, str, str, bytes, bytes, str]
 TriggerSetRow = tuple[str, bytes, str]
 TABLE_KEYS = {  # the shared tables with their keys; rows depend only on rows of earlier tables
     "bases": "base_id",

@@ -14,7 +14,8 @@ from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import STATES, copy_fault
-from hf_fingerprint.vault.snapshots import BaseRow, PublicationRow, Snapshot
+from hf_fingerprint.vault.schema import BaseRow, differ_in_ancestor_alone
+from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot
 
 
 Refusals = dict[tuple[str, str], str]  # what is wrong with a row, by its table and key
@@ -104,7 +105,11 @@ class _SnapshotUnion:
         joined = dict(self.mine.bases)
         for base_id, row in self.theirs.bases.items():
             problem = self.refusals.get(("bases", base_id))
-            if problem is None and joined.get(base_id, row) != row:
+            known = joined.get(base_id, row)
+            if problem is None and differ_in_ancestor_alone(known, row):
+                joined[base_id] = self._choose_ancestor(known, row)
+                continue
+            if problem is None and known != row:
                 problem = (
                     f"was registered separately in {self.here} and {self.there}, with different secrets, and is "
                     f"refused: keep both vaults, and trace with each"
@@ -113,6 +118,19 @@ class _SnapshotUnion:
                 problem = self._wrong_predecessor(row)
             self.add(joined, "bases", base_id, row, problem)
         return joined
+
+    def _choose_ancestor(self, mine: BaseRow, theirs: BaseRow) -> BaseRow:
+        """The row that names an ancestor, of two that differ in it alone. Of two ancestors this vault's is kept; the
+        base and its copies stay."""
+        if "ancestor" not in json.loads(mine[2]):
+            return theirs
+        if "ancestor" in json.loads(theirs[2]):
+            problem = (
+                f"is another model in {self.there} than in {self.here}, and the other is refused: agree on one, and "
+                f"record it in both with `hf-fingerprint vault add MODEL --ancestor`"
+            )
+            self.refused.append(Fault("ancestors", short_repr(mine[0]), problem))
+        return mine
 
     def _wrong_predecessor(self, row: BaseRow) -> str | None:
         """What is wrong if a base replaces one of other weights, from which new copies would then be made."""

@@ -4,7 +4,16 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, Compose, FineTuning, attack_names, attack_sweep
+from hf_fingerprint.attacks import (
+    STRATEGIES,
+    SUITE,
+    Collusion,
+    Compose,
+    Distillation,
+    FineTuning,
+    attack_names,
+    attack_sweep,
+)
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.errors import FingerprintError
 from tests.helpers.attackers import CNN, VIT, fresh, make_attacker, same
@@ -33,7 +42,8 @@ def slightly_different(state, seed):
 def attacked(name, architecture, step):
     state = fresh(architecture)
     attacker = replace(make_attacker(architecture, 16), batch=8, base=fresh(architecture, 1))
-    given = [slightly_different(state, i) for i in range(3)] if SUITE[name].group == "collusion" else state
+    attacker = replace(attacker, ancestor={n: t for n, t in fresh(architecture, 2).items() if "head" not in n})
+    given = [slightly_different(state, i) for i in range(3)] if SUITE[name].takes_copies else state
     before = [dict(each) for each in given] if isinstance(given, list) else dict(state)
     kept = [{n: t.clone() for n, t in each.items()} for each in (before if isinstance(before, list) else [before])]
 
@@ -42,7 +52,7 @@ def attacked(name, architecture, step):
     now = given if isinstance(given, list) else [given]
     assert all(same(a, b) for a, b in zip(now, kept, strict=True))
     attacker.model(after)
-    assert after.keys() == state.keys()
+    assert after.keys() == state.keys() or (name.startswith("drop-blocks") and after.keys() < state.keys())
     assert all(tensor.isfinite().all() for tensor in after.values())
     return state, after
 
@@ -54,9 +64,63 @@ def test_every_attack_runs_and_what_it_leaves_loads(name, architecture):
     try:
         state, after = attacked(name, architecture, steps[len(steps) // 2])
     except FingerprintError as error:
-        assert "no batch normalization" in str(error)
+        assert re.search("no batch normalization|no stack of blocks", str(error))
     else:
         assert not same(state, after)
+
+
+@pytest.mark.parametrize("name", [name for name in attack_names("ancestor") if "-then-" not in name])
+def test_attacks_with_the_ancestor_run_at_their_ends_and_what_they_leave_loads(name):
+    for step in (attack_sweep(name)[0], attack_sweep(name)[-1]):
+        state, after = attacked(name, CNN, step)
+        assert not same(state, after)
+
+
+@pytest.mark.parametrize("name", ["delta-rank", "delta-dare", "merge-ties"])
+def test_attacks_with_the_ancestor_need_no_batch_normalization(name):
+    state, after = attacked(name, VIT, attack_sweep(name)[0])
+
+    assert not same(state, after)
+
+
+def test_attacks_with_the_ancestor_run_alone_on_averages_and_before_each_follow_up():
+    follow_ups = ("-then-finetune", "-then-retrain", "-then-distill", "-then-int8")
+    deltas = [name for name in attack_names("ancestor") if name.startswith("delta-") and "-then-" not in name]
+
+    assert len(deltas) == 12
+    for name in deltas:
+        for each in (name, f"average-then-{name}"):
+            alone, after = SUITE[each], [SUITE[each + more] for more in follow_ups]
+            assert (alone.control, alone.in_quick, len(alone.attacks)) == (
+                "ancestor-weights",
+                True,
+                len(SUITE[name].attacks),
+            )
+            assert [entry.control for entry in after] == [f"ancestor-weights{more}" for more in follow_ups]
+            assert not any(entry.in_quick for entry in after)
+            strengths = {step.strength for step in alone.attacks}
+            assert {step.strength for entry in after for step in entry.attacks} <= strengths
+    assert SUITE["average-then-delta-rank"].takes_copies
+    assert not SUITE["delta-rank"].takes_copies
+
+
+def test_a_control_has_the_follow_up_of_its_attacks_and_none_of_their_weights():
+    for entry in (SUITE[name] for name in attack_names("ancestor")):
+        if entry.control is not None:
+            (control,) = SUITE[entry.control].attacks
+            assert SUITE[entry.control].control is None
+            assert "AncestorControl()" in repr(control)
+            for step in entry.attacks:
+                assert trained_steps(step) == trained_steps(control)
+
+
+def trained_steps(step):
+    """What trains in an attack, and for how long."""
+    if isinstance(step, Compose):
+        return [each for part in step.steps for each in trained_steps(part)]
+    if isinstance(step, Distillation):
+        return [("distillation", step.steps, step.lr)]
+    return [(type(step).__name__, step.steps, step.lr)] if isinstance(step, FineTuning) else []
 
 
 @pytest.mark.parametrize(
@@ -81,7 +145,7 @@ def test_every_step_says_where_it_comes_from_and_how_strong_it_is():
 
 
 def test_a_sweep_goes_one_way():
-    for name in attack_names("single"):
+    for name in attack_names("single") + attack_names("ancestor"):
         strengths = [step.strength for step in attack_sweep(name)]
         assert strengths in (sorted(strengths), sorted(strengths, reverse=True)), name
 

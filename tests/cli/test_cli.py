@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
+from hf_fingerprint.registration import predictions
 from hf_fingerprint.vault.sealing import encrypt_identity
 from tests.helpers.small_models import (
     PASSPHRASE,
@@ -351,7 +352,7 @@ def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
 
     old, new = vault.bases()
     assert code == 0
-    assert json.loads(out) == new.describe()
+    assert json.loads(out) == {**new.describe(), **predictions(new)}
     assert new.replaces == old.base_id
 
 
@@ -400,9 +401,44 @@ def test_vault_add_prints_a_base_as_json_and_again_the_same(shared, run, tmp_pat
     code, out, _ = run("vault", "add", shared.model, "--vault", vault.folder, *FEW, "--json")
 
     assert code == 0
-    assert json.loads(out) == vault.bases()[0].describe()
+    assert json.loads(out) == {**vault.bases()[0].describe(), **predictions(vault.bases()[0])}
     assert run("vault", "add", shared.model, "--vault", vault.folder, "--json")[1] == out
     assert "registered with" in failed(run("vault", "add", shared.model, "--vault", vault.folder, "--coalition", "5"))
+
+
+def test_an_ancestor_is_recorded_first_or_later_and_a_trace_uses_it(shared, run, tmp_path):
+    arrays = {n: 2 * a if a.ndim else a for n, a in plain_arrays().items()}
+    public, to = save_plain(tmp_path / "public", arrays), ["--vault", new_vault(tmp_path / "vault").folder]
+    assert run("vault", "add", shared.model, *to, *FEW)[0] == 0
+
+    code, out, _ = run("vault", "add", shared.model, *to, "--ancestor", public)
+    assert code == 0
+    assert f"ancestor: {public}\n" in out
+    assert "can't be the ancestor" in failed(run("vault", "add", shared.model, *to, "--ancestor", shared.model))
+    printed = json.loads(run("vault", "add", shared.model, *to, "--json")[1])
+    assert printed["ancestor"]["source"] == str(public)
+
+    assert run("issue", shared.model, *to, "--recipient", "bob", "--out", tmp_path)[0] == 0
+    trace = ["trace", tmp_path / "bob", *to, "--passphrase-file", shared.passphrase, "--json"]
+    for options, problem in (([], None), (["--ancestor", "none"], "The caller left it out.")):
+        code, out, _ = run(*trace, *options)
+        (read,) = json.loads(out)["bases_read"]
+        assert code == 0
+        assert (read["ancestor"], read["ancestor_problem"]) == (str(public), problem)
+    assert "another hash" in failed(run(*trace, "--ancestor", shared.model))
+
+    assert "ancestor" not in run("vault", "add", shared.model, *to, "--ancestor", "none")[1]
+
+
+def test_an_issue_that_registers_shows_the_ancestor(shared, run, tmp_path):
+    arrays = {n: 2 * a if a.ndim else a for n, a in plain_arrays().items()}
+    public, vault = save_plain(tmp_path / "public", arrays), new_vault(tmp_path / "vault").folder
+
+    issuing = ["issue", shared.model, "--vault", vault, "--recipient", "bob", "--out", tmp_path, *FEW]
+    code, _, err = run(*issuing, "--ancestor", public)
+
+    assert code == 0
+    assert f"ancestor: {public}\n" in err
 
 
 def test_a_passphrase_may_come_from_a_file_or_the_environment(shared, run, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +118,8 @@ def test_a_base_is_described_in_a_few_lines():
     assert "carriers: 1 of 2 tensors, 81,000 weights" in said
     assert "code: tardos, 1,024 positions, 79 weights each, designed for 20 colluders" in said
     assert "KL 9.1e-05 of 1e-04 allowed, top-1 agreement 99.8% on 32 synthetic images" in said
-    assert f"after a drift of 2 %: {predicted_score(base()):.0f}" in said
+    scores = [f"{predicted_score(base(), drift):.0f}" for drift in (0.0, 0.02, 0.2)]
+    assert "one leaked copy: {} as issued, {} after a drift of 2 %, {} after 20 %".format(*scores) in said
     assert "certified coalition: 5 among 1,000 recipients at alpha 1e-06" in said
     assert "designed for 20, certified against 5: the code's bits are drawn for mixtures of 20 copies, and" in said
     assert "accuse every one of up to 5 colluders; of more, some may stay unnamed" in said
@@ -178,6 +180,26 @@ SINGLE = Calibration(
 )
 def test_what_was_measured_is_said_by_its_kind_with_counts_and_intervals(calibration, line):
     assert line in output.describe_base(base(calibration=calibration))
+
+
+def test_the_strength_is_explained_by_what_limits_it_and_what_it_yields():
+    found = replace(SINGLE, max_kl=1e-3, kl=6e-4, min_agreement=0.995, predicted_agreement=0.9969)
+    decisions, divergence = (replace(found, predicted_agreement_low=low, agreement=1.0) for low in (0.9953, 0.999))
+
+    by_decisions = output.describe_base(base(calibration=decisions))
+    by_divergence = output.describe_base(base(calibration=divergence))
+    plain = output.describe_base(base(calibration=replace(divergence, inputs="images", kl=9e-5)))
+
+    assert "; predicted 99.69% (99.53% or more) of 99.5% required" in by_decisions[3]
+    advice = "; on images of your own (--calibration) it may be stronger"
+    assert by_decisions[4] == f"strength: up to 1.0% of each row's root mean square, limited by the agreement{advice}"
+    assert by_divergence[4].endswith(f"limited by the KL{advice}")
+    assert plain[4].endswith("limited by the largest amplitude that a budget allows")
+    drifted = re.search(r"(\d+) after 20 % \(at a KL of 1e-04: (\d+)\)", by_decisions[5])
+    averaged = re.search(r"averaging alone: (\d+), by formula \(at a KL of 1e-04: (\d+)\)", "\n".join(by_decisions))
+    assert int(drifted[1]) > int(drifted[2])
+    assert int(averaged[1]) > int(averaged[2])
+    assert "(at a KL of" not in "\n".join(plain)
 
 
 def test_a_record_that_replaces_another_says_so():

@@ -4,10 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding
+from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decode_readings, decoding
 from hf_fingerprint.codes.collusion import POSITION_STRATEGIES, collude_at_positions
 from hf_fingerprint.codes.decoding import MAX_ROUNDS
 from hf_fingerprint.codes.residual import is_unexplained, residual_signal
+from hf_fingerprint.errors import CodeError
 
 
 pytestmark = pytest.mark.integration
@@ -414,3 +415,32 @@ def test_who_is_accused_does_not_depend_on_innocents(family, strategy, alpha):
     assert among.threshold == alone.threshold
     assert len(accused) == len(copy_keys) or among.rounds == alone.rounds
     np.testing.assert_array_equal(among.scores[accused], alone.scores[list(alone.accused)])
+
+
+def test_a_recipient_whom_one_of_several_readings_shows_is_accused():
+    codebook = Tardos(4096, 10, bytes(32))
+    keys = [bytes([i]) * 32 for i in range(50)]
+    rng = np.random.default_rng(0)
+    marked = codebook.codeword(keys[3]) + 3 * rng.standard_normal(4096)
+    noise, empty = rng.standard_normal(4096), np.zeros(4096)
+    mass = np.ones(4096)
+
+    alone = decode(codebook, keys, marked, mass)
+    for readings in (
+        [(marked, mass), (noise, mass)],
+        [(noise, mass), (marked, mass)],
+        [(empty, mass), (marked, mass)],
+    ):
+        found = decode_readings(codebook, keys, readings)
+        assert found.accused == alone.accused == (3,)
+        # the bound pays for both readings
+        assert found.log_bounds[3] == pytest.approx(alone.log_bounds[3] + np.log(2), abs=0.2)
+    assert decode_readings(codebook, keys, [(marked, mass)]).log_bounds[3] == alone.log_bounds[3]
+
+
+def test_readings_that_hold_nothing_accuse_nobody():
+    codebook, empty = Tardos(4096, 10, bytes(32)), np.zeros(4096)
+
+    assert decode_readings(codebook, [bytes(32)], [(empty, empty), (empty, empty)]).accused == ()
+    with pytest.raises(CodeError, match="no reading"):
+        decode_readings(codebook, [bytes(32)], [])

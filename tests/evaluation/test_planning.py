@@ -1,7 +1,7 @@
 import pytest
 
 from hf_fingerprint.attacks.attack import Compose
-from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
+from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_names, attack_sweep
 from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
 from tests.helpers.error_checks import refused
@@ -11,6 +11,11 @@ def test_attacks_are_chosen_by_name_and_by_group_once_each():
     assert select_attacks(["int", "prune", "int"]) == ["prune", "int"]
     assert select_attacks(["symmetries", "int"]) == ["int", *[n for n, s in SUITE.items() if s.group == "symmetries"]]
     assert select_attacks(None) == select_attacks(GROUPS) == list(SUITE)
+
+
+def test_controls_come_with_their_attacks():
+    assert select_attacks(["delta-rank", "int"]) == ["int", "ancestor-weights", "delta-rank"]
+    assert select_attacks(["merge-ties-then-retrain"]) == ["ancestor-weights-then-retrain", "merge-ties-then-retrain"]
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
@@ -25,9 +30,9 @@ def test_every_strength_of_every_attack_and_every_size_of_every_coalition_is_pla
     single = [job for job in jobs if job.kind == SINGLE]
     mixed = [job for job in jobs if job.kind == COLLUSION]
 
-    assert len(single) == sum(len(attack_sweep(name)) for name, s in SUITE.items() if s.group != COLLUSION)
+    assert len(single) == sum(len(attack_sweep(name)) for name, s in SUITE.items() if not s.takes_copies)
     assert {job.colluders for job in mixed} == {2, 3}
-    assert len(mixed) == 2 * sum(len(s.attacks) for s in SUITE.values() if s.group == COLLUSION)
+    assert len(mixed) == 2 * sum(len(s.attacks) for s in SUITE.values() if s.takes_copies)
     assert len({(job.attack, job.what, job.colluders) for job in jobs}) == len(jobs)
 
 
@@ -37,6 +42,24 @@ def test_a_quick_plan_keeps_the_ends_of_sweeps_and_plain_mixes():
     assert [job.step for job in jobs if job.attack == "prune"] == [0, 3, 6]
     assert not any(isinstance(job.attack_step, Compose) for job in jobs)
     assert {job.colluders for job in jobs if job.kind == COLLUSION} == {3}
+
+
+def test_a_quick_plan_runs_attacks_with_the_ancestor_without_follow_ups():
+    jobs = plan_jobs(select_attacks(["ancestor"]), quick=True)
+
+    assert {job.attack for job in jobs[2:]} == {name for name in attack_names("ancestor") if SUITE[name].in_quick}
+    assert [job.strength for job in jobs if job.attack == "average-then-delta-rank"] == [0.5, 0.05, 0.01]
+    assert {job.colluders for job in jobs[2:]} == {1, 3}
+    assert len(jobs) < 110
+
+
+def test_a_suspects_strength_is_its_number_of_copies_or_that_of_what_was_done_to_them():
+    plain, after, merge = (
+        plan_jobs([name], [5])[-1] for name in ("average-then-finetune", "average-then-delta-rank", "merge-ties")
+    )
+
+    assert (plain.strength, after.strength, merge.strength) == (5, 0.01, 0.1)
+    assert [job.strength for job in plan_jobs(["int"])][:3] == [0, 1, 8]
 
 
 def test_strengths_beyond_the_usual_are_for_whole_plans():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save
 
 from hf_fingerprint import FingerprintConfig, Vault, issue, make_trigger_set, register
 from tests.helpers.docs_pages import PageRun
@@ -72,6 +73,16 @@ def save_model(folder: Path, seed: int = 0) -> Path:
 def add_version(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
     """`org/model-v2`: a later version of the base."""
     hub.add("org/model-v2", save_model(here.folder.parent / "model-v2", seed=1), lfs=True)
+
+
+def add_ancestor(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
+    """`org/pretrained`: the model that `org/model` was fine-tuned from."""
+    weights, rng = load_file(here.folder.parent / "model" / "model.safetensors"), np.random.default_rng(0)
+    before = {
+        name: (each + 0.1 * each.std() * rng.standard_normal(each.shape)).astype(each.dtype) if each.ndim > 1 else each
+        for name, each in weights.items()
+    }
+    hub.add("org/pretrained", {"model.safetensors": save(before)})
 
 
 def add_timm_model(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
@@ -134,6 +145,7 @@ def start_service(here: PageRun, hub: LoopbackHub, stack: ExitStack) -> None:
 
 
 SETUPS: dict[str, Callable[[PageRun, LoopbackHub, ExitStack], None]] = {
+    "ancestor": add_ancestor,
     "timm": add_timm_model,
     "version": add_version,
     "vault": make_vault,

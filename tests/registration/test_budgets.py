@@ -11,13 +11,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hf_fingerprint import register
-from hf_fingerprint.carriers.amplitude import largest_eps
+from hf_fingerprint.carriers.amplitude import largest_eps, spend_budget
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, LazyImages, lazy_synthetic_images, split_user_images
 from hf_fingerprint.models.images import open_image
 from hf_fingerprint.registration import analyze_base
 from hf_fingerprint.registration.amplitude_search import MarkedModel, random_codewords, search_amplitudes
+from hf_fingerprint.registration.output_budget import OutputBudget
 from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.vault import Base, Calibration
 from tests.helpers.error_checks import refused
@@ -184,7 +185,7 @@ def test_an_output_that_is_no_number_is_marked_at_a_fixed_strength_alone(tmp_pat
     base = examined(spoilt, amplitude=0.003)
 
     assert "gives no numbers on the calibration inputs: mark it at a fixed amplitude with --amplitude 0.003" in text
-    assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)
+    assert base.calibration == Calibration("none", 0, 1e-3, None, None, eps=0.003)
 
 
 def test_an_output_of_no_known_kind_is_marked_at_a_fixed_strength_alone(tmp_path):
@@ -209,6 +210,9 @@ def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
     def clock() -> float:
         return next(ticks)
 
+    def divided(kl: float, cap: float) -> np.ndarray:
+        return np.minimum(cap, np.sqrt([kl]))
+
     class Marked:
         checkpoint = SimpleNamespace(source=SimpleNamespace(name="org/model"))
 
@@ -219,7 +223,7 @@ def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
             return OutputComparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
 
     eps, found = search_amplitudes(
-        Marked(), few, many, np.array([0.01]), 1e-4, lambda step, *_: steps.append(step), clock
+        Marked(), few, many, divided, [OutputBudget(1e-4)], lambda step, *_: steps.append(step), clock
     )
 
     assert [count for count, _ in tried] == [32, 1000, 1000]
@@ -228,6 +232,66 @@ def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
     assert 0.8e-4 < found.kl <= 1e-4
     assert found.kl == pytest.approx(4 * float(eps[0]) ** 2)
     assert steps == ["measuring the marked model on up to 1,000 other images"]
+
+
+class TwoTensors:
+    """A marked model whose divergence and reversed decisions are exact functions of two amplitudes."""
+
+    checkpoint = SimpleNamespace(source=SimpleNamespace(name="org/model"))
+
+    def __init__(self, sensitivity: tuple[float, float], reversed_by: float = 0.0):
+        self.sensitivity, self.reversed_by = np.array(sensitivity), reversed_by
+
+    def compare(self, eps: np.ndarray, images: LazyImages, *others: object, batch: int = 8) -> OutputComparison:
+        kl, count = float((eps**2 * self.sensitivity).sum()), len(images)
+        lost = self.reversed_by * kl**0.5
+        return OutputComparison(kl, (kl, kl), 0.0, count, count, round((1 - lost) * count), (1 - lost, 1 - 1.2 * lost))
+
+
+def searched(marked: TwoTensors, believed: tuple[float, float], budgets: list[OutputBudget]) -> tuple:
+    few, many = (LazyImages.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
+
+    def divide(kl: float, cap: float) -> np.ndarray:
+        return spend_budget(kl, np.array(believed), np.array([1000, 1000]), cap)
+
+    return search_amplitudes(marked, few, many, divide, budgets, lambda *_: None)
+
+
+def test_where_decisions_bind_an_insensitive_tensor_keeps_its_amplitude():
+    """A fifth of a divergence of 1e-3 is allowed, and only what costs is weakened."""
+    true = (1.0, 1e-3)
+
+    eps, found = searched(TwoTensors(true, 0.3), true, [OutputBudget(1e-3, 0.995), OutputBudget(1e-4)])
+
+    assert eps[1] == pytest.approx(largest_eps(1e-3))
+    assert 0.5e-4 < found.kl < 3e-4
+    assert found.predicted_agreement[1] >= 0.995
+    assert found.agreement >= 0.995
+
+
+def test_the_smaller_divergence_is_the_default_where_no_decisions_can_be_kept():
+    true = (1.0, 1e-3)
+
+    _, found = searched(TwoTensors(true, 3.0), true, [OutputBudget(1e-3, 0.995), OutputBudget(1e-4)])
+
+    assert 0.5e-4 <= found.kl <= 1e-4
+    assert found.agreement < 0.995
+
+
+def test_a_tensor_that_costs_more_than_was_believed_is_weakened_too():
+    eps, found = searched(TwoTensors((1.0, 3.0)), (1.0, 1e-9), [OutputBudget(1e-4)])
+
+    assert 0.2e-4 < found.kl <= 1e-4
+    assert eps[1] < 0.006 < largest_eps(1e-4)
+
+
+def test_an_agreement_that_no_mark_keeps_is_refused_with_both_ways_out():
+    class Coarse(TwoTensors):
+        def compare(self, *arguments: object, **named: object) -> OutputComparison:
+            return replace(super().compare(*arguments, **named), agreeing=10)
+
+    with pytest.raises(CarrierError, match=r"an agreement of 99\.50%.*--max-kl or a smaller --min-agreement\.$"):
+        searched(Coarse((1.0, 1.0)), (1.0, 1.0), [OutputBudget(1e-3, 0.995)])
 
 
 def photographs(folder: Path, count: int) -> Path:
@@ -269,4 +333,4 @@ def test_a_fixed_strength_of_what_is_not_built_says_that_nothing_is_known(tmp_pa
     with open_checkpoint(model.folder) as checkpoint:
         base = analyze_base(checkpoint, PLAIN_SETTINGS)
 
-    assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)
+    assert base.calibration == Calibration("none", 0, 1e-3, None, None, eps=0.003)

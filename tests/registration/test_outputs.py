@@ -16,6 +16,7 @@ from hf_fingerprint.registration.outputs import (
     find_output_kind,
     output_values,
     random_direction,
+    reversing_factors,
     same_decisions,
 )
 from tests.helpers.error_checks import refused
@@ -158,6 +159,29 @@ def test_an_image_agrees_if_all_its_labels_do():
     assert same_decisions(one[:, None], two[:, None], "multi_label").flatten().tolist() == [True, False]
     assert same_decisions(one[:, None], two[:, None], "single_label").flatten().tolist() == [True, True]
     assert same_decisions(one[:, None], two[:, None], "features") is None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "features"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_decision_is_reversed_by_its_factor_times_the_change_and_by_no_less(kind, sign):
+    before, change = drawn(40, 3, 5), 0.1 * drawn(40, 3, 5, seed=1)
+    factors = reversing_factors(before, before + sign * change, kind)
+
+    def reversed_at(share: float) -> torch.Tensor:
+        moved = [before + each * share * factors[..., None] * change for each in (1, -1)]
+        return ~torch.stack([same_decisions(before, each, kind) for each in moved]).all(0)
+
+    assert factors.shape == (40, 3) and (factors > 0).all()
+    assert reversed_at(1.001).all()
+    if kind == "multi_label":  # a third class may overtake two
+        assert not reversed_at(0.999).any()
+
+
+def test_what_does_not_change_is_never_reversed_and_features_are_no_decisions():
+    tied = torch.tensor([[[1.0, 1.0, 0.0]], [[2.0, 1.0, 0.0]]])
+
+    assert reversing_factors(tied, tied, "single_label").tolist() == [[np.inf], [np.inf]]
+    assert reversing_factors(tied, tied, "features") is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -216,7 +216,7 @@ def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_k
 
     base = register(models.plain, vault, FingerprintConfig(expected_recipients=4, amplitude=0.003))
 
-    assert (base.calibration.max_kl, base.coalition, base.expected_recipients, base.alpha) == (1e-4, 20, 4, 1e-6)
+    assert (base.calibration.max_kl, base.coalition, base.expected_recipients, base.alpha) == (1e-3, 20, 4, 1e-6)
     for config in (
         None,
         FingerprintConfig(),
@@ -228,7 +228,8 @@ def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_k
     for config in (
         FingerprintConfig(expected_recipients=5),
         FingerprintConfig(coalition=3),
-        FingerprintConfig(max_kl=1e-3),
+        FingerprintConfig(max_kl=1e-4),
+        FingerprintConfig(min_agreement=0.99),
         FingerprintConfig(alpha=0.01),
     ):
         with pytest.raises(CodeError, match="is registered with"):
@@ -379,6 +380,9 @@ def test_a_model_with_dead_layers_is_marked_without_a_warning(models, tmp_path):
         {"max_kl": 2},
         {"max_kl": float("nan")},
         {"max_kl": float("inf")},
+        {"min_agreement": 0},
+        {"min_agreement": 1},
+        {"min_agreement": float("nan")},
         {"alpha": 0},
         {"alpha": 0.5},
         {"alpha": float("nan")},

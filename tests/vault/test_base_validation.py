@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault import (
+    Ancestor,
     Base,
     Calibration,
     Carrier,
@@ -69,6 +70,10 @@ def calibrated(**changed):
     return {"calibration": replace(BASE.calibration, **changed)}
 
 
+def descending(source="org/vit", revision="7b" * 20, content_hash="c2" * 32):
+    return {"ancestor": Ancestor(source, revision, content_hash)}
+
+
 WRONG = {
     "alpha of certainty": ({"alpha": 0.99}, "its alpha is 0.99"),
     "alpha a little too high": ({"alpha": 0.0501}, "its alpha is 0.0501"),
@@ -119,12 +124,27 @@ WRONG = {
     "kl in words": (calibrated(kl="little"), "calibration's kl is little"),
     "a budget in words": (calibrated(max_kl="all"), "calibration's max_kl is all"),
     "a budget of everything": (calibrated(max_kl=2.0), "its budget is 2.0"),
+    "an agreement of more than all": (calibrated(min_agreement=1.5), "its smallest agreement is 1.5"),
+    "an agreement in words": (calibrated(min_agreement="most"), "calibration's min_agreement is most"),
+    "an infinite prediction": (
+        calibrated(predicted_agreement=float("inf")),
+        "calibration's predicted_agreement is inf",
+    ),
     "images below 0": (calibrated(images=-1), "count of images is -1"),
     "inputs with a line break": (calibrated(inputs="a\nb"), "calibration's inputs is a b"),
     "output of another type": (calibrated(output=5), "calibration's output is 5"),
     "infinite score": ({"compact": CompactMark(0.1, float("inf"))}, "calibration's spread_score is inf"),
     "replaces a page": ({"replaces": "a\nb"}, "it replaces a b"),
     "a copy of a page": ({"copy_of": "a\nb"}, "it is a copy of a b"),
+    "an ancestor with an escape": (descending("/models/\x1b[2Jx"), "its ancestor /models/"),
+    "an ancestor elsewhere": (descending("../../etc"), "its ancestor ../../etc is no absolute path"),
+    "an ancestor with a scheme": (descending("https://evil.example/x"), "its ancestor https"),
+    "an ancestor of another type": (descending(["org/vit"]), "its ancestor ['org/vit']"),
+    "an ancestor at a page": (descending(revision="main\nx"), "its ancestor's revision main x"),
+    "an ancestor at a number": (descending(revision=5), "its ancestor's revision 5"),
+    "an ancestor without a hash": (descending(content_hash=None), "its ancestor's content hash is None"),
+    "an ancestor with half a hash": (descending(content_hash="c2" * 16), "its ancestor's content hash is c2c2"),
+    "its own ancestor": (descending(content_hash=("53e1e7b2c8d4" + "a1" * 26)), "it is its own ancestor"),
     "a shape below 0": (
         {"tensors": {**BASE.tensors, "x": TensorRecord("F32", (-1,), "0d" * 32)}},
         "its tensor x has the shape [-1]",
@@ -151,6 +171,8 @@ def test_a_record_as_this_package_makes_it_is_read():
         replace(BASE, source="/models/ünï côdé/　x", revision=None, compact=CompactMark(0.03, 50.0), replaces="ab"),
         replace(BASE, source="C:\\models\\x", alpha=1e-300, certified=0),
         replace(BASE, calibration=Calibration("none", 0, 1e-4, None, None, eps=0.004)),
+        replace(BASE, **descending()),
+        replace(BASE, **descending("/models/vit", None)),
     ):
         found = read_base(base_to_row(base), is_new=True)
         assert found == base

@@ -11,9 +11,17 @@ from hf_fingerprint import Vault
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.registration import register
-from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
+from hf_fingerprint.vault import (
+    Ancestor,
+    CopyRecord,
+    begin_publication,
+    begin_training,
+    confirm_publication,
+    copies_in_training,
+)
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
+from hf_fingerprint.vault.schema import base_to_row, row_with_ancestor
 from hf_fingerprint.vault.sealing import encrypt, new_identity, seal
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, PublicationRow, Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.union import union_snapshots
@@ -37,8 +45,8 @@ COPIES = [
 ]
 
 
-def base_row(base_id: str) -> tuple:
-    return (base_id, WHOLE, "{}", b"a", bytes(32), "seal")
+def base_row(base_id: str, ancestor: Ancestor | None = None) -> tuple:
+    return row_with_ancestor((base_id, WHOLE, "{}", b"a", bytes(32), ""), ancestor)
 
 
 @st.composite
@@ -73,6 +81,50 @@ def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, 
     assert union_snapshots(union_snapshots(one, two), three) == union_snapshots(one, union_snapshots(two, three))
     assert union_snapshots(one, one) == one
     assert union_snapshots(union_snapshots(one, two), two) == union_snapshots(one, two)
+
+
+ANCESTORS = [Ancestor("org/vit", "7b" * 20, "c2" * 32), Ancestor("/models/vit", None, "c3" * 32)]
+
+
+@st.composite
+def snapshots_with_ancestors(draw: st.DrawFn) -> Snapshot:
+    """Snapshots of one history, in which a base got an ancestor at some moment."""
+    found = draw(snapshots())
+    rows = {base_id: base_row(base_id, draw(st.sampled_from([None, ANCESTORS[0]]))) for base_id in found.bases}
+    return replace(found, bases=rows)
+
+
+@NO_DEADLINE
+@given(snapshots_with_ancestors(), snapshots_with_ancestors(), snapshots_with_ancestors())
+def test_an_ancestor_enters_in_any_order_of_merging(one, two, three):
+    both = union_snapshots(one, two)
+
+    assert both == union_snapshots(two, one)
+    assert union_snapshots(both, three) == union_snapshots(one, union_snapshots(two, three))
+    assert union_snapshots(both, two) == both
+    assert not both.faults
+    for base_id, row in both.bases.items():
+        named = any("ancestor" in each.bases.get(base_id, ("", "", ""))[2] for each in (one, two))
+        assert row == base_row(base_id, ANCESTORS[0] if named else None)
+
+
+@NO_DEADLINE
+@given(snapshots(), snapshots())
+def test_of_two_ancestors_the_one_that_is_here_stays_and_no_copy_is_refused(one, two):
+    shared = one.bases.keys() & two.bases.keys()
+    assume(shared)
+    base_id = sorted(shared)[0]
+    first, second = (
+        replace(each, bases={**each.bases, base_id: base_row(base_id, ancestor)})
+        for each, ancestor in zip((one, two), ANCESTORS, strict=True)
+    )
+
+    joined = union_snapshots(first, second, "vault A", "vault B")
+
+    assert joined.bases[base_id] == first.bases[base_id]
+    assert [(fault.table, fault.key) for fault in joined.faults] == [("ancestors", base_id)]
+    assert "in vault B than in vault A" in joined.faults[0].problem
+    assert joined.copies.keys() == one.copies.keys() | two.copies.keys()
 
 
 @NO_DEADLINE
@@ -225,6 +277,52 @@ def test_each_issuers_records_are_there_once_with_their_keys(pair):
     one.unlock(PASSPHRASE)
     assert len(set(one.copy_keys(one.copies()))) == 4
     assert merge(one, take_snapshot(two)) == MergeReport()
+
+
+def test_an_ancestor_that_a_colleague_recorded_is_taken_and_named(pair, tmp_path):
+    one, two = pair
+    (base,) = two.bases()
+    descended = two.set_ancestor(base, ANCESTORS[0])
+    copy = written(two, "a")
+
+    report = merge(one, take_snapshot(two))
+
+    place = f"org/vit@{'7b' * 20}"
+    assert report == MergeReport(copies=1, ancestors=(f"{base.base_id} ({place})",))
+    assert f"new ancestor of base {base.base_id} ({place})" in report.describe()
+    assert one.bases() == [descended]
+    assert merge(one, take_snapshot(two)) == merge(two, take_snapshot(one)) == MergeReport()
+    assert one.copies() == [copy]
+
+
+def test_another_ancestor_than_the_recorded_one_is_refused_and_the_copies_enter(pair):
+    one, two = pair
+    (base,) = one.bases()
+    kept = one.set_ancestor(base, ANCESTORS[0])
+    two.set_ancestor(base, ANCESTORS[1])
+    copy = written(two, "a")
+
+    report = merge(one, take_snapshot(two))
+
+    assert one.bases() == [kept]
+    assert one.copies() == [copy]
+    assert not report.complete
+    (fault,) = report.refused
+    assert fault.describe().startswith(f"The ancestor of base {base.base_id} is another model in")
+    assert "--ancestor" in fault.problem
+
+
+def test_a_colleague_with_another_record_of_the_base_cannot_hide_that_behind_an_ancestor(pair):
+    one, two = pair
+    (base,) = one.bases()
+    forged = replace(base, ancestor=ANCESTORS[0], certified=base.certified - 1)
+    snapshot = take_snapshot(two)
+    snapshot = replace(snapshot, bases={base.base_id: base_to_row(forged)})
+
+    report = merge(one, snapshot)
+
+    assert one.bases() == [base]
+    assert [fault.table for fault in report.refused] == ["bases"]
 
 
 def test_merged_both_ways_they_hold_the_same(pair, empty):

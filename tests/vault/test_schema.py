@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault import Base, Calibration, Carrier, CompactMark, TensorRecord
-from hf_fingerprint.vault.schema import FORMAT, TABLES, base_from_row, base_to_row
+from hf_fingerprint.vault import Ancestor, Base, Calibration, Carrier, CompactMark, TensorRecord
+from hf_fingerprint.vault.schema import FORMAT, TABLES, base_from_row, base_to_row, row_with_ancestor
 from tests.helpers.checkpoint_files import NO_DEADLINE
 
 
@@ -52,6 +52,26 @@ GOLDEN_ROW = (
     bytes(range(32)),
     "28b9fef608fc93ac9b074146f85de8f31e496f9740ec502fce8f60d787f146b0",
 )
+ANCESTOR = Ancestor("org/tiny-vit-pretrained", "7b" * 20, "c2" * 32)
+GOLDEN_MEMBER = (
+    ',"ancestor":{"source":"org/tiny-vit-pretrained","revision":"7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b",'
+    '"content_hash":"c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2c2"}}'
+)
+GOLDEN_DESCENDANT_SEAL = "6969a8c38393a6cd429f5c54c0ef5e066962afeac6caaa8d82e5c9bfa750d6be"
+# the calibration's fields since version 0.3.0, which older records lack
+MEASURED = Calibration(
+    *("synthetic", 1000, 1e-3, 3.1e-4, 0.997, "single_label", 1000, 997, 2.6e-4, 3.6e-4, 5e-5, 0.9912, 0.999, None),
+    min_agreement=0.995,
+    predicted_agreement=0.9964,
+    predicted_agreement_low=0.9952,
+)
+MEASURED_DOCUMENT = (
+    '"calibration":{"inputs":"synthetic","images":1000,"max_kl":0.001,"kl":0.00031,"agreement":0.997,'
+    '"output":"single_label","decisions":1000,"agreeing":997,"kl_low":0.00026,"kl_high":0.00036,"kl_scatter":5e-05,'
+    '"agreement_low":0.9912,"agreement_high":0.999,"min_agreement":0.995,"predicted_agreement":0.9964,'
+    '"predicted_agreement_low":0.9952}}'
+)
+MEASURED_SEAL = "9abb6962b5c003263695ec55e188021a266d061894790e2f8981492e9fa525af"
 COLUMNS = ("base_id", "content_hash", "document", "amplitudes", "secret", "seal")
 
 
@@ -73,6 +93,34 @@ def test_the_row_of_a_base_is_frozen():
 
 def test_an_old_row_is_read_unchanged():
     assert same(base_from_row(GOLDEN_ROW), BASE)
+
+
+def test_the_row_of_a_base_with_an_ancestor_is_frozen():
+    base, (base_id, whole, text, *rest, _) = replace(BASE, ancestor=ANCESTOR), GOLDEN_ROW
+    row = (base_id, whole, text.removesuffix("}") + GOLDEN_MEMBER, *rest, GOLDEN_DESCENDANT_SEAL)
+
+    assert base_to_row(base) == row
+    assert same(base_from_row(row), base)
+    assert row_with_ancestor(GOLDEN_ROW, ANCESTOR) == row
+    assert row_with_ancestor(row, None) == GOLDEN_ROW
+
+
+def test_what_a_newer_version_added_to_a_document_stays_when_the_ancestor_changes():
+    newer = {**json.loads(GOLDEN_ROW[2]), "later": [1]}
+    row = (*GOLDEN_ROW[:2], json.dumps(newer), *GOLDEN_ROW[3:])
+
+    found = row_with_ancestor(row, ANCESTOR)
+
+    assert json.loads(found[2])["later"] == [1]
+    assert base_from_row(found).ancestor == ANCESTOR
+
+
+def test_the_row_of_a_base_with_an_agreement_in_its_budget_is_frozen():
+    row = base_to_row(replace(BASE, calibration=MEASURED))
+
+    assert row[2] == GOLDEN_ROW[2].partition('"calibration"')[0] + MEASURED_DOCUMENT
+    assert row[5] == MEASURED_SEAL
+    assert same(base_from_row(row), replace(BASE, calibration=MEASURED))
 
 
 @st.composite
@@ -98,6 +146,7 @@ def bases(draw: st.DrawFn) -> Base:
         certified=draw(st.integers()),
         alpha=draw(number),
         calibration=calibration,
+        ancestor=draw(st.none() | st.builds(Ancestor, text, text | st.none(), text)),
         secret=draw(st.binary(min_size=32, max_size=32)),
     )
 
@@ -119,6 +168,7 @@ def test_every_field_of_a_base_is_in_its_row(name):
         "calibration": replace(BASE.calibration, images=257),
         "secret": bytes(32),
         "compact": CompactMark(0.03, 50.0),
+        "ancestor": ANCESTOR,
     }
     value = getattr(BASE, name)
     changed = replace(BASE, **{name: other.get(name, value + 1 if isinstance(value, int | float) else f"{value}x")})

@@ -15,7 +15,7 @@ import pytest
 
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.vault import Base, Calibration, Carrier, CopyRecord, TensorRecord, Vault
+from hf_fingerprint.vault import Ancestor, Base, Calibration, Carrier, CopyRecord, TensorRecord, Vault
 from hf_fingerprint.vault.key_cache import pack_keys, record_digest
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.schema import base_to_row
@@ -336,6 +336,42 @@ def test_a_base_registered_twice_keeps_its_first_secret(mine):
 
     assert vault.add_base(replace(BASE, secret=bytes(32), certified=3)) == BASE
     assert vault.bases() == [BASE]
+
+
+ANCESTOR = Ancestor("org/vit", "7b" * 20, "c2" * 32)
+
+
+def test_a_base_gets_an_ancestor_without_a_new_secret(mine):
+    vault = mine.open()
+
+    found = vault.set_ancestor(BASE, ANCESTOR)
+
+    assert found == replace(BASE, ancestor=ANCESTOR)
+    assert vault.bases()[0] == found
+    assert found.secret == BASE.secret
+    assert found.describe()["ancestor"] == {
+        "source": "org/vit",
+        "revision": "7b" * 20,
+        "content_hash": "c2" * 32,
+    }
+    assert vault.set_ancestor(found, None) == BASE
+    assert "ancestor" not in BASE.describe()
+
+
+def test_an_ancestor_is_not_set_on_a_record_that_changed_meanwhile(mine):
+    vault = mine.open()
+    vault.set_ancestor(BASE, ANCESTOR)
+
+    assert BASE.base_id in refusal(vault.set_ancestor, BASE, replace(ANCESTOR, revision=None))
+    assert "run again" in refusal(vault.set_ancestor, replace(BASE, base_id="0" * 12), ANCESTOR)
+    assert vault.bases()[0].ancestor == ANCESTOR
+
+
+def test_an_ancestor_that_no_merge_would_take_is_not_set(mine):
+    vault = mine.open()
+
+    assert "own ancestor" in refusal(vault.set_ancestor, BASE, Ancestor("/x", None, BASE.content_hash))
+    assert vault.bases()[0] == BASE
 
 
 def test_bases_are_listed_in_the_order_of_registration(mine):
@@ -836,6 +872,7 @@ def test_a_vault_made_long_ago_lists_its_base_exactly(golden):
         "compact": None,
         "replaces": None,
         "copy_of": None,
+        "ancestor": None,
     }
     found = {field.name: getattr(base, field.name) for field in fields(base)}
     carriers = [(carrier.name, carrier.eps, carrier.amplitude.tolist()) for carrier in found.pop("carriers")]

@@ -9,7 +9,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.extraction.alignment.aligned import AlignedWeights, Transform, load_rows
 from hf_fingerprint.extraction.alignment.duplicate_units import first_duplicate_rows
-from hf_fingerprint.extraction.alignment.layer_pairs import LayerPairs
+from hf_fingerprint.extraction.alignment.layer_pairs import LayerPairs, add_namesakes
 from hf_fingerprint.extraction.alignment.permutation_consensus import axis_orders, find_consensus
 from hf_fingerprint.extraction.alignment.rotation_test import has_common_rotation
 from hf_fingerprint.extraction.alignment.weight_matching import (
@@ -61,7 +61,8 @@ def align_suspect(
     Returns:
         [`AlignedWeights`], or `None` if the weights are aligned already, or nothing improves them.
     """
-    misaligned = {c.name for c in base.carriers if always or not is_aligned(original, suspect, c.name, matches)}
+    known = add_namesakes(base, suspect, matches)
+    misaligned = {name for name in known if always or not is_aligned(original, suspect, name, matches)}
     aligned_matches = {name: info for name, info in matches.items() if name not in misaligned}
     rotated = set(aligned_matches) if has_common_rotation(base, original, suspect, aligned_matches) else set()
     sizes = {c.name: original.tensors[c.name].rows * original.tensors[c.name].columns for c in base.carriers}
@@ -69,7 +70,7 @@ def align_suspect(
         return None
     pairs = LayerPairs(base, original, suspect, matches, device)
     found: dict[str, _FoundTransform] = {}
-    names = sorted(misaligned & pairs.counterparts.keys(), key=lambda each: (sizes[each], each))
+    names = sorted(misaligned, key=lambda each: (sizes[each], each))
     count = counting(progress, "aligning", base.carrier_weights)
     first = names[:: 1 + len(names) // PROBED_TENSORS]
     for name in [*first, *(name for name in names if name not in first)]:

@@ -16,7 +16,7 @@ from hf_fingerprint.extraction.alignment.aligned import load_tensor
 from hf_fingerprint.extraction.alignment.attention_layers import Attention, find_attentions
 from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, find_duplicate_units
 from hf_fingerprint.extraction.alignment.residual_rotation import RotationTransform, fit_rotation_transforms
-from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
+from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model, without_blocks
 from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base
 
@@ -40,9 +40,7 @@ class LayerPairs:
         device: "str | torch.device | None" = None,
     ):
         self._original, self._suspect = original, suspect
-        named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
-        namesakes = {c.name: named[normalize_name(c.name)] for c in base.carriers if normalize_name(c.name) in named}
-        self.counterparts = {**matches, **namesakes}
+        self.counterparts = add_namesakes(base, suspect, matches)
         self.activations: ActivationPairs = {}
         self._attentions: list[Attention] = []
         self._duplicates: dict[str, DuplicateUnits | None] = {}
@@ -99,13 +97,21 @@ class LayerPairs:
         if theirs is None:
             return
         carriers = {n.rpartition(".")[0]: name for n, name in file_names.items() if name in self.counterparts}
-        found = record_activation_pairs(ours, theirs, {module: module for module in carriers}, device)
+        without_blocks(ours.module, theirs.dropped)
+        found = record_activation_pairs(ours, theirs.module, {module: module for module in carriers}, device)
         self.activations = {carrier: found[module] for module, carrier in carriers.items() if module in found}
         self._attentions = [
             Attention(tuple(carriers[name] for name in each.inputs), carriers[each.output], each.heads)
             for each in find_attentions(ours.module)
             if carriers.keys() >= {*each.inputs, each.output}
         ]
+
+
+def add_namesakes(base: Base, suspect: TensorReader, matches: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The counterparts of carriers: namesakes, which may have another shape, or else those that were matched."""
+    named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
+    namesakes = {c.name: named[normalize_name(c.name)] for c in base.carriers if normalize_name(c.name) in named}
+    return {**matches, **namesakes}
 
 
 def _spread(items: Sequence[T], count: int) -> Sequence[T]:

@@ -1,11 +1,13 @@
 """Loads the suspect's weights into the base's architecture, so that both can be run on the same inputs.
 
 Layers may have other widths (dummy units), normalizations may be folded into the convolutions before them, the first
-layer may take other channels, position embeddings may have been resized, and the classifier may be new.
+layer may take other channels, position embeddings may have been resized, and the classifier may be new. Blocks may
+have been dropped: with all of its weights 0, a block passes its input on, as in the suspect.
 """
 
+from collections.abc import Iterable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
+from hf_fingerprint.extraction.blocks import block_tensors
 from hf_fingerprint.models import BuiltModel
 
 
@@ -21,12 +24,23 @@ if TYPE_CHECKING:
 
 
 MAX_MISSING = 2  # a missing classifier has a weight and a bias
+MAX_DROPPED_SHARE = 0.75  # of the blocks
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-def load_into_base_model(
-    ours: BuiltModel, file_names: dict[str, str], suspect: TensorReader
-) -> "torch.nn.Module | None":
+class SuspectModel(NamedTuple):
+    """A suspect that runs in the base's architecture.
+
+    Attributes:
+        module (`torch.nn.Module`): the model, in evaluation mode.
+        dropped (`tuple[str, ...]`): the parameters and buffers of blocks that it lacks, which are 0.
+    """
+
+    module: "torch.nn.Module"
+    dropped: tuple[str, ...]
+
+
+def load_into_base_model(ours: BuiltModel, file_names: dict[str, str], suspect: TensorReader) -> SuspectModel | None:
     """The base's architecture with the suspect's weights, or `None` if they don't fit.
 
     Args:
@@ -38,7 +52,26 @@ def load_into_base_model(
     loader = _WeightLoader(named, file_names, suspect, ours.size[0])
     for name, part in module.named_modules():
         loader.load_module(name, part)
-    return module if len(loader.missing) <= MAX_MISSING else None
+    dropped = _dropped_blocks(module, loader.missing)
+    if len(loader.missing) - len(dropped) > MAX_MISSING:
+        return None
+    return SuspectModel(without_blocks(module, dropped), dropped)
+
+
+def without_blocks(module: "torch.nn.Module", dropped: Iterable[str]) -> "torch.nn.Module":
+    """The module itself, with these parameters and buffers set to 0."""
+    tensors = module.state_dict(keep_vars=True)
+    for name in dropped:
+        tensors[name].data.zero_()
+    return module
+
+
+def _dropped_blocks(module: "torch.nn.Module", missing: list[str]) -> tuple[str, ...]:
+    """Those of the missing tensors that are whole blocks, if at least a quarter of all blocks are there."""
+    tensors = {name: tuple(each.shape) for name, each in module.state_dict().items() if each.is_floating_point()}
+    blocks = [set(each.values()) for each in block_tensors(tensors).values()]
+    gone = [each for each in blocks if each.issubset(missing)]
+    return tuple(sorted(set().union(*gone))) if len(gone) <= MAX_DROPPED_SHARE * len(blocks) else ()
 
 
 class _WeightLoader:

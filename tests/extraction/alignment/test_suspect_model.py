@@ -20,7 +20,7 @@ def run(folder, architecture, change):
     images = synthetic_images(ours, 2)
     with open_checkpoint(folder / "suspect.safetensors") as suspect, torch.no_grad():
         theirs = load_into_base_model(ours, {}, suspect)
-        return ours.module(images).numpy(), None if theirs is None else theirs(images).numpy()
+        return ours.module(images).numpy(), None if theirs is None else theirs.module(images).numpy()
 
 
 @pytest.mark.parametrize("kind", ["zero", "cancelling", "split"])
@@ -50,6 +50,18 @@ def test_a_model_of_which_much_is_missing_is_not_run(tmp_path):
     _, after = run(tmp_path, "test_vit", lambda s: {n: t for n, t in s.items() if ".norm1." not in n})
 
     assert after is None
+
+
+@pytest.mark.parametrize(("architecture", "last"), [("test_vit", "blocks.5."), ("resnet18", "layer2.1.")])
+def test_a_model_without_a_block_runs_as_if_it_passed_its_input_on(tmp_path, architecture, last):
+    def without_outputs(state):
+        outputs = [f"{last}{part}" for part in ("attn.proj.", "mlp.fc2.", "bn2.weight", "bn2.bias")]
+        return {n: torch.zeros_like(t) if any(n.startswith(o) for o in outputs) else t for n, t in state.items()}
+
+    _, dropped = run(tmp_path, architecture, lambda s: {n: t for n, t in s.items() if not n.startswith(last)})
+    _, passed = run(tmp_path, architecture, without_outputs)
+
+    assert dropped == pytest.approx(passed, abs=1e-5)
 
 
 def test_a_new_classifier_is_no_obstacle(tmp_path):

@@ -1,0 +1,186 @@
+"""Further readings of a tensor that drifted: whitened, and with the ancestor. Each is fixed beforehand.
+
+The plain reading of `weigh.py` is best where the drift is white, or where most weights were replaced. Tensors whose
+drift has a color are whitened too, and tensors that moved by more than the mark are read with the ancestor, if it is
+known. A large tensor is read in pieces of whole rows, each by itself. None of it looks at a codeword.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.carriers import TensorProjection, fold
+from hf_fingerprint.checkpoints import TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
+from hf_fingerprint.extraction.ancestor_delta import read_delta
+from hf_fingerprint.extraction.pruning_mixture import PruningMixture
+from hf_fingerprint.extraction.whiten import MIN_SIDE, whiten
+from hf_fingerprint.vault import Base, Carrier
+
+
+MAX_PIECE_WEIGHTS, MAX_GRAM_SIDE = 1 << 22, 1024
+MAX_AMPLITUDES = 1e6
+MIN_PROBABILITY = 0.5
+
+
+class MarkSums(NamedTuple):
+    """The signal of one tensor in one reading.
+
+    Attributes:
+        sums (`np.ndarray` of shape `(V,)`): weighted sums; a whole mark gives `masses * b`.
+        masses (`np.ndarray` of shape `(V,)`): the weight of each position.
+    """
+
+    sums: np.ndarray
+    masses: np.ndarray
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A carrier in the files of the base, the suspect and the ancestor.
+
+    Attributes:
+        base ([`Base`]): the base.
+        carrier ([`Carrier`]): the carrier.
+        original, suspect (pairs of [`TensorReader`] and [`TensorInfo`]): the base's tensor and the suspect's.
+        ancestor (pair of [`TensorReader`] and [`TensorInfo`], *optional*): the ancestor's, of the same shape.
+        rows (`slice`): the rows to read; both ends are multiples of 8, or the tensor's end.
+    """
+
+    base: Base
+    carrier: Carrier
+    original: tuple[TensorReader, TensorInfo]
+    suspect: tuple[TensorReader, TensorInfo]
+    ancestor: tuple[TensorReader, TensorInfo] | None
+    rows: slice
+
+    def load(self, which: tuple[TensorReader, TensorInfo], rows: slice) -> np.ndarray:
+        """Some rows of a tensor, `float32` of shape `(rows, columns)`."""
+        reader, info = which
+        raw = reader.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return to_float32(raw, info.dtype).reshape(-1, info.columns)
+
+
+def read_further(
+    place: TensorPlace, colored: bool, mixture: PruningMixture | None
+) -> tuple[MarkSums | None, MarkSums | None]:
+    """The whitened reading of a tensor, and the reading with the ancestor.
+
+    Args:
+        place ([`TensorPlace`]): the tensor.
+        colored (`bool`): whether its drift has a color.
+        mixture ([`PruningMixture`] or `None`): the mixture, if it was pruned and then trained.
+
+    Returns:
+        `(whitened, by_ancestor)`: `None` where a reading can't be made of it.
+    """
+    whitened = _Sums(place) if colored else None
+    by_ancestor = None if place.ancestor is None else _Sums(place)
+    for rows in _pieces(place):
+        piece = _load_piece(place, rows, mixture)
+        if whitened is not None:
+            whitened.add(piece, piece.difference, 1.0)
+        if by_ancestor is not None:
+            _add_delta(by_ancestor, place, piece)
+    return (
+        None if whitened is None else whitened.found(),
+        None if by_ancestor is None else by_ancestor.found(),
+    )
+
+
+class _Piece(NamedTuple):
+    """Some rows of a tensor: the base's weights, the suspect's, their difference in amplitudes, which are kept."""
+
+    rows: slice
+    ours: np.ndarray
+    theirs: np.ndarray
+    difference: np.ndarray
+    kept: np.ndarray
+    inverse: np.ndarray
+
+
+def _pieces(place: TensorPlace) -> Iterator[slice]:
+    """The rows in pieces whose shorter side is at most 1,024 where they are large."""
+    columns, start = place.original[1].columns, place.rows.start
+    most = max(1, MAX_PIECE_WEIGHTS // columns)
+    if columns > MAX_GRAM_SIDE:
+        most = min(most, MAX_GRAM_SIDE)
+    step = max(ROW_MULTIPLE, most // ROW_MULTIPLE * ROW_MULTIPLE)
+    while start < place.rows.stop:
+        yield slice(start, min(place.rows.stop, start + step))
+        start += step
+
+
+def _load_piece(place: TensorPlace, rows: slice, mixture: PruningMixture | None) -> _Piece:
+    ours, theirs = place.load(place.original, rows), place.load(place.suspect, rows)
+    amplitude = place.carrier.amplitude[rows]
+    inverse = np.divide(1, amplitude, out=np.zeros_like(amplitude), where=amplitude > 0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = (theirs - ours) * inverse[:, None]
+    kept = np.isfinite(difference) & (theirs != 0) & (inverse > 0)[:, None]
+    difference[~kept] = 0
+    np.clip(difference, -MAX_AMPLITUDES, MAX_AMPLITUDES, out=difference)
+    if mixture is not None:
+        kept &= mixture.probability_kept(ours * inverse[:, None], difference) >= MIN_PROBABILITY
+        difference *= kept
+    return _Piece(rows, ours, theirs, difference, kept, inverse)
+
+
+def _add_delta(sums: "_Sums", place: TensorPlace, piece: _Piece) -> None:
+    """Adds the reading of one piece with the ancestor."""
+    assert place.ancestor is not None
+    ancestor = place.load(place.ancestor, piece.rows)
+    usable = piece.kept & np.isfinite(ancestor)
+    limit = MAX_AMPLITUDES * place.carrier.amplitude[piece.rows, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        deltas = (np.where(usable, weights - ancestor, 0) for weights in (piece.theirs, piece.ours))
+        suspect, owner = (np.clip(delta, -limit, limit) for delta in deltas)
+    whole = piece.rows.stop - piece.rows.start == place.original[1].rows
+    found = read_delta(suspect, owner, piece.inverse, usable & (suspect != 0), whole)
+    if found is not None:
+        sums.add(piece._replace(kept=usable & (found.gains > 0)), found.values, found.gains, found.is_projected)
+
+
+class _Sums:
+    """The sums of one reading, piece by piece."""
+
+    def __init__(self, place: TensorPlace):
+        self._base, self._name = place.base, place.carrier.name
+        self._columns = place.original[1].columns
+        self._sums, self._masses = np.zeros(place.base.length, np.float32), np.zeros(place.base.length, np.float32)
+
+    def add(self, piece: _Piece, values: np.ndarray, gains: "np.ndarray | float", is_white: bool = False) -> None:
+        """Adds a piece whose `values` are the mark times `gains`, plus drift.
+
+        Args:
+            values (`np.ndarray` of shape `(rows, columns)`): may be changed.
+            gains (`np.ndarray` of that shape, or `float`): at least 0.
+            is_white (`bool`, *optional*, defaults to `False`): whether there is no drift to be divided out.
+        """
+        kept = int(piece.kept.sum())
+        if not kept:
+            return
+        gain, level, values = 1.0, 1.0, values * piece.kept
+        if not is_white and min(values.shape) >= MIN_SIDE:
+            level = float(np.sqrt(np.sum(np.square(gains * piece.kept)) / kept))  # whitening is in units of the mark
+            values, gain = whiten(np.asarray(values / level, np.float32))
+            values *= piece.kept
+        energy = float(np.vdot(values, values)) / kept
+        if not 0 < energy < np.inf or gain <= 0:
+            return
+        weights = np.asarray(gains * piece.kept / level, np.float32)
+        offset = TensorProjection(self._base.secret, self._name, self._base.length, piece.rows.start * self._columns)
+        masses = np.square(weights)
+        masses *= gain**2 / energy
+        fold(masses.reshape(-1), offset.offset, self._masses)
+        weights *= values
+        weights *= gain / energy
+        offset.read(weights, self._sums)
+
+    def found(self) -> MarkSums | None:
+        """The sums, or `None` if nothing was added."""
+        return MarkSums(self._sums, self._masses) if self._masses.any() else None

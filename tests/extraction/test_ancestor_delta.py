@@ -1,0 +1,128 @@
+"""With the ancestor, the mark is read from whatever was done to the copy's delta."""
+
+import numpy as np
+import pytest
+
+from hf_fingerprint.extraction.ancestor_delta import read_delta
+
+
+ROWS, COLUMNS, AMPLITUDE = 160, 120, 0.01
+
+
+class Tuned:
+    """An owner's delta and a mark, in the weights' own unit."""
+
+    def __init__(self, seed=0, deltas=20.0):
+        rng = np.random.default_rng(seed)
+        shape = ROWS, COLUMNS
+        directions = np.linspace(2, 0.2, COLUMNS)
+        self.rng = rng
+        self.mark = np.where(rng.random(shape) < 0.5, -1, 1).astype(np.float32)
+        self.owner = (AMPLITUDE * deltas * rng.standard_normal(shape) * directions).astype(np.float32)
+        self.copy = self.owner + AMPLITUDE * self.mark
+        self.inverse = np.full(ROWS, 1 / AMPLITUDE, np.float32)
+
+    def plain(self, suspect):
+        """How well the plain difference shows the mark."""
+        return correlation((suspect - self.owner) * self.inverse[:, None], self.mark)
+
+    def read(self, suspect, kept=None, whole=True):
+        suspect = suspect.astype(np.float32)
+        kept = suspect != 0 if kept is None else kept
+        found = read_delta(suspect, self.owner, self.inverse, kept, whole)
+        return found if found is None else (found, correlation(found.values, self.mark * found.gains))
+
+
+def correlation(one, other):
+    return float(np.vdot(one, other) / np.sqrt(np.vdot(one, one) * np.vdot(other, other)))
+
+
+def truncated(delta, rank, lessened=0.0):
+    left, values, right = np.linalg.svd(delta, full_matrices=False)
+    return (left[:, :rank] * np.maximum(values[:rank] - lessened, 0)) @ right[:rank]
+
+
+@pytest.mark.parametrize("lessened", [0.0, 0.5])
+@pytest.mark.parametrize("rank", [3, 12, 40])
+def test_a_truncated_delta_is_read_in_its_subspace(rank, lessened):
+    tuned = Tuned()
+    suspect = truncated(tuned.copy, rank, lessened)
+
+    found, _ = tuned.read(suspect)
+
+    assert found.is_projected
+    share = (rank * (ROWS + COLUMNS - rank)) / (ROWS * COLUMNS)
+    assert correlation(found.values, tuned.mark) == pytest.approx(np.sqrt(share), rel=0.05)
+    assert float(np.mean(found.values * tuned.mark)) == pytest.approx(found.gains, rel=0.15)
+
+
+def test_of_a_part_of_the_rows_only_the_columns_space_is_read():
+    tuned = Tuned()
+    suspect = truncated(tuned.copy, 12)
+    half = slice(0, ROWS // 2)
+    part = read_delta(
+        suspect[half].astype(np.float32),
+        tuned.owner[half],
+        tuned.inverse[half],
+        np.ones((ROWS // 2, COLUMNS), bool),
+        False,
+    )
+
+    assert part is not None and part.is_projected
+    assert correlation(part.values, tuned.mark[half]) == pytest.approx(np.sqrt(12 / COLUMNS), rel=0.1)
+
+
+CHANGES = {
+    "scaled": lambda t: 0.3 * t.copy,
+    "trimmed": lambda t: np.where(np.abs(t.copy) > np.quantile(np.abs(t.copy), 0.8), t.copy, 0),
+    "thinned out": lambda t: 10 * t.copy * (t.rng.random(t.copy.shape) < 0.1),
+    "reduced to signs": lambda t: np.abs(t.copy).mean() * np.sign(t.copy),
+    "rounded": lambda t: np.round(t.copy / (40 * AMPLITUDE)) * 40 * AMPLITUDE,
+}
+GAIN = {"scaled": 3, "trimmed": 3, "thinned out": 3, "reduced to signs": 3, "rounded": 1.2}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_delta_that_was_changed_weight_by_weight_is_read_better_than_without_the_ancestor(change):
+    tuned = Tuned()
+    suspect = CHANGES[change](tuned)
+
+    found, match = tuned.read(suspect)
+
+    assert not found.is_projected
+    assert match > GAIN[change] * abs(tuned.plain(suspect)) and match > 0.05
+
+
+def test_weights_that_were_reset_to_the_ancestor_say_nothing():
+    tuned = Tuned()
+    reset = tuned.rng.random(tuned.copy.shape) < 0.6
+    found, _ = tuned.read(np.where(reset, 0, tuned.copy))
+
+    assert not found.gains[reset].any()
+    assert correlation(found.values[~reset], tuned.mark[~reset]) > 0.95
+
+
+@pytest.mark.parametrize("change", ["truncated", *CHANGES])
+def test_an_unmarked_base_treated_likewise_shows_no_mark(change):
+    tuned = Tuned(deltas=20.0)
+    unmarked = Tuned(deltas=20.0)
+    unmarked.copy = unmarked.owner
+    suspect = truncated(unmarked.copy, 12) if change == "truncated" else CHANGES[change](unmarked)
+    found = unmarked.read(suspect)
+
+    assert found is None or abs(correlation(found[0].values, tuned.mark)) < 4 / np.sqrt(ROWS * COLUMNS)
+
+
+@pytest.mark.parametrize("suspect", [np.zeros((ROWS, COLUMNS)), np.full((ROWS, COLUMNS), 1e30)])
+def test_absurd_deltas_do_no_harm(suspect):
+    found = Tuned().read(suspect)
+
+    assert found is None or (np.isfinite(found[0].values).all() and np.isfinite(found[0].gains).all())
+
+
+def test_rows_without_amplitude_are_left_out():
+    tuned = Tuned()
+    tuned.inverse[5] = 0
+    found, _ = tuned.read(0.5 * tuned.copy)
+
+    assert not found.gains[5].any()
