@@ -134,7 +134,7 @@ def prune(
     return model, {name: values.long() for name, values in tagged.state_dict().items()}
 
 
-def put_back(
+def restore_with_zeros(
     pruned: Mapping[str, torch.Tensor], places: Mapping[str, torch.Tensor], whole: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """The pruned weights in the whole model's shapes, with zeros elsewhere."""
@@ -175,7 +175,7 @@ def _measure(architecture: str, options: argparse.Namespace, images: _Images) ->
         state = {name: values.contiguous() for name, values in pruned.state_dict().items()}
         found, oracle = (
             _trace(state, folder, vault),
-            _trace(put_back(state, places, leaked.state_dict()), folder, vault),
+            _trace(restore_with_zeros(state, places, leaked.state_dict()), folder, vault),
         )
         scores, ideal = ({each.recipient: each.score for each in result.scores} for result in (found, oracle))
         highest = max(scores.get(name, 0) for name in RECIPIENTS[1:])

@@ -18,7 +18,7 @@ def row_rms(values: np.ndarray) -> np.ndarray:
 
 
 def largest_eps(max_kl: float) -> float:
-    """The largest `eps_t` under a budget: 0.02 up to the default 1e-4 nats, then growing with its root, at most 0.1.
+    """The largest `eps_t` under a budget: 0.02 up to 1e-4 nats, then growing with its root, at most 0.1.
 
     Without a cap, a second-order estimate on a few inputs would allow any amplitude in an insensitive tensor.
     """

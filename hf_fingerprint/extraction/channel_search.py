@@ -28,7 +28,8 @@ KNOWN_RATIO = 0.95  # of the similarity of the best assignment, which a known or
 MAX_CONTESTED = 1 << 11  # channels that are most similar to the same one, and assigned
 MAX_CANDIDATES = 64  # orders of two widths
 MAX_WORK, LOADING_WORK = 1 << 42, 64  # multiplications, and how many loading a weight counts for
-MAX_PASSES = 64
+MAX_PASSES, REVIEWS = 64, 2
+MAX_REVIEWED = 0.99  # the similarity of a layer that is solved again
 _TINY = 1e-20
 Widths = tuple[int, int]  # the suspect's channels and the base's
 
@@ -102,6 +103,15 @@ class ChannelSearch:
                         self._solve(name)
                 if len(self.found) == before:
                     break
+        for _ in range(REVIEWS):
+            for name, (counterpart, kept) in list(self.found.items()):
+                if kept.similarity < MAX_REVIEWED:
+                    self._review(name, counterpart, kept)
+
+    def suggest(self, widths: Widths, order: np.ndarray) -> None:
+        """Adds an order that may be right, at least in part; [`run`] then tries it."""
+        if len(self.orders[widths]) < MAX_CANDIDATES:
+            self.orders[widths].append(order)
 
     def known_orders(self, widths: Widths) -> list[np.ndarray]:
         """The orders that map these widths: the base's own if they are equal, then those found."""
@@ -120,13 +130,21 @@ class ChannelSearch:
             if self._work > MAX_WORK:
                 self.complete = False
                 return
-            self._work += LOADING_WORK * (prod(shapes.ours) + prod(shapes.theirs))
-            found = self._compare(shapes, *self._load(name, counterpart))
+            found = self._load_and_compare(name, counterpart, shapes)
             if found is not None and (best is None or found.similarity > best[1].similarity):
                 best = counterpart, found
         if best is not None:
             self.found[name] = best
             self._learn(best[1], dict(self._layers[name])[best[0]])
+
+    def _review(self, name: str, counterpart: str, kept: KeptChannels) -> None:
+        """Solves a layer again, since better orders may have been found after it."""
+        shapes = dict(self._layers[name])[counterpart]
+        if self._is_new(name, counterpart, shapes) and self._work <= MAX_WORK:
+            found = self._load_and_compare(name, counterpart, shapes)
+            if found is not None and found.similarity > kept.similarity:
+                self.found[name] = counterpart, found
+                self._learn(found, shapes)
 
     def _is_new(self, name: str, counterpart: str, shapes: LayerShapes) -> bool:
         """Whether an order is known that was not tried with this pair."""
@@ -135,6 +153,10 @@ class ChannelSearch:
         before = self._tried.get((name, counterpart), 0)
         self._tried[name, counterpart] = count
         return count > before
+
+    def _load_and_compare(self, name: str, counterpart: str, shapes: LayerShapes) -> KeptChannels | None:
+        self._work += LOADING_WORK * (prod(shapes.ours) + prod(shapes.theirs))
+        return self._compare(shapes, *self._load(name, counterpart))
 
     def _learn(self, found: KeptChannels, shapes: LayerShapes) -> None:
         for widths, order in ((shapes.rows, found.rows), (shapes.columns, found.columns)):
@@ -184,7 +206,17 @@ class ChannelSearch:
             mean = float(similarity[np.arange(len(rows)), rows].mean())
             if mean >= least and (best is None or mean > best.similarity):
                 best = KeptChannels(rows, columns, mean)
-        return best
+        return None if best is None else self._correct_columns(ours, theirs, best)
+
+    def _correct_columns(self, ours: np.ndarray, theirs: np.ndarray, found: KeptChannels) -> KeptChannels:
+        """The same rows with the columns assigned to them, if these are clearly more similar: an order that vectors
+        suggested is right only in part."""
+        if found.similarity >= CLEAR_SIMILARITY or _chance(ours.shape[1], theirs[:, 0].size) > MAX_CHANCE:
+            return found
+        one, two = _sample(ours.swapaxes(0, 1), theirs.swapaxes(0, 1), found.rows)
+        self._work += one.size * len(two)
+        other = _compare_rows(ours, theirs, found.rows, assign_channels(two @ one.T))
+        return other if KNOWN_RATIO * other.similarity > found.similarity else found
 
     def _group_orders(self, shapes: LayerShapes) -> Iterator[tuple[np.ndarray, int, int]]:
         """The known orders of the input channels of a grouped convolution, and its groups in the suspect and here."""

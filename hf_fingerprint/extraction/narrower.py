@@ -5,16 +5,19 @@ Weights that are exactly 0 are left out when the signal is extracted, so what is
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.tensor_names import canonical_name
+from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.extraction.alignment.aligned import load_tensor
-from hf_fingerprint.extraction.channel_search import ChannelSearch, KeptChannels, LayerShapes
+from hf_fingerprint.extraction.channel_search import ChannelSearch, KeptChannels, LayerShapes, Widths
 from hf_fingerprint.extraction.layouts import Shape
 from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, ScatteredPlacement, TensorView
 from hf_fingerprint.vault import Base
@@ -22,6 +25,8 @@ from hf_fingerprint.vault import Base
 
 MIN_KEPT = 0.25  # of the channels on one side of a layer
 MAX_SHAPES, MAX_FREE, MAX_PAIRS = 1 << 12, 1 << 12, 1 << 14  # shapes, layers and pairs of them that are considered
+MAX_SUGGESTED, MAX_SUGGESTED_WIDTH = 64, 1 << 11  # normalizations that suggest orders, and their channels
+_TINY = 1e-9
 Index = tuple[np.ndarray | slice, ...]
 _NUMBER = re.compile(r"(\d+)")
 
@@ -94,6 +99,10 @@ def restore_channels(
 
     search = ChannelSearch(layers, load)
     search.run()
+    if 2 * len(search.found) < len(layers):
+        for widths, order in _suggest_orders(original, suspect):
+            search.suggest(widths, order)
+        search.run()
     placements: dict[str, Placement] = {}
     for name, (counterpart, kept) in search.found.items():
         info, shape = suspect.tensors[counterpart], original.tensors[name].shape
@@ -125,6 +134,31 @@ def _pair_layers(
         found[name] = [(each.name, LayerShapes(_three(ours[name].shape), _three(each.shape))) for each in pairs[:left]]
         left -= len(found[name])
     return found, complete and left > 0
+
+
+def _suggest_orders(original: Checkpoint, suspect: TensorReader) -> Iterator[tuple[Widths, np.ndarray]]:
+    """Yields orders of channels by their biases and statistics alone, for suspects whose first layer is another."""
+    modules: dict[str, list[tuple[TensorInfo, TensorInfo]]] = defaultdict(list)
+    named = {canonical_name(info.name): info for info in suspect.tensors.values() if info.dtype in READABLE}
+    for name, ours in original.tensors.items():
+        info = named.get(canonical_name(name))
+        if info is not None and ours.dtype in READABLE and len(ours.shape) == len(info.shape) == 1:
+            modules[name.rpartition(".")[0]].append((ours, info))
+    some = [pairs for pairs in modules.values() if len(pairs) > 1][:MAX_SUGGESTED]
+    for pairs in some:
+        (widths, *others) = {(theirs.shape[0], ours.shape[0]) for ours, theirs in pairs}
+        if others or not 0 < widths[0] < widths[1] <= MAX_SUGGESTED_WIDTH:
+            continue
+        one, two = (
+            np.stack([_load_vector(where, pair[side]) for pair in pairs], 1)
+            for side, where in enumerate((original, suspect))
+        )
+        scale = np.maximum(one.std(0), _TINY)
+        yield widths, linear_sum_assignment(cdist(two / scale, one / scale, "cityblock"))[1]
+
+
+def _load_vector(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
+    return zero_unusable(TensorView.whole(info).load(checkpoint)).astype(np.float64)
 
 
 def _place_vectors(original: Checkpoint, suspect: TensorReader, search: ChannelSearch) -> dict[str, Placement]:
@@ -160,7 +194,7 @@ def _most_similar(
     if len(orders) == 1:
         return orders[0]
     one, two = (
-        np.moveaxis(np.nan_to_num(TensorView.whole(info).load(where), posinf=0, neginf=0), axis, 0)
+        np.moveaxis(zero_unusable(TensorView.whole(info).load(where)), axis, 0)
         for where, info in ((original, ours), (suspect, theirs))
     )
     return min(orders, key=lambda order: float(np.square(one[order].astype(np.float64) - two).sum()))

@@ -141,6 +141,26 @@ class ScatteredPlacement(Placement):
         return found
 
 
+@dataclass(frozen=True)
+class SelectedPlacement(Placement):
+    """Where a suspect has all channels of a tensor of the base, among others.
+
+    Attributes:
+        index (`tuple[np.ndarray, ...]`): which of the one piece's weights are the tensor's: indices along its first
+            axes, which broadcast together.
+    """
+
+    index: tuple[np.ndarray, ...] = ()
+
+    def byte_ranges(self) -> None:
+        """`None`: the tensor's bytes must be computed."""
+        return
+
+    def load(self, suspect: TensorReader) -> np.ndarray:
+        """The tensor as `float32`."""
+        return self.pieces[0].view.load(suspect)[self.index]
+
+
 class PlacedWeights:
     """A suspect under the base's tensor names and in its shapes.
 

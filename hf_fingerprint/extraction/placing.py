@@ -17,6 +17,7 @@ from hf_fingerprint.extraction.codes import CodeTensors
 from hf_fingerprint.extraction.fused_branches import find_fused_branches
 from hf_fingerprint.extraction.match import match_names, similar_namesakes
 from hf_fingerprint.extraction.narrower import restore_channels
+from hf_fingerprint.extraction.padding import strip_padding
 from hf_fingerprint.extraction.placed import PlacedWeights, Placement, TensorView
 from hf_fingerprint.extraction.placement_search import PlacementSearch, whole_placement
 from hf_fingerprint.extraction.scales import ScaleFit, fit_scales
@@ -51,12 +52,16 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are searched by values:
     among whole tensors in any layout, then among slices of tensors, and in several tensors that each hold a slice.
-    Those left get their namesakes, if these are free. Channels that were pruned away are restored as zeros.
+    Those left get their namesakes, if these are free. Padding is stripped, and channels that
+    were pruned away are restored as zeros.
 
     Args:
         base, original, suspect: see [`extract`].
     """
     named = to_base_names(base, suspect)
+    stripped = strip_padding(base, named)
+    if stripped is not named:
+        suspect = named = stripped
     restored, complete = restore_channels(base, original, named)
     found = _place_whole(base, original, suspect if restored is named else restored, restored)
     if 2 * len(found.matches) < len(base.carriers):

@@ -106,6 +106,20 @@ def test_scaled_and_flipped_channels_are_no_obstacle_to_layers_that_follow():
     assert all(np.array_equal(found[name][1].rows, rows[name]) for name in whole)
 
 
+def test_a_suggested_order_that_is_right_in_part_is_corrected():
+    whole, left, rows = pruned_network(5, 0.75, permuted=False)
+    whole, left = ({n: v for n, v in each.items() if n != "stem" and "wise" not in n} for each in (whole, left))
+    made = search(whole, left)
+    assert made.found == {}
+    order = rows["grouped"].copy()
+    order[:6] = np.setdiff1d(np.arange(24), order)
+    made.suggest((len(order), 24), order)
+    made.run()
+    assert made.found.keys() == whole.keys()
+    for name, (_, kept) in made.found.items():
+        assert np.array_equal(whole[name][kept.rows[:, None], kept.columns], left[name]), name
+
+
 def test_work_that_exceeds_its_limit_is_said_to_be_incomplete(monkeypatch):
     monkeypatch.setattr(channel_search, "MAX_WORK", 100)
     whole, left, _ = pruned_network(3, 0.75, permuted=False)

@@ -154,3 +154,21 @@ def test_hidden_channels_that_were_removed_and_moved_cost_what_they_held(tmp_pat
     assert [each.recipient for each in result.accused] == ["alice"]
     whole = trace(copies[0].path, vault).accused[0].score
     assert result.accused[0].score >= 0.7 * whole
+
+
+def test_normalizations_tell_the_channels_of_a_suspect_whose_first_layers_are_others(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = plain_arrays(blocks=8)
+    arrays |= {f"blocks.{block}.norm1.bias": rng.standard_normal(48).astype(np.float32) for block in range(8)}
+    vault = unlocked_vault(tmp_path / "vault")
+    with Issuer(save_plain(tmp_path / "model", arrays), vault, PLAIN_SETTINGS) as issuer:
+        copies = list(issuer.issue_all(["alice", "bob"], tmp_path / "copies"))
+    pruned = remove_channels(load_file(copies[0].path / "model.safetensors"), 0.25)
+    for name in ("patch_embed.proj.weight", "conv.weight"):
+        pruned[name] = rng.standard_normal(pruned[name].shape).astype(np.float32)
+    noisy = {n: v + 0.003 * v.std() * rng.standard_normal(v.shape).astype(v.dtype) for n, v in pruned.items()}
+    save_file(noisy | {"bn.num_batches_tracked": np.array(1)}, tmp_path / "suspect.safetensors")
+
+    result = trace(tmp_path / "suspect.safetensors", vault)
+
+    assert [each.recipient for each in result.accused] == ["alice"]

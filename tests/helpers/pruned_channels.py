@@ -18,7 +18,8 @@ def remove_channels(arrays: dict[str, np.ndarray], share: float, seed: int = 0) 
     for block in sorted({name.split(".")[1] for name in arrays if name.startswith("blocks.")}):
         values, hidden, prefix = kept(48), kept(192), f"blocks.{block}."
         fused = np.concatenate([values, values + 48, values + 96])
-        found[f"{prefix}norm1.weight"] = arrays[f"{prefix}norm1.weight"][stream]
+        norms = [name for name in arrays if name.startswith(f"{prefix}norm1.")]
+        found |= {name: arrays[name][stream] for name in norms}
         found[f"{prefix}attn.qkv.weight"] = arrays[f"{prefix}attn.qkv.weight"][fused][:, stream]
         found[f"{prefix}attn.qkv.bias"] = arrays[f"{prefix}attn.qkv.bias"][fused]
         found[f"{prefix}attn.proj.weight"] = arrays[f"{prefix}attn.proj.weight"][stream][:, values]
