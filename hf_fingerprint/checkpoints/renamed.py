@@ -74,6 +74,11 @@ class RemainingTensors(RenamedCheckpoint):
                     self._slices[part] = info, axis, begin, end
 
     @property
+    def cut(self) -> Collection[str]:
+        """The tensors that are slices of the checkpoint's."""
+        return self._slices.keys()
+
+    @property
     def stored(self) -> Checkpoint:
         """These tensors: the model that was read can't be run with their weights."""
         return self

@@ -33,7 +33,8 @@ MAX_GRAM = 1 << 10  # rows or columns of a matrix whose spectrum is compared
 MIN_SIMILARITY = 0.3  # of angles; a copy has 0.95 and more, and other models 0.05 at most
 MIN_INVARIANCE = 0.75  # of norms and spectra; a copy has 0.95 and more, and other models 0.5 at most
 UNPAIRED = ".unpaired"  # appended to the names of tensors whose block is none of the base's
-_MAX_ABS = np.float32(1e6)  # third powers of larger values overflow
+_MAX_ABS = np.float32(1e6)  # squares of larger values may overflow where they are added up
+_TINY = 1e-30
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -118,7 +119,7 @@ def to_base_blocks(
                 placements |= {f"{stack}.{other}.{rest}{UNPAIRED}": each for rest, each in theirs[other].items()}
     if not placements:
         return named
-    kept = named.placements if isinstance(named, PlacedWeights) else {}
+    kept = named.placements if isinstance(named, PlacedWeights) and named is not suspect else {}
     return PlacedWeights(suspect, {name: each for name, each in kept.items() if name not in moved} | placements)
 
 
@@ -209,7 +210,9 @@ def _invariants(tensor: np.ndarray) -> _Description:
     found = [np.sort(np.linalg.norm(matrix, axis=axis)) for axis in (0, 1)]
     if min(matrix.shape) <= MAX_GRAM:
         gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-        found.append(np.cbrt([np.trace(gram), np.linalg.norm(gram), float(np.vdot(gram, gram @ gram)) ** (1 / 3)]))
+        size = float(np.linalg.norm(gram.astype(np.float64)))
+        gram = gram / max(size, _TINY)  # third powers may overflow
+        found.append(np.cbrt([size * np.trace(gram), size, size * np.cbrt(float(np.vdot(gram, gram @ gram)))]))
     return _Description(tensor.shape, (np.concatenate(found),))
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hf_fingerprint.checkpoints import RangedCheckpoint, Source, TensorReader
+from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
@@ -167,9 +168,11 @@ def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: Te
     named = to_base_names(base, suspect)
     left_out, compared = unreadable_tensors(suspect), extraction.all_compared
     hidden = find_hidden(base, named, extraction.missing, left_out, extraction.placed, compared)
-    if not compared:
-        known = {each.carrier for each in hidden}
-        hidden += find_narrower(base, named, {*extraction.missing, *extraction.dissimilar} - known)
+    known = {each.carrier for each in hidden}
+    narrower = find_narrower(base, named, {*extraction.missing, *extraction.dissimilar} - known)
+    # slices next to the base's may lack the layers from which the search for channels starts
+    cut = suspect.cut if isinstance(suspect, RemainingTensors) else ()
+    hidden += [each for each in narrower if not compared or each.name in cut]
     if isinstance(suspect, RangedCheckpoint) and extraction.lineage.descends:
         # alignment needs the whole suspect, so parts of a descendant may be permuted
         matches = match_names(base, named)

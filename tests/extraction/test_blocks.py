@@ -114,6 +114,26 @@ def test_an_inserted_identity_is_not_taken_for_the_block_that_it_was_copied_from
     assert all(np.array_equal(found[name], case.arrays[name]) for name in case.names)
 
 
+@pytest.mark.parametrize("value", [9e5, -9e5, 1e-42, 3e38, np.nan, 0])
+def test_blocks_of_absurd_weights_are_none_of_the_bases(case, value):
+    absurd = {n: np.full_like(a, value) if BLOCK.match(n) else a for n, a in case.arrays.items()}
+
+    found = placed(case, absurd)
+
+    assert all(np.array_equal(found[name], case.arrays[name]) for name in in_blocks(case, []))
+
+
+@pytest.mark.parametrize("before", [0, 4])
+def test_blocks_whose_tensors_are_padded_with_zeros_are_read(case, before):
+    moved = reordered(case.arrays, [5, 3, 1, 0])
+    wide = {n: np.pad(a, ((before, 8 - before),) * 2) if a.ndim == 2 and a.size else a for n, a in moved.items()}
+
+    found = placed(case, wide)
+
+    for name in in_blocks(case, [5, 3, 1, 0]):
+        assert np.array_equal(found[name], case.arrays[name]), name
+
+
 def test_other_models_blocks_are_not_moved(case):
     arrays = plain_arrays(seed=7, blocks=8)
     path = case.root / "other.safetensors"

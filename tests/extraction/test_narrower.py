@@ -122,6 +122,19 @@ def test_a_suspect_of_the_base_s_shapes_stays_unchanged(case):
         assert restore_channels(case.base, case.original, suspect) == (suspect, True)
 
 
+def test_a_pruned_copy_in_the_same_tensors_as_the_base_is_not_cleared(case):
+    base, pruned = plain_arrays(blocks=8), remove_channels(case.arrays, 0.25)
+    joined = {}
+    for name, values in base.items():
+        if values.ndim and values.size:
+            padding = [(0, 0), *((0, a - b) for a, b in zip(values.shape[1:], pruned[name].shape[1:], strict=True))]
+            joined[name] = np.concatenate([values, np.pad(pruned[name], padding)])
+
+    result = traced(case, joined)
+
+    assert result.accused or result.outcome is Outcome.NOT_READABLE
+
+
 @pytest.mark.parametrize(
     ("theirs", "fits"),
     [
