@@ -30,6 +30,8 @@ from hf_fingerprint.vault import Base
 
 CONVERT_HINT = "convert them to float tensors in the base's names and shapes, and trace that"
 
+MIN_SIMILAR_SHARE = 0.1  # of the weights compared; if fewer are similar, the others may be a copy's in another order
+
 
 class _Conclusion(NamedTuple):
     reason: str | None
@@ -119,7 +121,14 @@ def _conclude_base(
         )
     noise = rounding_noise(suspect, extraction)
     if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share, noise):
-        return _Conclusion(None, Outcome.NOBODY)
+        similar_weights = int(extraction.similar_counts.sum())
+        if similar_weights >= MIN_SIMILAR_SHARE * extraction.weights_read:
+            return _Conclusion(None, Outcome.NOBODY)
+        return _Conclusion(
+            f"Only {similar_weights:,} of the {extraction.weights_read:,} weights compared are similar to those of "
+            f"base {base.base_id}, and the others may be a copy's in another order: give the base's whole folder, so "
+            f"that both models can be run to find the order, or get the model with its channels in the base's order."
+        )
     if noise > NOISE and would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
         if extraction.interference:
             return _Conclusion(

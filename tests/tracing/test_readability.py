@@ -142,6 +142,27 @@ def test_the_base_with_a_few_integers_clears_everybody(case, tmp_path):
     assert result.outcome is Outcome.NOBODY
 
 
+@pytest.mark.parametrize("kept", ["a tensor", "half of the blocks"])
+def test_nobody_is_cleared_by_a_few_of_the_weights_compared(case, tmp_path, kept):
+    """The base's own tensors would show a copy, but the others may be a copy's in another order."""
+    rng = np.random.default_rng(0)
+    own = load_file(case.model / "model.safetensors")
+    kept_names = ("blocks.0.attn.proj.",) if kept == "a tensor" else ("blocks.0.", "blocks.1.", "conv.")
+    suspect = {
+        name: own[name] if name.startswith(kept_names) or name not in carriers(case) else shuffled(values, rng)
+        for name, values in case.copies["a"].items()
+    }
+
+    result = traced(case, suspect, tmp_path)
+
+    assert result.outcome is (Outcome.NOT_READABLE if kept == "a tensor" else Outcome.NOBODY)
+    assert kept != "a tensor" or "in another order" in result.reason
+
+
+def shuffled(values, rng):
+    return np.ascontiguousarray(values[rng.permutation(len(values))][:, rng.permutation(values.shape[1])])
+
+
 def test_next_to_nothing_of_a_base_is_not_enough(case, tmp_path):
     name = "blocks.0.attn.proj.weight"
     own = load_file(case.model / "model.safetensors")[name]

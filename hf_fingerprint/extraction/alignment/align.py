@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import lgamma, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 8
 MIN_ROW_COSINE, MAX_SCALE_RATIO = 0.97, 1.05
-MIN_COSINE = 0.5
+MIN_COSINE, MIN_SMALL_COSINE = 0.5, 0.8  # of tensors so small that any order can be fitted to them
 IMPROVED_RATIOS = (
     0.8,
     0.5,
@@ -80,12 +81,14 @@ def align_suspect(
                 order = match_weights(ours, theirs, pairs.activations.get(name), pairs.duplicates(name))
                 _keep_if_better(found, name, ours, theirs, order)
         count(sizes[name])
+    unmarked = [] if pairs.activations else pairs.add_unmarked_layers()
     if not found:
-        _try_known_orders(pairs, first, found)
+        _try_known_orders(pairs, first if pairs.activations else [*names, *unmarked], found)
     if found:
         doubtful = [name for name in aligned_matches if not _all_rows_similar(*pairs.load_pair(name))]
-        _try_known_orders(pairs, [*names, *doubtful], found)
+        _try_known_orders(pairs, [*names, *doubtful, *unmarked], found)
     _apply_consensus(pairs, found)
+    found = {name: each for name, each in found.items() if name in known}
     if found:
         aligned = _aligned_weights(base, suspect, pairs, found)
         if rotated or has_common_rotation(base, original, aligned, aligned_matches | aligned.aligned_tensors):
@@ -149,10 +152,12 @@ def _apply_consensus(pairs: LayerPairs, found: "_Found") -> None:
 
 
 def _known_orders(found: "_Found", counts: tuple[int, int]) -> list[np.ndarray]:
-    """The distinct orders of `counts` (base, suspect) channels that were found in tensors with long rows."""
+    """The distinct orders of `counts` (base, suspect) channels found in tensors with long rows, or exactly."""
     orders: dict[bytes, np.ndarray] = {}
     for each in found.values():
-        if isinstance(each.transform, ScaledPermutation) and each.counts[1][0] > SHORT_ROW:
+        if isinstance(each.transform, ScaledPermutation) and (
+            each.row_weights > SHORT_ROW or each.residual <= MAX_EXACT_RESIDUAL
+        ):
             for order, sizes in zip((each.transform.rows, each.transform.columns), each.counts, strict=True):
                 if sizes == counts:
                     orders[order.tobytes()] = order
@@ -166,11 +171,13 @@ class _FoundTransform(NamedTuple):
         transform ([`Transform`]): from the suspect's tensor to the base's.
         residual (`float`): the energy of the remaining difference, as a share of the base's.
         counts (pair of `tuple[int, int]`): the numbers of rows of the base and the suspect, and of input channels.
+        row_weights (`int`): the weights in a row of the base.
     """
 
     transform: Transform
     residual: float
     counts: tuple[tuple[int, int], tuple[int, int]]
+    row_weights: int
 
 
 _Found = dict[str, _FoundTransform]
@@ -188,7 +195,8 @@ def _keep_if_better(
     after = transform(theirs)
     reference = np.where(after != 0, ours, 0)
     power = float(np.vdot(reference, reference))
-    if not power or float(np.vdot(after, reference)) < MIN_COSINE * np.sqrt(power * float(np.vdot(after, after))):
+    scale = np.sqrt(power * float(np.vdot(after, after)))
+    if not power or float(np.vdot(after, reference)) < _least_cosine(*ours.shape) * scale:
         return
     residual = _residual_share(ours, after)
     if name in found:
@@ -198,7 +206,14 @@ def _keep_if_better(
         enough = ratios[0] * float(np.square(before - ours).sum()) / power
     if residual < enough:
         rows, columns = zip(ours.shape[:2], theirs.shape[:2], strict=True)
-        found[name] = _FoundTransform(transform, residual, (rows, columns))
+        found[name] = _FoundTransform(transform, residual, (rows, columns), ours[0].size)
+
+
+def _least_cosine(rows: int, columns: int, kernel: int) -> float:
+    """About what the best of all orders and factors of an unrelated tensor has: the largest of so many cosines."""
+    orders = lgamma(rows + 1) + lgamma(columns + 1)
+    chance = sqrt((2 * orders + rows + columns) / (rows * columns * kernel))
+    return min(MIN_SMALL_COSINE, max(MIN_COSINE, chance))
 
 
 def _residual_share(ours: np.ndarray, after: np.ndarray) -> float:

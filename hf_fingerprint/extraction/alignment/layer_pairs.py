@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_fingerprint.extraction.alignment.attention_layers import Attention, find
 from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, find_duplicate_units
 from hf_fingerprint.extraction.alignment.residual_rotation import RotationTransform, fit_rotation_transforms
 from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model, without_blocks
+from hf_fingerprint.extraction.match import match_unmarked_names
 from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base
 
@@ -39,7 +41,7 @@ class LayerPairs:
         matches: dict[str, TensorInfo],
         device: "str | torch.device | None" = None,
     ):
-        self._original, self._suspect = original, suspect
+        self._base, self._original, self._suspect = base, original, suspect
         self.counterparts = add_namesakes(base, suspect, matches)
         self.activations: ActivationPairs = {}
         self._attentions: list[Attention] = []
@@ -50,6 +52,13 @@ class LayerPairs:
         """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
         ours = load_tensor(self._original, self._original.tensors[name])
         return ours, load_tensor(self._suspect, self.counterparts[name])
+
+    def add_unmarked_layers(self) -> list[str]:
+        """Adds the unmarked layers, and returns their names: an image's channels and the classes keep their order."""
+        found = match_unmarked_names(self._base, self._original, self._suspect)
+        found = {name: info for name, info in found.items() if len(info.shape) in (2, 4) and prod(info.shape)}
+        self.counterparts |= found
+        return list(found)
 
     def duplicates(self, name: str) -> DuplicateUnits | None:
         """The duplicate input channels of the suspect's tensor, if it has more channels than the base's."""

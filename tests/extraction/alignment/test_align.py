@@ -31,6 +31,7 @@ from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, s
 
 pytestmark = pytest.mark.integration
 HEADS = 3
+NARROW = (8, 16, 32, 64)
 
 
 def everything(state):
@@ -65,6 +66,18 @@ def plain_vit(tmp_path_factory):
 def scaled_vit(tmp_path_factory):
     """The same for a transformer with layer scales."""
     return ready(tmp_path_factory.mktemp("scaled"), "test_vit2")
+
+
+@pytest.fixture(scope="module")
+def narrow_resnet(tmp_path_factory):
+    """A narrow residual network that can't be built, since its configuration is missing."""
+    root = tmp_path_factory.mktemp("narrow")
+    model = save_timm(root / "model", "resnet26", num_classes=10, channels=NARROW)
+    (model / "config.json").unlink()
+    vault = unlocked_vault(root / "vault")
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
+        copies = list(issuer.issue_all(["alice", "bob"], root / "copies"))
+    return SimpleNamespace(model=model, vault=vault, state=load_file(copies[0].path / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +173,35 @@ def test_a_networks_permuted_rescaled_or_flipped_rows_are_aligned(resnet, tmp_pa
 
     assert after["alice"] >= 0.9 * before["alice"]
     assert result.tensors_aligned > 0
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Compose(ChannelPermutation(), StreamPermutation()),
+        Compose(StreamPermutation(seed=1), ChannelPermutation(seed=2)),
+        Compose(ChannelPermutation(), StreamPermutation(), RowRescaling(flip=True)),
+        Compose(ChannelPermutation(), StreamPermutation(), Quantization(8)),
+    ],
+    ids=str,
+)
+def test_a_narrow_network_is_aligned_from_its_first_layer_on_if_no_model_can_be_built(narrow_resnet, tmp_path, attack):
+    before, _ = scores(narrow_resnet, narrow_resnet.state, tmp_path)
+
+    after, result = scores(narrow_resnet, attack(narrow_resnet.state), tmp_path)
+
+    assert after["alice"] >= (0.75 if "Quantization" in str(attack) else 0.95) * before["alice"]
+    assert result.tensors_aligned >= 0.85 * result.tensors_marked
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_no_small_layer_of_a_stranger_is_aligned_by_chance(narrow_resnet, tmp_path, seed):
+    path = save_timm(tmp_path / "other", "resnet26", seed=seed, num_classes=10, channels=NARROW)
+
+    _, result = scores(narrow_resnet, load_file(path / "model.safetensors"), tmp_path)
+
+    assert result.tensors_aligned == 0
+    assert not result.accused and not result.lineage.descends
 
 
 def test_a_few_permuted_rows_are_aligned_even_if_a_sample_of_rows_misses_them(resnet, tmp_path, monkeypatch):
