@@ -35,6 +35,7 @@ from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE, ResultStore
 
 
+READINGS = ("plain_", "blind_", "")  # of a trial's scores
 UNEVEN, EVEN = ("weighted-average", "layers", "blocks"), "nine even strategies"
 USEFUL = 0.02  # below the copy as issued: the accuracy at which a merge is worth something
 NOT_COMPARABLE = (
@@ -192,6 +193,30 @@ def contributors_table(models: dict[str, list[Trial]]) -> Table:
     return Table("contributors", "", ("attack", "copies", "caught where useful", "caught elsewhere"), lines)
 
 
+def readings_table(models: dict[str, list[Trial]]) -> Table:
+    """Returns the table of what each reading adds: suspects whose lowest colluder scores differently without them.
+
+    A cell is the lowest colluder's score by the plain reading, without the ancestor and with all readings.
+    """
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for column, trials in enumerate(models.values()):
+        for trial in trials:
+            if trial.scores and trial.plain_caught and len({lowest(trial, kind) for kind in READINGS}) > 1:
+                key = trial.attack, f"{trial.strength:g}" if trial.kind == SINGLE else "", str(trial.colluders)
+                cells = lines.setdefault(key, ["-"] * len(models))
+                cells[column] = f"{100 * trial.accuracy:.0f}, {' / '.join(lowest(trial, kind) for kind in READINGS)}"
+    columns = ("attack", "strength", "copies", *models)
+    return Table("readings", "", columns, tuple((*key, *cells) for key, cells in lines.items()))
+
+
+def lowest(trial: Trial, kind: str) -> str:
+    """Returns the lowest colluder's score by some readings, or how many of the colluders are accused."""
+    scores, caught = (getattr(trial, f"{kind}{field}") for field in ("scores", "caught"))
+    if all(caught):
+        return f"{min(scores):.0f}"
+    return f"{sum(caught)} of {len(caught)}" if any(caught) else "lost"
+
+
 def without_ancestor(trial: Trial) -> list[Trial]:
     """Returns the trial as it is if the ancestor is not registered; nothing if that was not measured."""
     if not trial.scores or trial.blind_caught:
@@ -266,6 +291,7 @@ def main() -> None:
         plot_frontiers(kept, arguments.picture)
     tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
     blind = {name: [p for trial in trials for p in without_ancestor(trial)] for name, trials in models.items()}
+    tables.append(readings_table(models))
     tables += [table for each in (models, blind) for table in (ancestor_table(each), contributors_table(each))]
     tables = [table for table in unique_names(tables) if table.rows]
     report(arguments, [*tables, innocents_table(models, arguments.all_scores)])

@@ -42,8 +42,8 @@ def may_be_narrower(theirs: Shape, ours: Shape) -> bool:
 def pair_narrower(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The carriers that a suspect may hold without some of their channels, or whole, according to its headers.
 
-    Tensors of the same names are paired, or else those of fitting shapes, if these are enough for half of the
-    carriers: what is left of any model fits some.
+    Tensors of the same names are paired. If names are unknown, those of fitting shapes are, if these are enough for
+    half of the carriers: what is left of any model fits some.
 
     Args:
         base, suspect: see [`extract`].
@@ -54,6 +54,9 @@ def pair_narrower(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     if named := _narrower_namesakes(base, suspect):
         return named
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    names = {canonical_name(name) for name in suspect.tensors}
+    if 2 * sum(canonical_name(name) in names for name in shapes) >= len(shapes):
+        return {}
     by_shape: dict[Shape, list[TensorInfo]] = defaultdict(list)
     for info in suspect.tensors.values():
         if info.dtype in READABLE:

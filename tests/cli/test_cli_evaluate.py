@@ -55,7 +55,16 @@ def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
 
 def test_scores_of_recipients_who_are_not_accused_are_printed_only_with_all_scores(place, run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW, "--attacks", "int"]
+    arguments = [
+        place / "model",
+        "--data",
+        place / "images",
+        "--out",
+        place / "out",
+        *FEW,
+        "--attacks",
+        "reinitialize-end",
+    ]
     shown, full = (json.loads(run(*arguments, "--json", *more)[1]) for more in ([], ["--all-scores"]))
     code, table, err = run(*arguments, "--all-scores")
     lost = [i for i, trial in enumerate(full["trials"]) if trial["caught"] == [False]]

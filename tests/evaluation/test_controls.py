@@ -33,7 +33,7 @@ def ancestor(place):
 
 @pytest.fixture(scope="module")
 def evaluated(place, ancestor):
-    return run(place, place / "out", ATTACKS, ancestor=ancestor, quick=True, all_scores=True)
+    return run(place, place / "controls", ATTACKS, ancestor=ancestor, quick=True, all_scores=True)
 
 
 def test_attacks_with_the_ancestor_run_next_to_their_control(evaluated):
@@ -54,14 +54,14 @@ def test_another_ancestor_is_another_evaluation_and_the_same_resumes(place, ance
     trace_suspect = Testbed.trace_suspect
     monkeypatch.setattr(Testbed, "trace_suspect", lambda self, *rest: seen.append(1) or trace_suspect(self, *rest))
 
-    assert run(place, place / "out", ATTACKS, ancestor=ancestor, quick=True, all_scores=True) == evaluated
+    assert run(place, place / "controls", ATTACKS, ancestor=ancestor, quick=True, all_scores=True) == evaluated
     assert seen == []
-    run(place, place / "out", ("delta-rank",), ancestor=place / "model", quick=True)
+    run(place, place / "controls", ("delta-rank",), ancestor=place / "model", quick=True)
     assert len(seen) == 6
 
 
 def test_without_an_ancestor_the_group_is_left_out_with_the_reason(place):
-    found = run(place, place / "out", ("half", *ATTACKS))
+    found = run(place, place / "controls", ("half", *ATTACKS))
 
     assert list(found.sweeps) == ["half"]
     assert found.of("collusion") == []
@@ -74,9 +74,9 @@ def test_without_an_ancestor_the_group_is_left_out_with_the_reason(place):
 def test_a_model_of_other_shapes_is_not_an_ancestor(place, tmp_path):
     other = save_timm(tmp_path / "other", "test_resnet", num_classes=4)
 
-    said = refused(partial(run, place, place / "out", ATTACKS, ancestor=other))
+    said = refused(partial(run, place, place / "controls", ATTACKS, ancestor=other))
     assert "less than half of the weights" in said
-    missing = partial(run, place, place / "out", ATTACKS, ancestor=tmp_path / "ancestor")
+    missing = partial(run, place, place / "controls", ATTACKS, ancestor=tmp_path / "ancestor")
     assert str(tmp_path / "ancestor") in refused(missing)
 
 
