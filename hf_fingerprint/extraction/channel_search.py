@@ -28,6 +28,7 @@ KNOWN_RATIO = 0.95  # of the similarity of the best assignment, which a known or
 MAX_CONTESTED = 1 << 11  # channels that are most similar to the same one, and assigned
 MAX_CANDIDATES = 64  # orders of two widths
 MAX_WORK, LOADING_WORK = 1 << 42, 64  # multiplications, and how many loading a weight counts for
+ASSIGNING_WORK = 64  # multiplications that a step of an assignment counts for, of which rows that are alike take most
 MAX_PASSES, REVIEWS = 64, 2
 MAX_REVIEWED = 0.99  # the similarity of a layer that is solved again
 _TINY = 1e-20
@@ -194,6 +195,9 @@ class ChannelSearch:
             return None
         best: KeptChannels | None = None
         for columns in column_orders:
+            if self._work > MAX_WORK:
+                self.complete = False
+                break
             one, two = _sample(ours, theirs, columns)
             least = _least_assigned(one)
             some = two[:: 1 + (len(two) - 1) // SCREENED_ROWS]
@@ -202,7 +206,7 @@ class ChannelSearch:
                 continue
             self._work += one.size * len(two)
             similarity = two @ one.T
-            rows = assign_channels(similarity)
+            rows = self._assign(similarity)
             mean = float(similarity[np.arange(len(rows)), rows].mean())
             if mean >= least and (best is None or mean > best.similarity):
                 best = KeptChannels(rows, columns, mean)
@@ -215,8 +219,14 @@ class ChannelSearch:
             return found
         one, two = _sample(ours.swapaxes(0, 1), theirs.swapaxes(0, 1), found.rows)
         self._work += one.size * len(two)
-        other = _compare_rows(ours, theirs, found.rows, assign_channels(two @ one.T))
+        other = _compare_rows(ours, theirs, found.rows, self._assign(two @ one.T))
         return other if KNOWN_RATIO * other.similarity > found.similarity else found
+
+    def _assign(self, similarity: np.ndarray) -> np.ndarray:
+        contested, free = _contested(similarity.argmax(1), similarity.shape[1])
+        if len(contested) <= MAX_CONTESTED:
+            self._work += ASSIGNING_WORK * len(contested) ** 2 * len(free)
+        return assign_channels(similarity)
 
     def _group_orders(self, shapes: LayerShapes) -> Iterator[tuple[np.ndarray, int, int]]:
         """The known orders of the input channels of a grouped convolution, and its groups in the suspect and here."""
@@ -247,7 +257,7 @@ class ChannelSearch:
                 for place in range(groups):
                     part, first = slice(place * rows_each, (place + 1) * rows_each), group[place, 0] * ours_each
                     one, two = _sample(ours[first : first + ours_each], theirs[part], column[place])
-                    rows[part] = first + assign_channels(two @ one.T)
+                    rows[part] = first + self._assign(two @ one.T)
                 yield _compare_rows(ours, theirs, rows, columns)
 
 
@@ -257,12 +267,17 @@ def assign_channels(similarity: np.ndarray) -> np.ndarray:
     Only the rows that are most similar to the same column are assigned jointly, and only if these are few.
     """
     best = similarity.argmax(1)
-    counts = np.bincount(best, minlength=similarity.shape[1])
-    contested, free = np.flatnonzero(counts[best] > 1), np.flatnonzero(counts != 1)
+    contested, free = _contested(best, similarity.shape[1])
     if 0 < len(contested) <= MAX_CONTESTED:
         rows, columns = linear_sum_assignment(-similarity[np.ix_(contested, free)])
         best[contested[rows]] = free[columns]
     return best
+
+
+def _contested(best: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows whose most similar column is that of others too, and the columns that they may get."""
+    counts = np.bincount(best, minlength=columns)
+    return np.flatnonzero(counts[best] > 1), np.flatnonzero(counts != 1)
 
 
 def _compare_rows(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> KeptChannels:

@@ -30,7 +30,7 @@ from hf_fingerprint.vault import Base
 
 
 SAMPLED_ROWS = 16
-MAX_COMPARED = 1 << 12  # pairs of a group and a tensor
+MAX_COMPARED = 16  # tensors with a group, after all were screened
 LEAST_WEIGHTS = 8  # of a row, for each scale that is fitted to it
 MIN_EXPLAINED = 0.5  # of a fused tensor's energy, more than chance explains
 BLOCK_WEIGHTS = 1 << 22
@@ -140,23 +140,37 @@ def _assign(
     original: Checkpoint, suspect: TensorReader, groups: Sequence[BranchGroup], infos: Sequence[TensorInfo]
 ) -> Iterator[tuple[BranchGroup, TensorInfo]]:
     """The groups with the tensors that they explain, by a sample of rows."""
-    infos = infos[: MAX_COMPARED // len(groups)]
     if not infos:
         return
-    explained = np.zeros((len(groups), len(infos)))
     rows = np.array(sample_row_indices(groups[0].shape[0], SAMPLED_ROWS))
-    theirs = [_load(suspect, info, rows) for info in infos]
-    for number, group in enumerate(groups):
-        parts = _stack(group, [_load(original, original.tensors[name], rows) for name in group.names], rows)
-        for other, values in enumerate(theirs):
-            left = values - _fitted(parts, _fit_scales(parts, values))
+    parts = [_stack(each, [_load(original, original.tensors[n], rows) for n in each.names], rows) for each in groups]
+    explained = np.zeros((len(groups), len(infos)))
+    for number, candidates in enumerate(_likeliest(parts, suspect, infos, rows)):
+        chance = groups[number].scales / prod(groups[number].shape[1:])
+        for other in candidates:
+            values = _load(suspect, infos[other], rows)
+            left = values - _fitted(parts[number], _fit_scales(parts[number], values))
             energy = float(np.square(values, dtype=np.float64).sum())
-            chance = group.scales / prod(group.shape[1:])
             if energy > 0:
                 explained[number, other] = 1 - float(np.square(left, dtype=np.float64).sum()) / energy - chance
     for row, column in zip(*linear_sum_assignment(-explained), strict=True):
         if explained[row, column] >= MIN_EXPLAINED:
             yield groups[row], infos[column]
+
+
+def _likeliest(
+    parts: Sequence[np.ndarray], suspect: TensorReader, infos: Sequence[TensorInfo], rows: np.ndarray
+) -> list[list[int]]:
+    """The tensors that are compared with each group: those of which it explains most, weights that are 0 included."""
+    bases = [np.linalg.qr(each.reshape(*each.shape[:2], -1).swapaxes(1, 2))[0] for each in parts]
+    explained = np.zeros((len(bases), len(infos)))
+    step = max(1, BLOCK_WEIGHTS // bases[0][..., 0].size)
+    for first in range(0, len(infos), step):
+        some = np.stack([_load(suspect, each, rows).reshape(len(rows), -1) for each in infos[first : first + step]], 1)
+        energy = np.maximum(np.square(some).sum((0, 2)), np.finfo(np.float32).tiny)
+        for number, basis in enumerate(bases):
+            explained[number, first : first + step] = np.square(some @ basis).sum((0, 2)) / energy
+    return [np.argsort(-each, kind="stable")[:MAX_COMPARED].tolist() for each in explained]
 
 
 def _load(checkpoint: TensorReader, info: TensorInfo, rows: np.ndarray) -> np.ndarray:

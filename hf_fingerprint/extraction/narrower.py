@@ -26,6 +26,7 @@ from hf_fingerprint.vault import Base
 MIN_KEPT = 0.25  # of the channels on one side of a layer
 MAX_SHAPES, MAX_FREE, MAX_PAIRS = 1 << 12, 1 << 12, 1 << 14  # shapes, layers and pairs of them that are considered
 MAX_SUGGESTED, MAX_SUGGESTED_WIDTH = 64, 1 << 11  # normalizations that suggest orders, and their channels
+MAX_SUGGESTED_WORK = 1 << 34  # steps of their assignments
 _TINY = 1e-9
 Index = tuple[np.ndarray | slice, ...]
 _NUMBER = re.compile(r"(\d+)")
@@ -148,10 +149,14 @@ def _suggest_orders(original: Checkpoint, suspect: TensorReader) -> Iterator[tup
         if info is not None and ours.dtype in READABLE and len(ours.shape) == len(info.shape) == 1:
             modules[name.rpartition(".")[0]].append((ours, info))
     some = [pairs for pairs in modules.values() if len(pairs) > 1][:MAX_SUGGESTED]
+    work = 0
     for pairs in some:
         (widths, *others) = {(theirs.shape[0], ours.shape[0]) for ours, theirs in pairs}
         if others or not 0 < widths[0] < widths[1] <= MAX_SUGGESTED_WIDTH:
             continue
+        work += widths[0] ** 2 * widths[1]
+        if work > MAX_SUGGESTED_WORK:
+            return
         one, two = (
             np.stack([_load_vector(where, pair[side]) for pair in pairs], 1)
             for side, where in enumerate((original, suspect))

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from hf_fingerprint import Issuer, Outcome, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.extraction.fused_branches import find_fused_branches
 from hf_fingerprint.extraction.placing import place_tensors
 from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
@@ -134,3 +135,17 @@ def test_pruned_and_broken_weights_of_the_sum_are_dropped(case):
     assert not kernel[:8].any()
     assert np.isnan(kernel[8:12, 0]).all()
     assert np.isfinite(kernel[12:]).all()
+
+
+def test_a_fused_tensor_is_found_behind_hundreds_of_others(case):
+    rng = np.random.default_rng(0)
+    others = {f"a.{i}.weight": rng.standard_normal((WIDTH, WIDTH, 3, 3)).astype(np.float32) for i in range(850)}
+    save_file(
+        others | {f"z.{name}": values for name, values in fused(case.copy).items()}, case.root / "many.safetensors"
+    )
+
+    with open_checkpoint(case.root / "many.safetensors", suspect=True) as suspect:
+        missing = [carrier.name for carrier in case.base.carriers]
+        found = find_fused_branches(case.base, case.original, suspect, missing, set())
+
+    assert found.placements.keys() == set(missing)

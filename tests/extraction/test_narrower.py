@@ -12,7 +12,7 @@ from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import ChannelPermutation, ChannelRemoval, Compose
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.extraction import channel_search
+from hf_fingerprint.extraction import channel_search, narrower
 from hf_fingerprint.extraction.narrower import may_be_narrower, pair_narrower, restore_channels
 from hf_fingerprint.outcomes import Outcome
 from tests.helpers.pruned_channels import remove_channels
@@ -185,3 +185,19 @@ def test_normalizations_tell_the_channels_of_a_suspect_whose_first_layers_are_ot
     result = trace(tmp_path / "suspect.safetensors", vault)
 
     assert [each.recipient for each in result.accused] == ["alice"]
+
+
+def test_normalizations_suggest_orders_only_as_long_as_the_work_allows(case, monkeypatch):
+    pruned = remove_channels(case.arrays, 0.25)
+    base = plain_arrays(blocks=8)
+    extra = {f"n.{i}.{kind}": np.ones(48, np.float32) for i in range(6) for kind in ("weight", "bias")}
+    thin = {name: values[:36] for name, values in extra.items()}
+    save_file(base | extra, case.root / "wide.safetensors")
+    save_file(pruned | thin, case.root / "thin.safetensors")
+    monkeypatch.setattr(narrower, "MAX_SUGGESTED_WORK", 2 * 36**2 * 48)
+
+    with (
+        open_checkpoint(case.root / "wide.safetensors") as original,
+        open_checkpoint(case.root / "thin.safetensors", suspect=True) as suspect,
+    ):
+        assert len(list(narrower._suggest_orders(original, suspect))) == 2
