@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -56,7 +55,7 @@ class LayerPairs:
     def add_unmarked_layers(self) -> list[str]:
         """Adds the unmarked layers, and returns their names: an image's channels and the classes keep their order."""
         found = match_unmarked_names(self._base, self._original, self._suspect)
-        found = {name: info for name, info in found.items() if len(info.shape) in (2, 4) and prod(info.shape)}
+        found = {name: info for name, info in found.items() if len(info.shape) in (2, 4) and 0 not in info.shape}
         self.counterparts |= found
         return list(found)
 
