@@ -149,10 +149,10 @@ def test_only_contested_channels_are_assigned_jointly(contested):
     assert (assign_channels(similarity) == 6).sum() == min(contested, 1)
 
 
-def test_rows_that_are_all_alike_are_assigned_only_as_often_as_the_work_allows(monkeypatch):
+def test_rows_that_are_all_the_same_are_assigned_only_as_often_as_the_work_allows(monkeypatch):
     rng = np.random.default_rng(0)
     whole = {str(layer): rng.standard_normal((96, 32, 3)) for layer in range(6)}
-    alike = {name: np.repeat(values[:1], 80, 0) for name, values in whole.items()}
+    repeated = {name: np.repeat(values[:1], 80, 0) for name, values in whole.items()}
     assigned, assign = [], channel_search.linear_sum_assignment
 
     def counted(costs):
@@ -162,7 +162,7 @@ def test_rows_that_are_all_alike_are_assigned_only_as_often_as_the_work_allows(m
     monkeypatch.setattr(channel_search, "linear_sum_assignment", counted)
     monkeypatch.setattr(channel_search, "MAX_WORK", 64 * 80**2 * 96)
 
-    found = search(whole, alike)
+    found = search(whole, repeated)
 
     assert 0 < len(assigned) <= 2
     assert not found.complete
