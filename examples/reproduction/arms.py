@@ -122,7 +122,7 @@ class SpreadArm:
         size = (shape.channels, shape.size, shape.size)
         half = (0.5,) * shape.channels
         built = BuiltModel(copy.deepcopy(start).eval(), size, half, half, lambda image: image)
-        self.base = register(self._folder, vault, config, built=built)
+        self.base = register(self._folder, vault, config, built=built, as_base=True)  # overwriting starts from a copy
         self._marks: dict[int, Fingerprint] = {}
         stream = np.random.default_rng(seed)
         self._innocents = [stream.bytes(32) for _ in range(RECIPIENTS)]

@@ -166,7 +166,10 @@ def differ_in_ancestor_alone(one: BaseRow, other: BaseRow) -> bool:
     """Whether two rows of one base name different ancestors, or one names none, and are equal otherwise."""
     same_columns = all(one[column] == other[column] for column in (0, 1, 3, 4))
     try:
-        return same_columns and one != other and row_with_ancestor(one, None) == row_with_ancestor(other, None)
+        sealed = all(row[5] == _seal(row[4], *row[:4]) for row in (one, other))
+        return (
+            sealed and same_columns and one != other and row_with_ancestor(one, None) == row_with_ancestor(other, None)
+        )
     except (ValueError, TypeError, AttributeError):
         return False
 

@@ -104,6 +104,7 @@ def test_an_option_has_one_meaning_in_all_commands():
     several = {name for name, each in texts.items() if len(each) > 1}
 
     assert several == {
+        "--ancestor",  # to be recorded, or the files of the one on record
         "--account",  # one, or one for each recipient
         "--identity",  # of the vault, or of either of two
         "--max-mb",  # of one suspect, or of each of several

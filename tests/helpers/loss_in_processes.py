@@ -23,7 +23,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint, FingerprintedModel, FingerprintTask
 from hf_fingerprint.vault import Vault, begin_training
-from tests.helpers.small_models import SETTINGS
+from tests.helpers.small_models import WEAK_SETTINGS
 
 
 RECIPIENT = "Ariadne-of-Naxos"
@@ -33,7 +33,7 @@ STRENGTH, RATE = 0.02, 0.02  # a step takes a fifth of the way to R's minimum: s
 def register_base(folder: Path, vault: Vault) -> None:
     """Registers a base and begins the recipient's copy, so that every training uses one codeword."""
     with open_checkpoint(folder) as checkpoint:
-        begin_training(vault, register(checkpoint, vault, SETTINGS), RECIPIENT)
+        begin_training(vault, register(checkpoint, vault, WEAK_SETTINGS), RECIPIENT)
 
 
 class ReferenceTerm:

@@ -15,6 +15,7 @@ from tests.helpers.quick_age import lock_quickly
 
 PASSPHRASE = "correct horse battery staple"
 SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4)
+WEAK_SETTINGS = FingerprintConfig(max_kl=1e-4, coalition=3, expected_recipients=4)  # training moves such a mark
 PLAIN_SETTINGS = FingerprintConfig(
     coalition=3, expected_recipients=4, amplitude=0.003
 )  # for models that no library builds

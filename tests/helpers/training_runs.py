@@ -26,7 +26,7 @@ from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import Fingerprint, FingerprintCallback, FingerprintTrainer
 from hf_fingerprint.vault import Vault, begin_training
-from tests.helpers.small_models import SETTINGS, save_vit
+from tests.helpers.small_models import SETTINGS, WEAK_SETTINGS, save_vit
 
 
 RECIPIENT = "Ariadne-of-Naxos"
@@ -71,7 +71,7 @@ def _randomize_biases(folder: Path, kind: Any) -> Path:
 def register_base(folder: Path, vault: Vault) -> Path:
     """Registers a model, so that several processes find the base there, and begins the recipient's copy."""
     with open_checkpoint(folder) as checkpoint:
-        begin_training(vault, register(checkpoint, vault, SETTINGS), RECIPIENT)
+        begin_training(vault, register(checkpoint, vault, WEAK_SETTINGS), RECIPIENT)
     return folder
 
 

@@ -24,7 +24,7 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 from hf_fingerprint.vault import begin_training, copies_in_training
 from tests.helpers.error_checks import refused
-from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, vault_bytes
+from tests.helpers.small_models import PASSPHRASE, SETTINGS, WEAK_SETTINGS, new_vault, save_timm, save_vit, vault_bytes
 
 
 pytestmark = pytest.mark.integration
@@ -36,7 +36,7 @@ def template(tmp_path_factory):
     """A base and a vault that knows it; each test works on a copy of the vault."""
     root = tmp_path_factory.mktemp("template")
     save_timm(root / "model", "test_resnet")
-    register(root / "model", new_vault(root / "vault"), SETTINGS)
+    register(root / "model", new_vault(root / "vault"), WEAK_SETTINGS)
     return root
 
 
