@@ -202,7 +202,9 @@ def readings_table(models: dict[str, list[Trial]]) -> Table:
     for column, trials in enumerate(models.values()):
         for trial in trials:
             if trial.scores and trial.plain_caught and len({lowest(trial, kind) for kind in READINGS}) > 1:
-                key = trial.attack, f"{trial.strength:g}" if trial.kind == SINGLE else "", str(trial.colluders)
+                steps = SUITE[trial.attack].attacks if trial.attack in SUITE else ()
+                strength = f"{steps[trial.step].strength:g}" if trial.step < len(steps) else ""
+                key = trial.attack, strength, str(trial.colluders)
                 cells = lines.setdefault(key, ["-"] * len(models))
                 cells[column] = f"{100 * trial.accuracy:.0f}, {' / '.join(lowest(trial, kind) for kind in READINGS)}"
     columns = ("attack", "strength", "copies", *models)
