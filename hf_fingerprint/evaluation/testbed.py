@@ -65,8 +65,10 @@ class Verdict:
         weights_read (`int`): how many weights were compared.
         cosine, drift (`float`): see [`Lineage`].
         layers (`tuple[float, ...]`): the first colluder's score in each carrier alone.
-        plain_scores, plain_caught: the colluders' scores and who is accused by the plain reading alone.
-        blind_scores, blind_caught: the same without the ancestor.
+        plain_scores (`tuple[float, ...]`): the colluders' scores by the plain reading alone.
+        plain_caught (`tuple[bool, ...]`): which colluders are accused by the plain reading alone.
+        blind_scores (`tuple[float, ...]`): the colluders' scores without the ancestor.
+        blind_caught (`tuple[bool, ...]`): which colluders are accused without the ancestor.
     """
 
     scores: tuple[float, ...]

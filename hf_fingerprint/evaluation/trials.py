@@ -54,9 +54,10 @@ class Trial:
         drift (`float`): norm of the difference to the base, relative to the base's weights.
         layers (`tuple[float, ...]`): the first colluder's score in each carrier alone; empty if withheld.
         seconds (`float`): how long the trial took.
-        plain_scores, plain_caught: the colluders' scores and who is accused by the plain reading alone; a score is
-            `None` if withheld.
-        blind_scores, blind_caught: the same without the ancestor.
+        plain_scores (`tuple[float or None, ...]`): the colluders' scores by the plain reading alone.
+        plain_caught (`tuple[bool, ...]`): which colluders are accused by the plain reading alone.
+        blind_scores (`tuple[float or None, ...]`): the colluders' scores without the ancestor.
+        blind_caught (`tuple[bool, ...]`): which colluders are accused without the ancestor.
     """
 
     kind: str
