@@ -87,7 +87,7 @@ def decode(
     Raises:
         [`CodeError`]: if the signal can't be decoded, see [`to_signal`], alpha is out of range, or n is too low.
     """
-    return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, progress, recipients)[0]
+    return decode_readings(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, progress, recipients)
 
 
 def decode_all(
@@ -105,7 +105,7 @@ def decode_all(
         extracted_pairs (sequence of pairs): `(extracted, mass)` of each suspect.
     """
     suspects = [[pair] for pair in extracted_pairs]
-    return _decode_suspects(codebook, copy_keys, suspects, 1, alpha, max_rounds, progress, recipients)
+    return _decode_suspects(codebook, copy_keys, suspects, alpha, max_rounds, progress, recipients)
 
 
 def decode_readings(
@@ -125,14 +125,13 @@ def decode_readings(
     """
     if not readings:
         raise CodeError("There is no reading to decode: give at least one.")
-    return _decode_suspects(codebook, copy_keys, [readings], len(readings), alpha, max_rounds, progress, recipients)[0]
+    return _decode_suspects(codebook, copy_keys, [readings], alpha, max_rounds, progress, recipients)[0]
 
 
 def _decode_suspects(
     codebook: Codebook,
     copy_keys: Sequence[bytes],
     suspects: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]],
-    reading_count: int,
     alpha: float,
     max_rounds: int,
     progress: Progress | None,
@@ -141,7 +140,8 @@ def _decode_suspects(
     """Decodes suspects of equally many readings in one pass over the codewords."""
     n = len(copy_keys)
     check_alpha(alpha)
-    union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n, readings=reading_count)
+    count = max(map(len, suspects), default=1)
+    union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n, readings=count)
     signals = [_signals_of(codebook, readings) for readings in suspects]
     banks = [_bank_functions(codebook, each, packed=None) for each in signals]
     run = partial(_decode_candidates, codebook, union=union, alpha=alpha, max_rounds=max_rounds)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors
+from hf_fingerprint.checkpoints import Checkpoint, TensorReader, content_hash, digest_tensors
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import FingerprintError
@@ -26,11 +26,13 @@ class AncestorModel:
     Attributes:
         name (`str`): its folder or Hub id.
         content_hash (`str`): see [`content_hash`].
+        reader ([`TensorReader`]): the open ancestor under the base's names.
         state (`dict[str, torch.Tensor]`): its tensors as float32, by the names of the evaluated model's parameters.
     """
 
     name: str
     content_hash: str
+    reader: TensorReader = field(repr=False)
     state: "State" = field(repr=False)
 
 
@@ -56,4 +58,4 @@ def read_ancestor(testbed: Testbed, ancestor: Checkpoint) -> AncestorModel:
             f"{ancestor.source.name} has less than half of the weights of {testbed.base.source}: give the model that "
             "it was fine-tuned from, or leave out the ancestor."
         )
-    return AncestorModel(ancestor.source.name, content_hash(ancestor.tensors, digest_tensors(ancestor)), found)
+    return AncestorModel(ancestor.source.name, content_hash(ancestor.tensors, digest_tensors(ancestor)), reader, found)

@@ -38,7 +38,6 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     trial_key,
 )
-from hf_fingerprint.extraction import to_base_names
 from hf_fingerprint.logits import logits_of
 from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
@@ -196,7 +195,7 @@ def evaluate(
         Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
     ):
         known = None if opened_ancestor is None else read_ancestor(testbed, opened_ancestor)
-        testbed.ancestor = None if opened_ancestor is None else to_base_names(testbed.base, opened_ancestor)
+        testbed.ancestor = None if known is None else known.reader
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base, known)
         if possible != chosen:
             runner.skipped[ANCESTOR] = "The attacks of this group need the public ancestor: give it with --ancestor."

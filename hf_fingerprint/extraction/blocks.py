@@ -18,11 +18,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm
 from hf_fingerprint.extraction.base_names import find_placement
 from hf_fingerprint.extraction.layouts import Shape
-from hf_fingerprint.extraction.placed import PlacedWeights, Placement
+from hf_fingerprint.extraction.placed import PlacedWeights, Placement, TensorView
 from hf_fingerprint.vault import Base
 
 
@@ -176,8 +176,7 @@ def _is_small(shape: Shape) -> bool:
 
 
 def _load(original: Checkpoint, name: str) -> np.ndarray:
-    info = original.tensors[name]
-    return to_float32(original.read(info), info.dtype).reshape(info.shape)
+    return TensorView.whole(original.tensors[name]).load(original)
 
 
 class _Description(NamedTuple):

@@ -28,9 +28,7 @@ KNOWN_RATIO = 0.95  # of the similarity of the best assignment, which a known or
 MAX_CONTESTED = 1 << 11  # channels that are most similar to the same one, and assigned
 MAX_CANDIDATES = 64  # orders of two widths
 MAX_WORK, LOADING_WORK = 1 << 42, 64  # multiplications, and how many loading a weight counts for
-ASSIGNING_WORK = (
-    64  # multiplications that a step of an assignment counts for, of which rows that are the same take most
-)
+ASSIGNING_WORK = 64  # multiplications that a step of an assignment counts for; rows that are the same take most
 MAX_PASSES, REVIEWS = 64, 2
 MAX_REVIEWED = 0.99  # the similarity of a layer that is solved again
 _TINY = 1e-20

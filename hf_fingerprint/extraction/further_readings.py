@@ -6,23 +6,19 @@ known. A large tensor is read in pieces of whole rows, each by itself. None of i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from hf_fingerprint.carriers import TensorProjection, fold
-from hf_fingerprint.checkpoints import TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
 from hf_fingerprint.extraction.ancestor_delta import read_delta
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture
-from hf_fingerprint.extraction.whiten import MIN_SIDE, whiten
-from hf_fingerprint.vault import Base, Carrier
+from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, TensorPlace
+from hf_fingerprint.extraction.whiten import GROUP_ROWS, GROUPS, MIN_SIDE, is_colored, whiten
 
 
 MAX_PIECE_WEIGHTS, MAX_GRAM_SIDE = 1 << 22, 1024
-MAX_AMPLITUDES = 1e6
 MIN_PROBABILITY = 0.5
 
 
@@ -38,48 +34,20 @@ class MarkSums(NamedTuple):
     masses: np.ndarray
 
 
-@dataclass(frozen=True)
-class TensorPlace:
-    """A carrier in the files of the base, the suspect and the ancestor.
-
-    Attributes:
-        base ([`Base`]): the base.
-        carrier ([`Carrier`]): the carrier.
-        original, suspect (pairs of [`TensorReader`] and [`TensorInfo`]): the base's tensor and the suspect's.
-        ancestor (pair of [`TensorReader`] and [`TensorInfo`], *optional*): the ancestor's, of the same shape.
-        rows (`slice`): the rows to read; both ends are multiples of 8, or the tensor's end.
-    """
-
-    base: Base
-    carrier: Carrier
-    original: tuple[TensorReader, TensorInfo]
-    suspect: tuple[TensorReader, TensorInfo]
-    ancestor: tuple[TensorReader, TensorInfo] | None
-    rows: slice
-
-    def load(self, which: tuple[TensorReader, TensorInfo], rows: slice) -> np.ndarray:
-        """Some rows of a tensor, `float32` of shape `(rows, columns)`."""
-        reader, info = which
-        raw = reader.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)
-        with np.errstate(invalid="ignore", over="ignore"):
-            return to_float32(raw, info.dtype).reshape(-1, info.columns)
-
-
-def read_further(
-    place: TensorPlace, colored: bool, mixture: PruningMixture | None
-) -> tuple[MarkSums | None, MarkSums | None]:
-    """The whitened reading of a tensor, and the reading with the ancestor.
+def read_further(place: TensorPlace, mixture: PruningMixture | None) -> tuple[MarkSums | None, MarkSums | None]:
+    """The whitened reading of a tensor that drifted, and the reading with the ancestor.
 
     Args:
         place ([`TensorPlace`]): the tensor.
-        colored (`bool`): whether its drift has a color.
         mixture ([`PruningMixture`] or `None`): the mixture, if it was pruned and then trained.
 
     Returns:
         `(whitened, by_ancestor)`: `None` where a reading can't be made of it.
     """
-    whitened = _Sums(place) if colored else None
+    whitened = _Sums(place) if _has_color(place) else None
     by_ancestor = None if place.ancestor is None else _Sums(place)
+    if whitened is by_ancestor is None:
+        return None, None
     for rows in _pieces(place):
         piece = _load_piece(place, rows, mixture)
         if whitened is not None:
@@ -90,6 +58,16 @@ def read_further(
         None if whitened is None else whitened.found(),
         None if by_ancestor is None else by_ancestor.found(),
     )
+
+
+def _has_color(place: TensorPlace) -> bool:
+    """Whether rows from all over the tensor drifted in common directions; see [`is_colored`]."""
+    first, last = place.rows.start, place.rows.stop
+    parts = [place.rows]
+    if last - first > GROUPS * GROUP_ROWS:
+        starts = np.linspace(first, last - GROUP_ROWS, GROUPS).astype(int)
+        parts = [slice(at, at + GROUP_ROWS) for at in starts.tolist()]
+    return is_colored(np.concatenate([_load_piece(place, rows, None).difference for rows in parts]))
 
 
 class _Piece(NamedTuple):
@@ -105,7 +83,7 @@ class _Piece(NamedTuple):
 
 def _pieces(place: TensorPlace) -> Iterator[slice]:
     """The rows in pieces whose shorter side is at most 1,024 where they are large."""
-    columns, start = place.original[1].columns, place.rows.start
+    columns, start = place.base_info.columns, place.rows.start
     most = max(1, MAX_PIECE_WEIGHTS // columns)
     if columns > MAX_GRAM_SIDE:
         most = min(most, MAX_GRAM_SIDE)
@@ -116,14 +94,13 @@ def _pieces(place: TensorPlace) -> Iterator[slice]:
 
 
 def _load_piece(place: TensorPlace, rows: slice, mixture: PruningMixture | None) -> _Piece:
-    ours, theirs = place.load(place.original, rows), place.load(place.suspect, rows)
-    amplitude = place.carrier.amplitude[rows]
-    inverse = np.divide(1, amplitude, out=np.zeros_like(amplitude), where=amplitude > 0)
+    ours, theirs = place.load_pair(rows)
+    inverse = place.inverse[rows]
     with np.errstate(invalid="ignore", over="ignore"):
         difference = (theirs - ours) * inverse[:, None]
     kept = np.isfinite(difference) & (theirs != 0) & (inverse > 0)[:, None]
     difference[~kept] = 0
-    np.clip(difference, -MAX_AMPLITUDES, MAX_AMPLITUDES, out=difference)
+    np.clip(difference, -MAX_DIFFERENCE, MAX_DIFFERENCE, out=difference)
     if mixture is not None:
         kept &= mixture.probability_kept(ours * inverse[:, None], difference) >= MIN_PROBABILITY
         difference *= kept
@@ -132,14 +109,14 @@ def _load_piece(place: TensorPlace, rows: slice, mixture: PruningMixture | None)
 
 def _add_delta(sums: "_Sums", place: TensorPlace, piece: _Piece) -> None:
     """Adds the reading of one piece with the ancestor."""
-    assert place.ancestor is not None
-    ancestor = place.load(place.ancestor, piece.rows)
+    ancestor = place.load_ancestor(piece.rows)
+    assert ancestor is not None
     usable = piece.kept & np.isfinite(ancestor)
-    limit = MAX_AMPLITUDES * place.carrier.amplitude[piece.rows, None]
+    limit = MAX_DIFFERENCE * place.carrier.amplitude[piece.rows, None]
     with np.errstate(invalid="ignore", over="ignore"):
         deltas = (np.where(usable, weights - ancestor, 0) for weights in (piece.theirs, piece.ours))
         suspect, owner = (np.clip(delta, -limit, limit) for delta in deltas)
-    whole = piece.rows.stop - piece.rows.start == place.original[1].rows
+    whole = piece.rows.stop - piece.rows.start == place.base_info.rows
     found = read_delta(suspect, owner, piece.inverse, usable & (suspect != 0), whole)
     if found is not None:
         sums.add(piece._replace(kept=usable & (found.gains > 0)), found.values, found.gains, found.is_projected)
@@ -150,7 +127,7 @@ class _Sums:
 
     def __init__(self, place: TensorPlace):
         self._base, self._name = place.base, place.carrier.name
-        self._columns = place.original[1].columns
+        self._columns = place.base_info.columns
         self._sums, self._masses = np.zeros(place.base.length, np.float32), np.zeros(place.base.length, np.float32)
 
     def add(self, piece: _Piece, values: np.ndarray, gains: "np.ndarray | float", is_white: bool = False) -> None:

@@ -92,7 +92,7 @@ class Looks:
             matches = match_names(base, suspect)
             self._carriers.append({carrier.name: carrier for carrier in base.carriers if carrier.name in matches})
             self._matches |= matches
-        given = [*ancestors, *[None] * (len(bases) - len(ancestors))]
+        given = ancestors or [None] * len(bases)
         self._sums = [ExtractionSums(*base, suspect, ancestor) for base, ancestor in zip(bases, given, strict=True)]
 
     def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:

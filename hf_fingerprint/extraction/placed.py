@@ -120,12 +120,11 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class ScatteredPlacement(Placement):
-    """Where a suspect has some channels of a tensor of the base. The others are read as 0, as if they were pruned.
+class _IndexedPlacement(Placement):
+    """A placement of one piece by an index.
 
     Attributes:
-        index (`tuple` of `np.ndarray` or `slice`): where the one piece's weights are in the tensor: indices along its
-            first axes, which broadcast together.
+        index (`tuple` of `np.ndarray` or `slice`): indices along the first axes, which broadcast together.
     """
 
     index: tuple[np.ndarray | slice, ...] = ()
@@ -133,6 +132,12 @@ class ScatteredPlacement(Placement):
     def byte_ranges(self) -> None:
         """`None`: the tensor's bytes must be computed."""
         return
+
+
+@dataclass(frozen=True)
+class ScatteredPlacement(_IndexedPlacement):
+    """Where a suspect has some channels of a tensor of the base: `index` is where the one piece's weights are in the
+    tensor. The others are read as 0, as if they were pruned."""
 
     def load(self, suspect: TensorReader) -> np.ndarray:
         """The tensor as `float32`."""
@@ -142,19 +147,9 @@ class ScatteredPlacement(Placement):
 
 
 @dataclass(frozen=True)
-class SelectedPlacement(Placement):
-    """Where a suspect has all channels of a tensor of the base, among others.
-
-    Attributes:
-        index (`tuple[np.ndarray, ...]`): which of the one piece's weights are the tensor's: indices along its first
-            axes, which broadcast together.
-    """
-
-    index: tuple[np.ndarray, ...] = ()
-
-    def byte_ranges(self) -> None:
-        """`None`: the tensor's bytes must be computed."""
-        return
+class SelectedPlacement(_IndexedPlacement):
+    """Where a suspect has all channels of a tensor of the base, among others: `index` is which of the one piece's
+    weights are the tensor's."""
 
     def load(self, suspect: TensorReader) -> np.ndarray:
         """The tensor as `float32`."""

@@ -8,7 +8,6 @@ looks at a codeword.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,16 +15,17 @@ from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.extraction.further_readings import MarkSums, TensorPlace, read_further
+from hf_fingerprint.extraction.further_readings import MarkSums, read_further
 from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
-from hf_fingerprint.extraction.whiten import GROUP_ROWS, GROUPS, MIN_DRIFT_ENERGY, is_colored
+from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, TensorPlace, dropped_mask
+from hf_fingerprint.extraction.whiten import MIN_DRIFT_ENERGY
 from hf_fingerprint.vault import Base, Carrier
 
 
 SAMPLE_ROWS, COLUMN_ROWS = 16, 256
 CLIP_DEVIATIONS, WEIGHT_CLIP_DEVIATIONS = 3.0, 1.5  # of a tensor's, and of a weight's own distribution
-MIN_CLIP, MAX_CLIP = 1.5, 1e6
+MIN_CLIP = 1.5
 MIN_VARIANCE = 0.1
 DRIFT_THRESHOLD = 2.0  # amplitudes
 MIN_DRIFT, MIN_COUNT = 1e-8, 1e-3
@@ -60,34 +60,6 @@ class TensorExtraction:
     sample: "SampleStatistics"
     whitened: MarkSums | None = None
     by_ancestor: MarkSums | None = None
-
-
-class _TensorPair(NamedTuple):
-    """A tensor of the base and the suspect's counterpart, in their open files."""
-
-    original: Checkpoint
-    base_info: TensorInfo
-    suspect: TensorReader
-    info: TensorInfo
-
-    def load_row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A row of the base's tensor and of the suspect's, `float64`, and which of its weights are kept."""
-        ours, theirs = (
-            to_float32(where.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-            for where, info in ((self.original, self.base_info), (self.suspect, self.info))
-        )
-        kept = ~_dropped_mask(theirs)
-        return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept
-
-    def load_difference(self, rows: slice, inverse: np.ndarray) -> np.ndarray:
-        """The difference of some rows in amplitudes, `float32` of shape `(rows, columns)`; 0 where dropped."""
-        ours, theirs = (
-            to_float32(where.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes), info.dtype)
-            for where, info in ((self.original, self.base_info), (self.suspect, self.info))
-        )
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.where(_dropped_mask(theirs), 0, theirs - ours).reshape(rows.stop - rows.start, -1)
-            return np.clip(difference * inverse[rows, None], -MAX_CLIP, MAX_CLIP)
 
 
 @dataclass(frozen=True)
@@ -132,9 +104,8 @@ def extract_tensor(
     base_info = original.tensors[carrier.name]
     first, last = (0, base_info.rows) if rows is None else (rows.start, rows.stop)
     part = replace(base_info, shape=(last - first, *base_info.shape[1:]), nbytes=(last - first) * base_info.row_bytes)
-    inverse = np.divide(1, carrier.amplitude, out=np.zeros_like(carrier.amplitude), where=carrier.amplitude > 0)
-    pair = _TensorPair(original, base_info, suspect, info)
-    sample = _compare_sample(pair, inverse, slice(first, last))
+    place = TensorPlace(base, carrier, original, base_info, suspect, info, ancestor, slice(first, last))
+    inverse, sample = place.inverse, _compare_sample(place)
     projection = TensorProjection(base.secret, carrier.name, base.length, first * base_info.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
@@ -153,10 +124,10 @@ def extract_tensor(
             difference *= inverse[start:stop, None]
             weights, clip = None, sample.clip
             if sample.columns is not None:
-                dropped_mask = _dropped_mask(theirs).reshape(difference.shape)
-                difference[dropped_mask] = 0
-                np.clip(difference, -MAX_CLIP, MAX_CLIP, out=difference)
-                kept = 1 - dropped_mask.astype(np.float32)
+                lost = dropped_mask(theirs).reshape(difference.shape)
+                difference[lost] = 0
+                np.clip(difference, -MAX_DIFFERENCE, MAX_DIFFERENCE, out=difference)
+                kept = 1 - lost.astype(np.float32)
                 if sample.mixture is not None:
                     scaled = ours.reshape(difference.shape) * inverse[start:stop, None]
                     kept *= sample.mixture.probability_kept(scaled, difference)
@@ -168,11 +139,11 @@ def extract_tensor(
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
         if not finite or _any_zero(theirs):
-            dropped_mask = _dropped_mask(theirs)
-            difference.reshape(-1)[dropped_mask] = 0
+            lost = dropped_mask(theirs)
+            difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
-            fold(dropped_mask.astype(np.float32), (projection.offset + done) % base.length, missing)
-            dropped += int(dropped_mask.sum())
+            fold(lost.astype(np.float32), (projection.offset + done) % base.length, missing)
+            dropped += int(lost.sum())
             power = float(np.vdot(difference, difference))
         energy += power
         if weights is not None and masses is not None:
@@ -180,12 +151,7 @@ def extract_tensor(
             fold(weights.reshape(-1), (projection.offset + done) % base.length, masses)
         projection.read(difference, sums)
         done += difference.size
-    whitened = by_ancestor = None
-    if sample.drifted:
-        colored = _has_color(pair, inverse, slice(first, last))
-        place = TensorPlace(base, carrier, (original, base_info), (suspect, info), ancestor, slice(first, last))
-        if colored or ancestor is not None:
-            whitened, by_ancestor = read_further(place, colored, sample.mixture)
+    whitened, by_ancestor = read_further(place, sample.mixture) if sample.drifted else (None, None)
     weight = 1.0 if masses is not None else 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
     missing = missing if masses is None else None
     return TensorExtraction(
@@ -212,50 +178,35 @@ def _any_zero(values: np.ndarray) -> bool:
     return any((part == 0).any() for part in np.array_split(values, 1 + len(values) // 65536))
 
 
-def _dropped_mask(values: np.ndarray) -> np.ndarray:
-    """Whether each weight is dropped: exactly 0 (pruned), or not finite."""
-    return (values == 0) | ~np.isfinite(values)
-
-
-def _compare_sample(pair: _TensorPair, inverse: np.ndarray, rows: slice) -> SampleStatistics:
+def _compare_sample(place: TensorPlace) -> SampleStatistics:
     """Compares up to 16 of the rows; the clip is 3 robust standard deviations, and at least 1.5 amplitudes."""
-    count = rows.stop - rows.start
-    chosen = [rows.start + row for row in sample_row_indices(count, SAMPLE_ROWS)]
+    count = place.rows.stop - place.rows.start
+    chosen = [place.rows.start + row for row in sample_row_indices(count, SAMPLE_ROWS)]
     bases, moves, products = [], [], np.zeros(4)
     for row in chosen:
-        ours, theirs, kept = pair.load_row(row)
+        ours, theirs, kept = place.load_row(row)
         difference = (theirs - ours)[kept]
         ours, theirs = ours[kept], theirs[kept]
         products += (theirs @ ours, theirs @ theirs, ours @ ours, difference @ difference)
-        bases.append(ours * inverse[row])
-        moves.append(difference * inverse[row])
-    base, moved = np.concatenate(bases), np.clip(np.concatenate(moves), -MAX_CLIP, MAX_CLIP)
+        bases.append(ours * place.inverse[row])
+        moves.append(difference * place.inverse[row])
+    base, moved = np.concatenate(bases), np.clip(np.concatenate(moves), -MAX_DIFFERENCE, MAX_DIFFERENCE)
     spread = _MAD * float(np.median(np.abs(moved))) if len(moved) else 0.0
     mixture = fit_pruning_mixture(base, moved) if len(moved) else None
-    columns = _column_drift(pair, inverse, rows, mixture) if spread > DRIFT_THRESHOLD or mixture else None
-    clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_CLIP))
+    columns = _column_drift(place, mixture) if spread > DRIFT_THRESHOLD or mixture else None
+    clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_DIFFERENCE))
     drifted = bool(np.mean(np.square(moved)) > MIN_DRIFT_ENERGY) if len(moved) else False
     return SampleStatistics(products * (count / len(chosen)), clip, columns, mixture, drifted)
 
 
-def _has_color(pair: _TensorPair, inverse: np.ndarray, rows: slice) -> bool:
-    """Whether rows from all over the tensor drifted in common directions; see [`is_colored`]."""
-    count = rows.stop - rows.start
-    if count <= GROUPS * GROUP_ROWS:
-        return is_colored(pair.load_difference(rows, inverse))
-    starts = [rows.start + int(first) for first in np.linspace(0, count - GROUP_ROWS, GROUPS)]
-    return is_colored(np.concatenate([pair.load_difference(slice(at, at + GROUP_ROWS), inverse) for at in starts]))
-
-
-def _column_drift(
-    pair: _TensorPair, inverse: np.ndarray, rows: slice, mixture: PruningMixture | None
-) -> np.ndarray | None:
+def _column_drift(place: TensorPlace, mixture: PruningMixture | None) -> np.ndarray | None:
     """Each column's squared drift relative to the mean; `None`, or ones if pruned, if chance explains half of it."""
-    drift, compared = np.zeros((2, pair.base_info.columns))
-    for row in sample_row_indices(rows.stop - rows.start, COLUMN_ROWS):
-        ours, theirs, kept = pair.load_row(rows.start + row)
-        unit = float(inverse[rows.start + row])
-        difference = np.clip((theirs - ours) * unit, -MAX_CLIP, MAX_CLIP)
+    drift, compared = np.zeros((2, place.base_info.columns))
+    first = place.rows.start
+    for row in sample_row_indices(place.rows.stop - first, COLUMN_ROWS):
+        ours, theirs, kept = place.load_row(first + row)
+        unit = float(place.inverse[first + row])
+        difference = np.clip((theirs - ours) * unit, -MAX_DIFFERENCE, MAX_DIFFERENCE)
         counts = kept.astype(np.float64)
         if mixture is not None:
             counts *= mixture.probability_kept(ours * unit, difference)
@@ -270,4 +221,4 @@ def _column_drift(
         uneven = float(raw.var()) * max(float(compared.mean()), 1.0)
     if uneven > 2 * 2:
         return np.maximum(raw, MIN_DRIFT).astype(np.float32)
-    return None if mixture is None else np.ones(pair.base_info.columns, np.float32)
+    return None if mixture is None else np.ones(place.base_info.columns, np.float32)

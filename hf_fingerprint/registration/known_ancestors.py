@@ -32,10 +32,8 @@ AncestorInput: TypeAlias = ModelInput | Literal[False] | None  # False: there is
 MIN_COUNTERPARTS = 0.5  # share of the weights that can carry a mark
 MIN_COSINE = 0.2
 SAMPLE_ROWS = 8
-MAX_SIZE_RATIO, MAX_EXTRA_BYTES = (
-    4,
-    1 << 28,
-)  # of a download that the caller did not name: for other precision, and a larger head
+# of a download that the caller did not name: for other precision, and a larger head
+MAX_SIZE_RATIO, MAX_EXTRA_BYTES = 4, 1 << 28
 
 
 def find_ancestor(

@@ -1,0 +1,70 @@
+"""A carrier in the open files of the base, the suspect and the ancestor."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.vault import Base, Carrier
+
+
+MAX_DIFFERENCE = 1e6  # amplitudes
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A carrier and its counterparts.
+
+    Attributes:
+        base ([`Base`]): the base.
+        carrier ([`Carrier`]): the carrier.
+        original ([`TensorReader`]): the base's open files.
+        base_info ([`TensorInfo`]): the base's tensor.
+        suspect ([`TensorReader`]): the open suspect.
+        info ([`TensorInfo`]): the suspect's tensor, of the same shape.
+        ancestor (pair of [`TensorReader`] and [`TensorInfo`], *optional*): the ancestor's, of the same shape.
+        rows (`slice`): the rows to read; both ends are multiples of 8, or the tensor's end.
+    """
+
+    base: Base
+    carrier: Carrier
+    original: TensorReader
+    base_info: TensorInfo
+    suspect: TensorReader
+    info: TensorInfo
+    ancestor: tuple[TensorReader, TensorInfo] | None
+    rows: slice
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """One over the mark's amplitude in each row, or 0 where there is none, `float32` of shape `(rows,)`."""
+        amplitude = self.carrier.amplitude
+        return np.divide(1, amplitude, out=np.zeros_like(amplitude), where=amplitude > 0)
+
+    def load_pair(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows of the base's tensor and of the suspect's, `float32` of shape `(rows, columns)`."""
+        return _load_rows(self.original, self.base_info, rows), _load_rows(self.suspect, self.info, rows)
+
+    def load_ancestor(self, rows: slice) -> np.ndarray | None:
+        """Some rows of the ancestor's tensor, in the same form, if it is known."""
+        return None if self.ancestor is None else _load_rows(*self.ancestor, rows)
+
+    def load_row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A row of the base's tensor and of the suspect's, `float64`, and which of its weights are kept."""
+        ours, theirs = (values[0] for values in self.load_pair(slice(row, row + 1)))
+        kept = ~dropped_mask(theirs)
+        return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept
+
+
+def _load_rows(checkpoint: TensorReader, info: TensorInfo, rows: slice) -> np.ndarray:
+    """Some rows of a tensor, `float32` of shape `(rows, columns)`."""
+    raw = checkpoint.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return to_float32(raw, info.dtype).reshape(-1, info.columns)
+
+
+def dropped_mask(values: np.ndarray) -> np.ndarray:
+    """Whether each weight is dropped: exactly 0 (pruned), or not finite."""
+    return (values == 0) | ~np.isfinite(values)
