@@ -20,6 +20,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2, load_model
+from examples._common.results import commit
 from examples._common.training import fine_tune
 from hf_fingerprint import FingerprintConfig
 from hf_fingerprint.cli.output import echo_err, progress_bars
@@ -33,6 +34,7 @@ COALITIONS = (3, 5, 10, 20, 50)
 SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28, "resnet-tuned": 32, "vit-tuned": 28}
 PUBLIC = {"lite0": lite0, "lite2": lite2}
 TUNED = "-tuned"
+COMMIT = "_commit"  # of the code that ran, next to a model's folder
 FROM_ANCESTOR = [(1e-3, 100), (5e-4, 100), (1e-4, 100)]  # learning rates and steps
 LabeledImages = tuple[torch.Tensor, torch.Tensor]
 ARCHITECTURES = {"resnet": "resnet10t", "vit": "vit_tiny_patch16_224"}
@@ -144,6 +146,7 @@ def main() -> None:
     base = make_base(arguments.model, folder.with_name(f"{folder.name}_base"), *owners, arguments.scale, ancestor)
     calibration = save_images(others[:CALIBRATION_IMAGES], folder.with_name(f"{folder.name}_calibration"))
     data = EvaluationData(name, (train[0][owner_count:known], train[1][owner_count:known]), test)
+    folder.with_name(f"{folder.name}{COMMIT}").write_text(commit())
     with progress_bars() as progress:
         found = evaluate(
             base,

@@ -3,16 +3,30 @@
     python -m examples.benchmarks.attacks_table bench_output/attacks lite0 vit --schemes bench_output/schemes/vit
 
 Each cell is one suspect, or a number of runs; `--picture FILE` plots them. The tables are made to be published, so
-they have the scores of the accused alone; `--all-scores` shows the others.
+they have the scores of the accused alone; `--all-scores` shows the others. `--trials FILE` adds the trials to those of
+earlier runs, and makes the tables of all.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from examples._common.results import Figure, Table, add_results_option, figure_table, report
+from examples._common.results import Figure, Table, add_results_option, commit, figure_table, report
+from examples.benchmarks.ancestor_tables import (
+    ancestor_table,
+    before_table,
+    contributors_table,
+    group_of,
+    issued_copy,
+    lowest,
+    readings_table,
+    unique_names,
+    without_ancestor,
+)
+from examples.benchmarks.attack_trials import KeptTrial, add_trials
+from examples.benchmarks.attacks import COMMIT
 from examples.benchmarks.schemes_report import (
     DEEPMARKS,
     FAILED,
@@ -28,16 +42,13 @@ from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite_entry import ANCESTOR
 from hf_fingerprint.evaluation import Trial
 from hf_fingerprint.evaluation.coalition_outcomes import CoalitionOutcome, outcomes
-from hf_fingerprint.evaluation.controls import NO_BETTER, ControlledTrial, with_controls
 from hf_fingerprint.evaluation.frontier import cheapest_escape
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.planning import quick_steps
-from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE, ResultStore
+from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, ResultStore
 
 
-READINGS = ("plain_", "blind_", "")  # of a trial's scores
 UNEVEN, EVEN = ("weighted-average", "layers", "blocks"), "nine even strategies"
-USEFUL = 0.02  # below the copy as issued: the accuracy at which a merge is worth something
 NOT_COMPARABLE = (
     "finetune-other-data",
     "distill",
@@ -51,8 +62,18 @@ def load_trials(folder: Path, all_scores: bool = False) -> list[Trial]:
 
     Without `all_scores` only the accused have scores.
     """
+    if not folder.exists():
+        return []
     newest = {(p.attack, p.what, p.colluders, p.shares, p.kind): p for p in ResultStore(folder).trials.values()}
     return [trial if all_scores else trial.redacted() for trial in newest.values()]
+
+
+def kept_trials(folder: Path, models: dict[str, list[Trial]]) -> Iterator[KeptTrial]:
+    """Yields the trials of a run with the commit that ran."""
+    for model, trials in models.items():
+        file = folder / f"{model}{COMMIT}"
+        made = file.read_text() if file.exists() else commit()
+        yield from (KeptTrial(model, made, trial.redacted()) for trial in trials)
 
 
 def cell(trials: Iterable[Trial], attack: str, steps_shown: list[int]) -> str:
@@ -65,12 +86,10 @@ def cell(trials: Iterable[Trial], attack: str, steps_shown: list[int]) -> str:
 
 
 def score_cell(trial: Trial) -> str:
-    return f"{trial.score:.0f}" if trial.accused else "lost"
-
-
-def issued_copy(trials: list[Trial]) -> Trial:
-    """Returns the trial of the copy as issued."""
-    return next(p for p in reversed(trials) if p.kind == COPY)
+    """Returns the score, after that of the plain reading alone where that is another."""
+    now = f"{trial.score:.0f}" if trial.accused else "lost"
+    before = lowest(trial, "plain_") if trial.plain_caught else now
+    return now if before == now else f"{before} → {now}"
 
 
 def single_copy_table(models: dict[str, list[Trial]], rows: list[Row]) -> Table:
@@ -144,108 +163,6 @@ def coalition_table(models: dict[str, list[Trial]]) -> Table:
     return Table("coalitions", "", ("coalition", *map(str, sizes)), tuple(lines))
 
 
-def ancestor_table(models: dict[str, list[Trial]]) -> Table:
-    """Returns the table of attacks with the ancestor, by the number of copies, and of their controls.
-
-    Each cell is the most accurate suspect that names nobody: its strength, how many points it is below the copy as
-    issued, and *control* where the control is as good.
-    """
-    sizes = sorted({p.colluders for trials in models.values() for p in trials if group_of(p) == ANCESTOR})
-    lines = []
-    for attack, entry in SUITE.items():
-        if entry.group != ANCESTOR:
-            continue
-        for size in sizes:
-            cells = [ancestor_cell(attack, size, trials) for trials in models.values()]
-            if set(cells) != {"-"}:
-                lines.append((attack, str(size), *cells))
-    return Table("ancestor", "", ("attack", "copies", *models), tuple(lines))
-
-
-def ancestor_cell(attack: str, copies: int, trials: list[Trial]) -> str:
-    swept = [p for p in trials if p.attack == attack and p.colluders == copies]
-    if not swept:
-        return "-"
-    issued = issued_copy(trials).accuracy
-    if SUITE[attack].control is None:
-        return f"control: {100 * (issued - swept[0].accuracy):.1f} points"
-    lost = [each for each in with_controls(trials) if each.trial in swept and not each.trial.accused]
-    if not lost:
-        lowest = min(swept, key=lambda p: p.accuracy)
-        return f"not lost (to {100 * (issued - lowest.accuracy):.1f} points)"
-    best: ControlledTrial = max(lost, key=lambda each: each.trial.accuracy)
-    cell = f"at {best.trial.strength:g}: {100 * (issued - best.trial.accuracy):.1f} points"
-    return f"{cell}, control" if best.outcome == NO_BETTER else cell
-
-
-def contributors_table(models: dict[str, list[Trial]]) -> Table:
-    """Returns the table of copies merged or averaged with the ancestor: the share of colluders caught in the suspects
-    within 2 points of the copy as issued and better than the control, and in the others."""
-    rows: dict[tuple[str, int], list[list[Trial]]] = {}
-    for trials in models.values():
-        issued = issued_copy(trials).accuracy
-        for each in with_controls(trials):
-            if each.trial.kind == COLLUSION:
-                useful = each.trial.accuracy >= issued - USEFUL and each.is_better
-                both = rows.setdefault((each.trial.attack, each.trial.colluders), [[], []])
-                both[0 if useful else 1].append(each.trial)
-    lines = tuple((name, str(size), *map(caught_cell, both)) for (name, size), both in rows.items())
-    return Table("contributors", "", ("attack", "copies", "caught where useful", "caught elsewhere"), lines)
-
-
-def readings_table(models: dict[str, list[Trial]]) -> Table:
-    """Returns the table of what each reading adds: suspects whose lowest colluder scores differently without them.
-
-    A cell is the lowest colluder's score by the plain reading, without the ancestor and with all readings.
-    """
-    lines: dict[tuple[str, str, str], list[str]] = {}
-    for column, trials in enumerate(models.values()):
-        for trial in trials:
-            if trial.scores and trial.plain_caught and len({lowest(trial, kind) for kind in READINGS}) > 1:
-                steps = SUITE[trial.attack].attacks if trial.attack in SUITE else ()
-                strength = f"{steps[trial.step].strength:g}" if trial.step < len(steps) else ""
-                key = trial.attack, strength, str(trial.colluders)
-                cells = lines.setdefault(key, ["-"] * len(models))
-                cells[column] = f"{100 * trial.accuracy:.0f}, {' / '.join(lowest(trial, kind) for kind in READINGS)}"
-    columns = ("attack", "strength", "copies", *models)
-    return Table("readings", "", columns, tuple((*key, *cells) for key, cells in lines.items()))
-
-
-def lowest(trial: Trial, kind: str) -> str:
-    """Returns the lowest colluder's score by some readings, or how many of the colluders are accused."""
-    scores, caught = (getattr(trial, f"{kind}{field}") for field in ("scores", "caught"))
-    if all(caught):
-        return f"{min(scores):.0f}"
-    return f"{sum(caught)} of {len(caught)}" if any(caught) else "lost"
-
-
-def without_ancestor(trial: Trial) -> list[Trial]:
-    """Returns the trial as it is if the ancestor is not registered; nothing if that was not measured."""
-    if not trial.scores or trial.blind_caught:
-        return [replace(trial, scores=trial.blind_scores, caught=trial.blind_caught)]
-    return []
-
-
-def unique_names(tables: Iterable[Table]) -> list[Table]:
-    """Returns the tables, with `-unregistered` in a name that is there already."""
-    found: dict[str, Table] = {}
-    for table in tables:
-        name = f"{table.name}-unregistered" if table.name in found else table.name
-        found[name] = replace(table, name=name)
-    return list(found.values())
-
-
-def caught_cell(trials: list[Trial]) -> str:
-    if not trials:
-        return "-"
-    return f"{sum(sum(p.caught) for p in trials)} of {sum(p.colluders for p in trials)}"
-
-
-def group_of(trial: Trial) -> str | None:
-    """Returns the group of a trial's attack; `None` for the base and the copy as issued."""
-    return SUITE[trial.attack].group if trial.attack in SUITE else None
-
-
 def innocents_table(models: dict[str, list[Trial]], all_scores: bool) -> Table:
     """Returns the table of innocents accused, over all suspects of all models."""
     read = [p for trials in models.values() for p in trials if p.threshold is not None]
@@ -279,12 +196,19 @@ def main() -> None:
     parser.add_argument(
         "--all-scores", action="store_true", help="show the scores of recipients who are not accused too"
     )
+    parser.add_argument("--trials", type=Path, metavar="FILE", help="trials of earlier runs, to which these are added")
     parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison of schemes")
     add_results_option(parser)
     arguments = parser.parse_args()
     if arguments.all_scores:
         print(NOT_TO_PUBLISH, file=sys.stderr)
     models = {name: load_trials(arguments.folder / name, arguments.all_scores) for name in arguments.models}
+    notes = ()
+    if arguments.trials is not None:
+        kept = add_trials(arguments.trials, kept_trials(arguments.folder, models))
+        models = {name: [each.trial for each in kept if each.model == name] for name in arguments.models}
+        commits = sorted({each.commit for each in kept if each.model in arguments.models})
+        notes = (f"The trials ran at commit {', '.join(commits)}.",)
     rows = [] if arguments.schemes is None else [*Rows(arguments.schemes / "rows.jsonl").known.values()]
     if arguments.picture is not None:
         from examples._common.plots import plot_frontiers
@@ -293,10 +217,11 @@ def main() -> None:
         plot_frontiers(kept, arguments.picture)
     tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
     blind = {name: [p for trial in trials for p in without_ancestor(trial)] for name, trials in models.items()}
-    tables.append(readings_table(models))
+    tables += [before_table(models), readings_table(models)]
     tables += [table for each in (models, blind) for table in (ancestor_table(each), contributors_table(each))]
     tables = [table for table in unique_names(tables) if table.rows]
-    report(arguments, [*tables, innocents_table(models, arguments.all_scores)])
+    innocents = innocents_table(models, arguments.all_scores)
+    report(arguments, [*tables, replace(innocents, notes=(*innocents.notes, *notes))])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from examples.benchmarks.ancestor_tables import ancestor_table, contributors_table, unique_names, without_ancestor
 from examples.benchmarks.attacks import make_ancestor, make_base
-from examples.benchmarks.attacks_table import ancestor_table, contributors_table, unique_names, without_ancestor
 from examples.benchmarks.mergekit import OURS, SCRIPT, Side, compare
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.evaluation import Trial, Verdict
