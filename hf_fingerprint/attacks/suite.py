@@ -110,18 +110,19 @@ def _after_fine_tuning() -> dict[str, list[AttackStep]]:
 
 
 def _collusion_attacks() -> dict[str, list[AttackStep]]:
-    """Each collusion strategy, alone and with each follow-up."""
+    """Each collusion strategy, alone and with each follow-up; averages also with ten times the learning rate."""
     follow_ups: dict[str, list[AttackStep]] = {
         "": [],
         "-then-finetune": [FineTuning(1e-4)],
         "-then-prune": [MagnitudePruning(0.5)],
         "-then-int8": [Quantization(8)],
     }
-    return {
+    found: dict[str, list[AttackStep]] = {
         strategy.replace(" ", "-") + name: [Compose(Collusion(strategy), *more) if more else Collusion(strategy)]
         for strategy in STRATEGIES
         for name, more in follow_ups.items()
     }
+    return found | {"average-then-retrain": [Compose(Collusion("average"), FineTuning(1e-3))]}
 
 
 def _entries() -> dict[str, SuiteEntry]:
