@@ -25,7 +25,7 @@ from hf_fingerprint.checkpoints.row_samples import load_sampled_rows
 from hf_fingerprint.checkpoints.source import Source, resolve, resolve_cached
 from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning, VaultError
 from hf_fingerprint.progress import Progress
-from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.registration.content import has_hash, weights_hash
 from hf_fingerprint.vault import Ancestor, Base, Vault
 
 
@@ -131,8 +131,7 @@ def open_ancestor(
             opened = open_checkpoint(given, weights_only=True, options=options.access)
     except (FingerprintError, OSError) as error:
         raise VaultError(f"{name} can't be opened: {error} Or give its location with --ancestor.") from None
-    if weights_hash(opened, vault, record.content_hash) != record.content_hash:
-        opened.close()
+    if not has_hash(opened, vault, record.content_hash):
         raise VaultError(
             f"{name} is {record.place} on record, and the weights of {opened.source.name} have another hash: restore "
             f"it, or give the location of the recorded model with --ancestor."
