@@ -18,7 +18,8 @@ from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import canonical_name
 from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.extraction.alignment.aligned import load_tensor
-from hf_fingerprint.extraction.channel_search import ChannelSearch, KeptChannels, LayerShapes, Widths
+from hf_fingerprint.extraction.channel_search import ChannelSearch, LayerShapes, Widths
+from hf_fingerprint.extraction.channel_similarity import KeptChannels
 from hf_fingerprint.extraction.layouts import Shape
 from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, ScatteredPlacement, TensorView
 from hf_fingerprint.vault import Base
