@@ -25,7 +25,7 @@ from examples._common.results import Figure, Table, add_results_option, figure_t
 from hf_fingerprint import TraceResult, Vault, trace
 from hf_fingerprint.checkpoints import find_weight_sets, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.extraction.extract import match_and_align
+from hf_fingerprint.extraction.aligning import match_and_align
 from hf_fingerprint.registration import open_base
 from hf_fingerprint.vault import Base
 

@@ -28,9 +28,8 @@ import numpy as np
 
 from hf_fingerprint.codes.bounds import ChernoffBound, check_alpha
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.residual import is_unexplained, residual_signal
-from hf_fingerprint.codes.signals import Signal, to_signal, to_unit_scale
-from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
+from hf_fingerprint.codes.round_functions import bank_functions, ratio_function, signals_of, standardized_functions
+from hf_fingerprint.codes.signals import Signal, to_signal
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.progress import Progress
 
@@ -142,8 +141,8 @@ def _decode_suspects(
     check_alpha(alpha)
     count = max(map(len, suspects), default=1)
     union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n, readings=count)
-    signals = [_signals_of(codebook, readings) for readings in suspects]
-    banks = [_bank_functions(codebook, each, packed=None) for each in signals]
+    signals = [signals_of(codebook, readings) for readings in suspects]
+    banks = [bank_functions(codebook, each, packed=None) for each in signals]
     run = partial(_decode_candidates, codebook, union=union, alpha=alpha, max_rounds=max_rounds)
     if n <= CANDIDATES or not banks:
         packed = codebook.packed(copy_keys, progress)
@@ -183,12 +182,12 @@ def _decode_candidates(
     for rounds in range(1, max_rounds + 1):
         known = packed[sorted(accused)]
         if accused:
-            functions = _bank_functions(codebook, readings, known)
+            functions = bank_functions(codebook, readings, known)
         crossed = decoder.find_crossings(functions, accused, first=rounds == 1)
         if rounds == 1:
             threshold = decoder.threshold
         if not len(crossed):
-            ratios = [_likelihood_ratio(codebook, signal, known) for signal in readings]
+            ratios = [ratio_function(codebook, signal, known) for signal in readings]
             found = [ratio for ratio in ratios if ratio is not None]
             crossed = decoder.find_crossings(np.concatenate(found), accused) if found else crossed
         accused += crossed
@@ -258,41 +257,11 @@ def prove_codeword(
     signal = to_signal(extracted, mass, codebook.length)
     if not np.any(signal.values):
         return 0.0, False
-    functions = _standardized_functions(codebook, signal, packed=None)
+    functions = standardized_functions(codebook, signal, packed=None)
     scores = codebook.packed_scores(packed[None, :], functions)[0]
     thresholds = [ChernoffBound(function, codebook.probability).threshold(target) for function in functions]
     best = int(np.argmax(scores - thresholds))
     return float(scores[best]), bool(scores[best] >= thresholds[best])
-
-
-def _signals_of(codebook: Codebook, readings: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Signal]:
-    """The signals that hold anything, or an empty one."""
-    signals = [to_signal(*reading, codebook.length) for reading in readings]
-    return [signal for signal in signals if np.any(signal.values)] or signals[:1]
-
-
-def _bank_functions(codebook: Codebook, readings: Sequence[Signal], packed: np.ndarray | None) -> np.ndarray:
-    """The round's score functions of all readings."""
-    return np.concatenate([_standardized_functions(codebook, signal, packed) for signal in readings])
-
-
-def _standardized_functions(codebook: Codebook, signal: Signal, packed: np.ndarray | None) -> np.ndarray:
-    """The round's score functions, after the accused's codewords (`packed`) are projected out."""
-    known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
-    residual, _ = to_unit_scale(residual_signal(codebook, signal.values, signal.mass, known))
-    return codebook.standardize(codebook.score_functions(residual))
-
-
-def _likelihood_ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) -> np.ndarray | None:
-    """The likelihood ratio under the inferred strategy, or `None` if the accused explain the signal."""
-    known = np.unpackbits(packed, axis=1)
-    if not is_unexplained(codebook, signal.values, signal.mass, known):
-        return None
-    held = known.sum(axis=0, dtype=np.intp)
-    strategy = infer_strategy(codebook, signal.values, signal.mass, held, len(known))
-    if strategy is None:
-        return None
-    return codebook.standardize(log_likelihood_ratio(codebook, signal.values, signal.mass, held, strategy)[None])
 
 
 def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1, readings: int = 1) -> float:

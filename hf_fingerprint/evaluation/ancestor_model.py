@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorReader, content_hash, digest_tensors
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation.testbed import Testbed
@@ -45,12 +46,12 @@ def read_ancestor(testbed: Testbed, ancestor: Checkpoint) -> AncestorModel:
     import torch
 
     reader = to_base_names(testbed.base, ancestor)
-    named = {normalize_name(name): info for name, info in reader.tensors.items() if info.dtype in READABLE}
+    namesakes = Namesakes(reader.tensors, normalize_name)
     found: State = {}
     total = 0
     for name, (file_name, shape) in testbed.parameters().items():
         total += int(np.prod(shape))
-        info = named.get(normalize_name(file_name))
+        info = namesakes.find(file_name)
         if info is not None and tuple(info.shape) == shape:
             found[name] = torch.tensor(to_float32(reader.read(info), info.dtype).reshape(shape))
     if 2 * sum(tensor.numel() for tensor in found.values()) < total:

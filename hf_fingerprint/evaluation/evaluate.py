@@ -6,39 +6,23 @@ write_report(evaluation, Path("evaluation"))
 ```
 """
 
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
-import hf_fingerprint
-from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
 from hf_fingerprint.attacks.suite import SUITE
 from hf_fingerprint.attacks.suite_entry import ANCESTOR
-from hf_fingerprint.checkpoints import HubOptions, disk_full_error, is_disk_full_error, open_checkpoint
+from hf_fingerprint.checkpoints import HubOptions, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
-from hf_fingerprint.errors import FingerprintError, StorageError
-from hf_fingerprint.evaluation.ancestor_model import AncestorModel, read_ancestor
+from hf_fingerprint.evaluation.ancestor_model import read_ancestor
 from hf_fingerprint.evaluation.class_numbers import class_names_of
 from hf_fingerprint.evaluation.data import IMAGES, EvaluationData, load_data
-from hf_fingerprint.evaluation.planning import Job, plan_jobs, select_attacks
+from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.testbed import INNOCENTS, Testbed, build_or_raise
-from hf_fingerprint.evaluation.trials import (
-    BASE,
-    COLLUSION,
-    COPY,
-    SINGLE,
-    ResultStore,
-    Trial,
-    open_evaluation_folder,
-    trial_key,
-)
-from hf_fingerprint.logits import logits_of
+from hf_fingerprint.evaluation.trial_runner import TrialRunner
+from hf_fingerprint.evaluation.trials import BASE, COPY, SINGLE, ResultStore, Trial, open_evaluation_folder
 from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import check_outside_vaults
@@ -196,7 +180,7 @@ def evaluate(
     ):
         known = None if opened_ancestor is None else read_ancestor(testbed, opened_ancestor)
         testbed.ancestor = None if known is None else known.reader
-        runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base, known)
+        runner = TrialRunner(testbed, dataset, ResultStore(folder), public_base, known)
         if possible != chosen:
             runner.skipped[ANCESTOR] = "The attacks of this group need the public ancestor: give it with --ancestor."
         trials = tuple(runner.trials(jobs, progress or silent))
@@ -223,144 +207,3 @@ def _load_data(
     progress("reading the images", 0, None)
     with open_checkpoint(model, options=options) as checkpoint:
         return load_data(data, build_or_raise(checkpoint, str(model)), images, labels=class_names_of(checkpoint))
-
-
-class _CannotAttackError(FingerprintError):
-    """An attack does not work on this model."""
-
-
-class _TrialRunner:
-    """Makes suspects, measures their accuracy and traces them."""
-
-    def __init__(
-        self,
-        testbed: Testbed,
-        data: EvaluationData,
-        store: ResultStore,
-        public_base: bool,
-        ancestor: AncestorModel | None = None,
-    ):
-        self._testbed, self._data, self._store, self._ancestor = testbed, data, store, ancestor
-        self._attacker = Attacker(
-            testbed.build,
-            *data.attacker,
-            base=testbed.base_state() if public_base else None,
-            ancestor=None if ancestor is None else ancestor.state,
-        )
-        self._copy_cache: dict[int, State] = {}
-        self._first_step_result: tuple[str, State] | None = None
-        self.skipped: dict[str, str] = {}
-
-    def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
-        """The trial of each job. A sweep ends once nobody is accused and accuracy is at chance."""
-        ended: set[str] = set()
-        done: Counter[str] = Counter()
-        for job in jobs:
-            if job.attack not in ended:
-                try:
-                    trial = self._trial(job)
-                except _CannotAttackError as reason:
-                    self.skipped[job.attack] = str(reason)
-                    ended.add(job.attack)
-                else:
-                    yield trial
-                    if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
-                        ended.add(job.attack)
-            done[job.kind] += 1
-            step = {SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack)
-            progress(step, done[job.kind], sum(other.kind == job.kind for other in jobs))
-
-    def _trial(self, job: Job) -> Trial:
-        testbed = self._testbed
-        key = trial_key(
-            version=hf_fingerprint.__version__,
-            base=testbed.base.base_id,
-            model=testbed.base.content_hash,
-            config=asdict(testbed.config),
-            data=self._data.digest,
-            innocents=testbed.innocents,
-            public_base=self._attacker.base is not None,
-            attack=job.attack,
-            what=job.what,
-            colluders=job.colluders,
-            **({} if job.members == tuple(range(job.colluders)) else {"members": job.members}),
-            **({"ancestor": self._ancestor.content_hash} if self._ancestor else {}),
-        )
-        known = self._store.trials.get(key)
-        return self._store.add(key, self._measure(job)) if known is None else known
-
-    def _measure(self, job: Job) -> Trial:
-        began = time.monotonic()
-        state, shares = self._make_suspect(job)
-        verdict = self._testbed.trace_suspect(state, job.members)
-        predicted = self._predict(state)
-        fields = asdict(replace(verdict, layers=tuple(round(score, 2) for score in verdict.layers)))
-        del fields["weights_read"], fields["cosine"]
-        return Trial(
-            kind=job.kind,
-            attack=job.attack,
-            what=job.what,
-            step=job.step,
-            strength=job.strength,
-            accuracy=float((predicted == self._data.test[1]).double().mean()),
-            agreement=float((predicted == self._copy_predictions).double().mean()),
-            shares=shares,
-            seconds=round(time.monotonic() - began, 2),
-            **fields,
-        )
-
-    def _make_suspect(self, job: Job) -> "tuple[State, tuple[float, ...]]":
-        """A suspect's state dict, and each colluder's share of it."""
-        if job.kind == BASE:
-            return self._testbed.base_state(), ()
-        if job.attack_step is None:
-            return self._copy(0), (1.0,)
-        steps = job.attack_step.steps if isinstance(job.attack_step, Compose) else (job.attack_step,)
-        states = [self._copy(recipient) for recipient in job.members]
-        mixed: Any = steps[0]
-        try:
-            if job.kind == COLLUSION:
-                return job.attack_step(states, self._attacker), mixed.contributions(states)
-            state = self._after_first_step(steps[0], states[0])
-            for step in steps[1:]:
-                state = step(state, self._attacker)
-            return state, (1.0,)
-        except StorageError:
-            raise
-        except FingerprintError as error:
-            raise _CannotAttackError(str(error)) from None
-        except Exception as error:  # one failing attack must not stop the others
-            if isinstance(error, OSError) and is_disk_full_error(error):
-                raise disk_full_error(Path(gettempdir())) from None
-            raise _CannotAttackError(f"{type(error).__name__}: the attack does not work on this model.") from error
-
-    def _after_first_step(self, step: AttackStep, state: "State") -> "State":
-        """The first copy after an attack's first step, cached for the next attack with the same first step."""
-        if self._first_step_result is None or self._first_step_result[0] != repr(step):
-            self._first_step_result = (repr(step), step(state, self._attacker))
-        return self._first_step_result[1]
-
-    def _copy(self, recipient: int) -> "State":
-        """A recipient's copy, cached in memory."""
-        if recipient not in self._copy_cache:
-            self._copy_cache[recipient] = self._testbed.copy(recipient)
-        return self._copy_cache[recipient]
-
-    @cached_property
-    def _copy_predictions(self) -> "torch.Tensor":
-        return self._predict(self._copy(0))
-
-    def _predict(self, state: "State") -> "torch.Tensor":
-        """The predicted classes of the test images, `(n,)`."""
-        import torch
-
-        images = self._data.test[0]
-        model = self._testbed.model_of(state)
-        if model is None:
-            raise _CannotAttackError("The attack changes the model's tensors, so accuracy can't be measured.")
-        model = model.to(images.device)
-        try:
-            with torch.inference_mode():
-                return torch.cat([logits_of(model(part)).argmax(-1) for part in images.split(self._attacker.batch)])
-        except RuntimeError:
-            raise _CannotAttackError("The attack changes the model's widths, so accuracy can't be measured.") from None

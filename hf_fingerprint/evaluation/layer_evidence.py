@@ -7,7 +7,8 @@ import numpy as np
 from hf_fingerprint.checkpoints import Checkpoint, TensorReader
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.codes.residual import residual_signal
-from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums, match_and_align
+from hf_fingerprint.extraction.aligning import match_and_align
+from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums
 from hf_fingerprint.vault import Base
 
 

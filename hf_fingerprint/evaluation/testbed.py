@@ -7,8 +7,6 @@ expected number of recipients (1,000 by default), so the verdicts are those of a
 import hashlib
 import json
 import math
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,19 +20,16 @@ from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
+from hf_fingerprint.evaluation.throwaway import throwaway_vault
 from hf_fingerprint.extraction import Extraction, extract, to_base_names
 from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
-from hf_fingerprint.extraction.blocks import to_base_blocks
 from hf_fingerprint.extraction.extract import PLAIN, WHITENED
-from hf_fingerprint.extraction.match import match_names, similar_namesakes
+from hf_fingerprint.extraction.placing import place_blocks
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.models import BuiltModel, build_model, map_parameter_names
 from hf_fingerprint.progress import Progress, silent
-from hf_fingerprint.vault import Base, Vault, find_passphrase
-from hf_fingerprint.vault.database import DATABASE
-from hf_fingerprint.vault.private_files import write_private
-from hf_fingerprint.vault.storage import translate_disk_errors
+from hf_fingerprint.vault import Base
 
 
 if TYPE_CHECKING:
@@ -44,7 +39,6 @@ if TYPE_CHECKING:
 
 INNOCENTS = 10_000
 BINS = (-8.0, 0.25, 80)  # of innocents' scores: first lower edge, width, count
-_PASSPHRASE = "passphrase"
 
 
 @dataclass(frozen=True)
@@ -173,9 +167,7 @@ class Testbed:
         widths, normalizations may be folded, names may be those of timm or transformers, and blocks may be dropped, or
         inserted as identities."""
         with open_checkpoint(state, suspect=True) as suspect:
-            named = to_base_names(self.base, suspect)
-            similar = similar_namesakes(self._original, named, match_names(self.base, named))
-            paired = to_base_blocks(self.base, self._original, suspect, named, similar)
+            paired, _ = place_blocks(self.base, self._original, suspect, to_base_names(self.base, suspect))
             found = load_into_base_model(self.built, {}, suspect) if paired is suspect else None
             if found is None:
                 names = map_parameter_names(self.built.module, self._original)
@@ -264,18 +256,3 @@ def _log10(bound: float, extra: float) -> float:
 def _config_digest(config: FingerprintConfig) -> str:
     fields = json.dumps(asdict(config), sort_keys=True, default=str)
     return hashlib.sha256(fields.encode()).hexdigest()[:12]
-
-
-def throwaway_vault(folder: Path) -> Vault:
-    """A throwaway vault, created if missing, unlocked. Its passphrase is stored inside: it protects nothing else."""
-    file = folder / _PASSPHRASE
-    if not (folder / DATABASE).exists():
-        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
-        passphrase = secrets.token_hex(32)
-        with translate_disk_errors(f"{file} can't be written", folder.parent):
-            folder.mkdir(parents=True, mode=0o700)
-            write_private(file, passphrase.encode() + b"\n")
-        Vault.create(folder, passphrase)
-    vault = Vault(folder)
-    vault.unlock(find_passphrase(file))
-    return vault

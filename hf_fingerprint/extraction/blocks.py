@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm
 from hf_fingerprint.extraction.base_names import find_placement
 from hf_fingerprint.extraction.layouts import Shape
@@ -100,7 +101,7 @@ def to_base_blocks(
             stacks[block.stack].append(block)
     if not stacks:
         return named
-    by_timm_name = {to_timm(normalize_name(n)): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
+    by_timm_name = Namesakes(suspect.tensors).by_name
     indices = sorted({int(each) for name in by_timm_name for each in _INDEX.findall(name) if len(each) < 4})
     placements: dict[str, Placement] = {}
     moved: set[str] = set()

@@ -16,22 +16,28 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+
+from hf_fingerprint.extraction.channel_similarity import (
+    CLEAR_SIMILARITY,
+    MAX_CHANCE,
+    SCREENED_ROWS,
+    KeptChannels,
+    assign_channels,
+    chance_cosine,
+    compare_rows,
+    is_decidable,
+    least_assigned_similarity,
+    least_known_similarity,
+    sample_directions,
+)
 
 
-SAMPLED_WEIGHTS = 1 << 10  # of a row that are compared
-SCREENED_ROWS = 16
-MIN_SIMILARITY, CLEAR_SIMILARITY = 0.3, 0.9
-MAX_CHANCE = 0.8
-MIN_EXCESS = 0.2  # of what chance leaves: the similarity of assigned rows beyond chance
 KNOWN_RATIO = 0.95  # of the similarity of the best assignment, which a known order has with less freedom
-MAX_CONTESTED = 1 << 11  # channels that are most similar to the same one, and assigned
 MAX_CANDIDATES = 64  # orders of two widths
 MAX_WORK, LOADING_WORK = 1 << 42, 64  # multiplications, and how many loading a weight counts for
 ASSIGNING_WORK = 64  # multiplications that a step of an assignment counts for; rows that are the same take most
 MAX_PASSES, REVIEWS = 64, 2
 MAX_REVIEWED = 0.99  # the similarity of a layer that is solved again
-_TINY = 1e-20
 Widths = tuple[int, int]  # the suspect's channels and the base's
 
 
@@ -50,21 +56,6 @@ class LayerShapes(NamedTuple):
     def columns(self) -> Widths:
         """The suspect's input channels and the base's, of one group."""
         return self.theirs[1], self.ours[1]
-
-
-class KeptChannels(NamedTuple):
-    """Where the channels of a suspect's layer are in the base's.
-
-    Attributes:
-        rows (`np.ndarray` of shape `(rows,)`): the base's row of each of the suspect's.
-        columns (`np.ndarray` of shape `(columns,)` or `(rows, columns)`): the base's column of each of the suspect's;
-            in a grouped convolution for each row, within its group.
-        similarity (`float`): the mean cosine of the rows.
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    similarity: float
 
 
 class ChannelSearch:
@@ -120,7 +111,7 @@ class ChannelSearch:
         return [*([np.arange(ours)] if theirs == ours else []), *self.orders.get(widths, ())]
 
     def _long_rows(self) -> list[str]:
-        return [name for name, parts in self._layers.items() if any(_is_decidable(each.ours) for _, each in parts)]
+        return [name for name, parts in self._layers.items() if any(is_decidable(each.ours) for _, each in parts)]
 
     def _solve(self, name: str) -> None:
         taken = {counterpart for counterpart, _ in self.found.values()}
@@ -174,15 +165,15 @@ class ChannelSearch:
         row_orders, column_orders = self.known_orders(shapes.rows), self.known_orders(shapes.columns)
         for columns in column_orders:
             self._work += theirs.size * (1 + len(row_orders))
-            found += [_compare_rows(ours, theirs, rows, columns) for rows in row_orders]
+            found += [compare_rows(ours, theirs, rows, columns) for rows in row_orders]
         known = max(found, key=lambda each: each.similarity, default=None)
-        if known is not None and known.similarity >= _least_known(len(known.rows), True):
+        if known is not None and known.similarity >= least_known_similarity(len(known.rows), True):
             return known
         free = self._assign_rows(ours, theirs, column_orders)
         swapped = self._assign_rows(ours.swapaxes(0, 1), theirs.swapaxes(0, 1), row_orders)
         if swapped is not None and (free is None or swapped.similarity > free.similarity):
             free = KeptChannels(swapped.columns, swapped.rows, swapped.similarity)
-        if known is None or known.similarity < _least_known(len(known.rows)):
+        if known is None or known.similarity < least_known_similarity(len(known.rows)):
             return free
         return known if free is None or known.similarity >= KNOWN_RATIO * free.similarity else free
 
@@ -191,15 +182,15 @@ class ChannelSearch:
     ) -> KeptChannels | None:
         """Rows by assignment, with the best of the known orders of columns; `None` if chance explains them."""
         length = theirs.shape[1] * theirs.shape[2]
-        if _chance(len(ours), length) > MAX_CHANCE or len(theirs) > len(ours):
+        if chance_cosine(len(ours), length) > MAX_CHANCE or len(theirs) > len(ours):
             return None
         best: KeptChannels | None = None
         for columns in column_orders:
             if self._work > MAX_WORK:
                 self.complete = False
                 break
-            one, two = _sample(ours, theirs, columns)
-            least = _least_assigned(one)
+            one, two = sample_directions(ours, theirs, columns)
+            least = least_assigned_similarity(one)
             some = two[:: 1 + (len(two) - 1) // SCREENED_ROWS]
             self._work += one.size * 2 * len(some)
             if float((some @ one.T).max(1).mean()) < least:
@@ -215,18 +206,17 @@ class ChannelSearch:
     def _correct_columns(self, ours: np.ndarray, theirs: np.ndarray, found: KeptChannels) -> KeptChannels:
         """The same rows with the columns assigned to them, if these are clearly more similar: an order that vectors
         suggested is right only in part."""
-        if found.similarity >= CLEAR_SIMILARITY or _chance(ours.shape[1], theirs[:, 0].size) > MAX_CHANCE:
+        if found.similarity >= CLEAR_SIMILARITY or chance_cosine(ours.shape[1], theirs[:, 0].size) > MAX_CHANCE:
             return found
-        one, two = _sample(ours.swapaxes(0, 1), theirs.swapaxes(0, 1), found.rows)
+        one, two = sample_directions(ours.swapaxes(0, 1), theirs.swapaxes(0, 1), found.rows)
         self._work += one.size * len(two)
-        other = _compare_rows(ours, theirs, found.rows, self._assign(two @ one.T))
+        other = compare_rows(ours, theirs, found.rows, self._assign(two @ one.T))
         return other if KNOWN_RATIO * other.similarity > found.similarity else found
 
     def _assign(self, similarity: np.ndarray) -> np.ndarray:
-        contested, free = _contested(similarity.argmax(1), similarity.shape[1])
-        if len(contested) <= MAX_CONTESTED:
-            self._work += ASSIGNING_WORK * len(contested) ** 2 * len(free)
-        return assign_channels(similarity)
+        channels, steps = assign_channels(similarity)
+        self._work += ASSIGNING_WORK * steps
+        return channels
 
     def _group_orders(self, shapes: LayerShapes) -> Iterator[tuple[np.ndarray, int, int]]:
         """The known orders of the input channels of a grouped convolution, and its groups in the suspect and here."""
@@ -248,87 +238,14 @@ class ChannelSearch:
             own = np.repeat(group[:, 0], rows_each)
             for rows in self.known_orders(shapes.rows):
                 if np.array_equal(rows // ours_each, own):
-                    yield _compare_rows(ours, theirs, rows, columns)
+                    yield compare_rows(ours, theirs, rows, columns)
             if rows_each == ours_each == 1:
-                yield _compare_rows(ours, theirs, group[:, 0], columns)
-            elif _chance(ours_each, theirs.shape[1] * theirs.shape[2]) <= MAX_CHANCE:
+                yield compare_rows(ours, theirs, group[:, 0], columns)
+            elif chance_cosine(ours_each, theirs.shape[1] * theirs.shape[2]) <= MAX_CHANCE:
                 self._work += theirs.size * ours_each
                 rows = np.empty(len(theirs), np.int64)
                 for place in range(groups):
                     part, first = slice(place * rows_each, (place + 1) * rows_each), group[place, 0] * ours_each
-                    one, two = _sample(ours[first : first + ours_each], theirs[part], column[place])
+                    one, two = sample_directions(ours[first : first + ours_each], theirs[part], column[place])
                     rows[part] = first + self._assign(two @ one.T)
-                yield _compare_rows(ours, theirs, rows, columns)
-
-
-def assign_channels(similarity: np.ndarray) -> np.ndarray:
-    """For each row, its most similar column, none twice: `(rows,)` for `(rows, columns >= rows)`.
-
-    Only the rows that are most similar to the same column are assigned jointly, and only if these are few.
-    """
-    best = similarity.argmax(1)
-    contested, free = _contested(best, similarity.shape[1])
-    if 0 < len(contested) <= MAX_CONTESTED:
-        rows, columns = linear_sum_assignment(-similarity[np.ix_(contested, free)])
-        best[contested[rows]] = free[columns]
-    return best
-
-
-def _contested(best: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows whose most similar column is that of others too, and the columns that they may get."""
-    counts = np.bincount(best, minlength=columns)
-    return np.flatnonzero(counts[best] > 1), np.flatnonzero(counts != 1)
-
-
-def _compare_rows(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> KeptChannels:
-    """The similarity of rows that are paired, with columns that are paired."""
-    step = 1 + (theirs.shape[1] - 1) // max(1, SAMPLED_WEIGHTS // theirs.shape[2])
-    one = ours[rows[:, None], columns[..., ::step]].reshape(len(rows), -1)
-    two = theirs[:, ::step].reshape(len(rows), -1)
-    one, two = _directions(one, two)
-    return KeptChannels(rows, columns, float(np.einsum("rc,rc->r", one, two).mean()))
-
-
-def _sample(ours: np.ndarray, theirs: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The directions of all rows, in a sample of the suspect's columns and their counterparts."""
-    step = 1 + (theirs.shape[1] - 1) // max(1, SAMPLED_WEIGHTS // theirs.shape[2])
-    one, two = ours[:, columns[::step]], theirs[:, ::step]
-    return _directions(one.reshape(len(one), -1), two.reshape(len(two), -1))
-
-
-def _directions(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of norm 1, without what the base's have in common, which says nothing about which row it is."""
-    mean = ours.mean(0) if len(ours) > 1 else np.zeros(1, np.float32)
-    one, two = (values - mean for values in (ours, theirs))
-    norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in (one, two)]
-    one, two = (values / np.where(norm > _TINY, norm, 1) for values, norm in zip((one, two), norms, strict=True))
-    return one, two
-
-
-def _chance(candidates: int, length: int) -> float:
-    """About the largest cosine of a vector of this length with so many unrelated ones."""
-    length = min(length, SAMPLED_WEIGHTS)
-    return float(np.sqrt(1 - max(candidates, 2) ** (-2 / (length - 1)))) if length > 1 else 1.0
-
-
-def _least_assigned(ours: np.ndarray) -> float:
-    """The least mean similarity of assigned rows: more than chance gives, and than the base's rows have with others.
-
-    Args:
-        ours (`np.ndarray` of shape `(rows, sample)`): the directions of the base's rows.
-    """
-    places = np.arange(0, len(ours), 1 + (len(ours) - 1) // SCREENED_ROWS)
-    similarity = ours[places] @ ours.T
-    similarity[np.arange(len(places)), places] = -1
-    chance = min(1.0, max(_chance(*ours.shape), float(similarity.max(1).mean())))
-    return max(MIN_SIMILARITY, chance + MIN_EXCESS * (1 - chance))
-
-
-def _is_decidable(shape: tuple[int, int, int]) -> bool:
-    """Whether a layer's rows are long enough to be recognized without a known order."""
-    return _chance(shape[0], shape[1] * shape[2]) <= MAX_CHANCE
-
-
-def _least_known(rows: int, clear: bool = False) -> float:
-    """The least mean similarity of rows in a known order; of few rows, more."""
-    return max(CLEAR_SIMILARITY if clear else MIN_SIMILARITY, min(0.6, 4 / np.sqrt(max(rows, 1))))
+                yield compare_rows(ours, theirs, rows, columns)

@@ -13,10 +13,10 @@ import numpy as np
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.extraction.alignment import align_suspect
+from hf_fingerprint.extraction.aligning import align_placed
 from hf_fingerprint.extraction.match import match_names, match_unmarked_names, similar_namesakes
 from hf_fingerprint.extraction.placed import Bounds, held_bounds, held_in
-from hf_fingerprint.extraction.placing import PlacedSuspect, place_tensors
+from hf_fingerprint.extraction.placing import place_tensors
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier
@@ -140,7 +140,7 @@ def extract(
     same = similar_namesakes(original, placed.suspect, match_unmarked_names(base, original, placed.suspect))
     held = held_in(placed.suspect, [info.name for info in (*placed.matches.values(), *same.values())])
     bounds = held_bounds(placed.suspect, placed.matches)
-    suspect, matches, aligned_tensors = _align(base, original, placed, aligned, progress, device)
+    suspect, matches, aligned_tensors = align_placed(base, original, placed, aligned, progress, device)
     sums = ExtractionSums(base, original, suspect, ancestor)
     sums.add(
         [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
@@ -156,42 +156,6 @@ def extract(
         bounds=bounds,
         interference=placed.interference,
     )
-
-
-def match_and_align(
-    base: Base,
-    original: Checkpoint,
-    suspect: TensorReader,
-    aligned: bool | Literal["always"] = True,
-    progress: Progress | None = None,
-    device: "str | torch.device | None" = None,
-) -> tuple[TensorReader, dict[str, TensorInfo], int]:
-    """The suspect under the base's names and in the base's order.
-
-    Args:
-        base, original, suspect, aligned, progress, device: see [`extract`].
-
-    Returns:
-        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, how many were aligned.
-    """
-    return _align(base, original, place_tensors(base, original, suspect), aligned, progress, device)
-
-
-def _align(
-    base: Base,
-    original: Checkpoint,
-    placed: PlacedSuspect,
-    aligned: bool | Literal["always"],
-    progress: Progress | None,
-    device: "str | torch.device | None",
-) -> tuple[TensorReader, dict[str, TensorInfo], int]:
-    suspect, matches = placed.suspect, placed.matches
-    alignment = None
-    if aligned:
-        alignment = align_suspect(base, original, suspect, matches, progress, aligned == "always", device)
-    if alignment is None:
-        return suspect, matches, 0
-    return alignment, matches | alignment.aligned_tensors, len(alignment.aligned_tensors)
 
 
 class CarrierRows(NamedTuple):

@@ -21,7 +21,7 @@ def carriers_with_fitting_shape(
     """The carriers that can be paired by shape with distinct tensors of the suspect, in any layout, or with slices of
     tensors, or that can be put together from its tensors. With `whole`, these must have as many weights together; with
     `equal_only`, slices are equal parts, as fused projections and stacked layers are."""
-    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    shapes = base.carrier_shapes
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
     codes = CodeTensors(suspect, {prod(shape) for shape in shapes.values()}).codes.values()
     left.update(shape for _, shape in {(stored_name(info.name), info.shape) for info in codes})

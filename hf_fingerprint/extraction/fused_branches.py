@@ -22,9 +22,9 @@ from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction.layouts import PLAIN, Shape
-from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.extraction.placed import Bounds, Piece, Placement, TensorView
 from hf_fingerprint.vault import Base
 

@@ -4,12 +4,13 @@ Nothing here sees a codeword, so a wrong match can lose evidence but can't creat
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.checkpoints.namesakes import Namesakes
+from hf_fingerprint.checkpoints.row_samples import load_sampled_rows
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction.counterparts import Target, find_counterparts, whole_part
 from hf_fingerprint.extraction.placed import full_bounds
@@ -22,21 +23,14 @@ MIN_SIMILAR_COSINE = 0.2
 
 def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The suspect's tensors by carrier, with the same normalized name and shape; needs only the headers."""
-    by_name = {normalize_name(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
-    found = {carrier.name: by_name.get(normalize_name(carrier.name)) for carrier in base.carriers}
-    return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
+    return Namesakes(suspect.tensors, normalize_name).find_shaped(base.carrier_shapes)
 
 
 def match_unmarked_names(base: Base, original: TensorReader, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The suspect's tensors that have the names and shapes of the base's unmarked tensors."""
-    by_name = {normalize_name(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
-    carriers = {carrier.name for carrier in base.carriers}
-    found = {}
-    for name, ours in original.tensors.items():
-        theirs = by_name.get(normalize_name(name))
-        if name not in carriers and theirs is not None and ours.dtype in READABLE and theirs.shape == ours.shape:
-            found[name] = theirs
-    return found
+    carriers = base.carrier_shapes
+    ours = {n: info.shape for n, info in original.tensors.items() if n not in carriers and info.dtype in READABLE}
+    return Namesakes(suspect.tensors, normalize_name).find_shaped(ours)
 
 
 def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
@@ -64,7 +58,7 @@ def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> di
     matches = similar_namesakes(original, suspect, by_name)
     taken = {info.name for info in matches.values()}
     free = [i for i in suspect.tensors.values() if i.dtype in READABLE and i.name not in taken]
-    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    shapes = base.carrier_shapes
     targets = [Target(name, shape, full_bounds(shape)) for name, shape in shapes.items() if name not in matches]
     found, _ = find_counterparts(original, targets, suspect, map(whole_part, free), plain=True)
     matches |= {each.target.name: each.part.info for each in found}
@@ -79,26 +73,9 @@ def similar_namesakes(
     return {name: info for name, info in by_name.items() if _is_similar(original, suspect, name, info)}
 
 
-def sample_row_indices(rows: int, count: int) -> list[int]:
-    """Indices of up to `count` rows, evenly spread."""
-    return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})
-
-
 def _is_similar(original: Checkpoint, suspect: TensorReader, name: str, info: TensorInfo) -> bool:
-    ours, theirs = _sample_weights(original, original.tensors[name]), _sample_weights(suspect, info)
-    return _cosine(ours, theirs) >= MIN_SIMILAR_COSINE
-
-
-def _sample_weights(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
-    size = info.row_bytes
-    rows = [] if info.rows <= SAMPLE_ROWS else _sampled_rows(info.rows)
-    raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in rows] or [checkpoint.read(info)]
-    return np.nan_to_num(np.concatenate([to_float32(each, info.dtype) for each in raw]), posinf=0, neginf=0)
-
-
-@lru_cache
-def _sampled_rows(rows: int) -> list[int]:
-    return sample_row_indices(rows, SAMPLE_ROWS)
+    ours = load_sampled_rows(original, original.tensors[name], SAMPLE_ROWS)
+    return _cosine(ours, load_sampled_rows(suspect, info, SAMPLE_ROWS)) >= MIN_SIMILAR_COSINE
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

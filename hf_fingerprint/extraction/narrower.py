@@ -14,10 +14,12 @@ from scipy.spatial.distance import cdist
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import canonical_name
 from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.extraction.alignment.aligned import load_tensor
-from hf_fingerprint.extraction.channel_search import ChannelSearch, KeptChannels, LayerShapes, Widths
+from hf_fingerprint.extraction.channel_search import ChannelSearch, LayerShapes, Widths
+from hf_fingerprint.extraction.channel_similarity import KeptChannels
 from hf_fingerprint.extraction.layouts import Shape
 from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, ScatteredPlacement, TensorView
 from hf_fingerprint.vault import Base
@@ -53,7 +55,7 @@ def pair_narrower(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     """
     if named := _narrower_namesakes(base, suspect):
         return named
-    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    shapes = base.carrier_shapes
     names = {canonical_name(name) for name in suspect.tensors}
     if 2 * sum(canonical_name(name) in names for name in shapes) >= len(shapes):
         return {}
@@ -73,9 +75,8 @@ def pair_narrower(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
 
 def _narrower_namesakes(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The namesakes of carriers that may be these without some channels, or whole; none, unless some are narrower."""
-    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
-    named = {canonical_name(info.name): info for info in suspect.tensors.values() if info.dtype in READABLE}
-    same = {name: named[canonical_name(name)] for name in shapes if canonical_name(name) in named}
+    shapes, namesakes = base.carrier_shapes, Namesakes(suspect.tensors)
+    same = {name: info for name in shapes if (info := namesakes.find(name)) is not None}
     pairs = {name: info for name, info in same.items() if may_be_narrower(info.shape, shapes[name])}
     return pairs if any(info.shape != shapes[name] for name, info in pairs.items()) else {}
 
@@ -124,10 +125,10 @@ def _pair_layers(
     """The base's layers in their order, each with the suspect's that may be its counterpart: its namesake if that
     fits, or all others; and whether these are all pairs."""
     theirs = {name: info for name, info in suspect.tensors.items() if info.dtype in READABLE and len(info.shape) > 1}
-    named = {canonical_name(name): info for name, info in theirs.items()}
+    namesakes = Namesakes(theirs)
     ours = {name: info for name, info in original.tensors.items() if info.dtype in READABLE and len(info.shape) > 1}
-    paired = {name: named[canonical_name(name)] for name in ours if by_name and canonical_name(name) in named}
-    paired = {name: info for name, info in paired.items() if may_be_narrower(info.shape, ours[name].shape)}
+    same = {name: info for name in ours if by_name and (info := namesakes.find(name)) is not None}
+    paired = {name: info for name, info in same.items() if may_be_narrower(info.shape, ours[name].shape)}
     taken = {info.name for info in paired.values()}
     free = sorted((info for name, info in theirs.items() if name not in taken), key=lambda info: _natural(info.name))
     found: dict[str, Sequence[tuple[str, LayerShapes]]] = {}
@@ -143,9 +144,9 @@ def _pair_layers(
 def _suggest_orders(original: Checkpoint, suspect: TensorReader) -> Iterator[tuple[Widths, np.ndarray]]:
     """Yields orders of channels by their biases and statistics alone, for suspects whose first layer is another."""
     modules: dict[str, list[tuple[TensorInfo, TensorInfo]]] = defaultdict(list)
-    named = {canonical_name(info.name): info for info in suspect.tensors.values() if info.dtype in READABLE}
+    namesakes = Namesakes(suspect.tensors)
     for name, ours in original.tensors.items():
-        info = named.get(canonical_name(name))
+        info = namesakes.find(name)
         if info is not None and ours.dtype in READABLE and len(ours.shape) == len(info.shape) == 1:
             modules[name.rpartition(".")[0]].append((ours, info))
     some = [pairs for pairs in modules.values() if len(pairs) > 1][:MAX_SUGGESTED]
@@ -171,11 +172,11 @@ def _load_vector(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
 
 def _place_vectors(original: Checkpoint, suspect: TensorReader, search: ChannelSearch) -> dict[str, Placement]:
     """Placements of biases, normalizations and embeddings along their one narrower axis."""
-    named = {canonical_name(info.name): info for info in suspect.tensors.values() if info.dtype in READABLE}
+    namesakes = Namesakes(suspect.tensors)
     rows = {name.rpartition(".")[0]: kept.rows for name, (_, kept) in search.found.items()}
     placements: dict[str, Placement] = {}
     for name, ours in original.tensors.items():
-        info = named.get(canonical_name(name))
+        info = namesakes.find(name)
         if name in search.found or info is None or ours.dtype not in READABLE or len(info.shape) != len(ours.shape):
             continue
         axes = [axis for axis, (a, b) in enumerate(zip(info.shape, ours.shape, strict=True)) if a != b]

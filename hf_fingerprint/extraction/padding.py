@@ -8,8 +8,7 @@ from math import prod
 import numpy as np
 
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.tensor_names import canonical_name
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.extraction.layouts import Shape
 from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, SelectedPlacement, TensorView
 from hf_fingerprint.vault import Base
@@ -24,10 +23,10 @@ def strip_padding(base: Base, suspect: TensorReader) -> TensorReader:
     Args:
         base, suspect: see [`extract`].
     """
-    named = {canonical_name(info.name): info for info in suspect.tensors.values() if info.dtype in READABLE}
+    namesakes = Namesakes(suspect.tensors)
     placements: dict[str, Placement] = {}
     for name, record in base.tensors.items():
-        info = named.get(canonical_name(name))
+        info = namesakes.find(name)
         if info is not None and _may_be_padded(info.shape, record.shape):
             index = _find_content(suspect, info, record.shape)
             if index is not None:

@@ -71,6 +71,24 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     return found._replace(complete=found.complete and complete)
 
 
+def place_blocks(
+    base: Base, original: Checkpoint, suspect: TensorReader, named: TensorReader
+) -> tuple[TensorReader, dict[str, TensorInfo]]:
+    """Presents a suspect under the base's names, with its blocks in the base's places.
+
+    Args:
+        base, original, suspect: see [`extract`].
+        named ([`TensorReader`]): the suspect under the base's names, as [`to_base_names`] returns it.
+
+    Returns:
+        `(suspect, matches)`: the suspect, `named` itself if its blocks are in their places; and those of its tensors
+        that are similar to their namesakes among the carriers.
+    """
+    matches = similar_namesakes(original, named, match_names(base, named))
+    placed = to_base_blocks(base, original, suspect, named, matches)
+    return placed, matches if placed is named else similar_namesakes(original, placed, match_names(base, placed))
+
+
 def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader, named: TensorReader) -> PlacedSuspect:
     """Places tensors that have all of the carriers' weights, or slices of them.
 
@@ -78,11 +96,7 @@ def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader, named:
         base, original, suspect: see [`extract`].
         named ([`TensorReader`]): the suspect under the base's names.
     """
-    matches = similar_namesakes(original, named, match_names(base, named))
-    suspect = to_base_blocks(base, original, suspect, named, matches)
-    by_name = match_names(base, suspect)
-    if suspect is not named:
-        matches = similar_namesakes(original, suspect, by_name)
+    suspect, matches = place_blocks(base, original, suspect, named)
     missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
     if not missing:
         return PlacedSuspect(suspect, matches, _used(suspect))
@@ -101,7 +115,7 @@ def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader, named:
         scaled |= {name: _Scaling(original, original.tensors[name]) for name in found}
         placements |= found
         search.complete &= integers.complete
-    free = {name: info for name, info in by_name.items() if name not in matches | placements}
+    free = {name: info for name, info in match_names(base, suspect).items() if name not in matches | placements}
     matches |= {name: info for name, info in free.items() if info.name not in search.taken}
     placements |= search.place_namesakes([name for name in missing if name not in matches | placements])
     if not placements:

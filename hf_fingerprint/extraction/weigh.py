@@ -15,8 +15,8 @@ from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction.further_readings import MarkSums, read_further
-from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
 from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, TensorPlace, dropped_mask
 from hf_fingerprint.extraction.whiten import MIN_DRIFT_ENERGY

@@ -70,6 +70,16 @@ def weights_hash(checkpoint: Checkpoint, vault: Vault, expected: str | None = No
     return known
 
 
+def has_hash(opened: Checkpoint, vault: Vault, expected: str) -> bool:
+    """Whether an open checkpoint has the expected content hash; see [`weights_hash`]. If not, it is closed."""
+    with ExitStack() as stack:
+        stack.push(opened)
+        if weights_hash(opened, vault, expected) != expected:
+            return False
+        stack.pop_all()
+    return True
+
+
 def cached_hash(checkpoint: Checkpoint, vault: Vault) -> str | None:
     """The content hash of an open checkpoint from the vault's cache; `None` if it is not known, or is in memory."""
     source = checkpoint.source
@@ -104,8 +114,7 @@ def open_base(base: Base, vault: Vault, options: HubOptions = NO_OPTIONS) -> Che
     except FingerprintError as error:
         needed = f"Base {base.base_id} is needed to read a suspect"
         raise VaultError(f"{needed}: {error} Or give its location with --base.") from None
-    if weights_hash(original, vault, base.content_hash) != base.content_hash:
-        original.close()
+    if not has_hash(original, vault, base.content_hash):
         raise VaultError(
             f"{location} is no longer base {base.base_id}: the hash of its weights differs from the record. Restore "
             f"it, or give the location of the base itself with --base."
@@ -118,12 +127,10 @@ def open_local_base(base: Base, vault: Vault, options: HubOptions = NO_OPTIONS) 
     `options` names the Hub's cache."""
     if IN_MEMORY.fullmatch(base.source):
         return None
-    with ExitStack() as stack, suppress(FingerprintError, OSError):
+    with suppress(FingerprintError, OSError):
         where = resolve_cached(base.source, base.revision, options) if base.revision else base.source
-        original = stack.enter_context(open_checkpoint(where))
-        if weights_hash(original, vault, base.content_hash) == base.content_hash:
-            stack.pop_all()
-            return original
+        original = open_checkpoint(where)
+        return original if has_hash(original, vault, base.content_hash) else None
     return None
 
 

@@ -14,17 +14,18 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from hf_fingerprint.carriers import select_by_name
-from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, TensorInfo, open_checkpoint
-from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
+from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, open_checkpoint
+from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.checkpoints.model_card import named_base_model
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.naming import IN_MEMORY
 from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
+from hf_fingerprint.checkpoints.row_samples import load_sampled_rows
 from hf_fingerprint.checkpoints.source import Source, resolve, resolve_cached
-from hf_fingerprint.checkpoints.tensor_names import canonical_name
 from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning, VaultError
 from hf_fingerprint.progress import Progress
-from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.registration.content import has_hash, weights_hash
 from hf_fingerprint.vault import Ancestor, Base, Vault
 
 
@@ -130,14 +131,14 @@ def open_ancestor(
             opened = open_checkpoint(given, weights_only=True, options=options.access)
     except (FingerprintError, OSError) as error:
         raise VaultError(f"{name} can't be opened: {error} Or give its location with --ancestor.") from None
-    if weights_hash(opened, vault, record.content_hash) != record.content_hash:
-        opened.close()
+    if not has_hash(opened, vault, record.content_hash):
         raise VaultError(
             f"{name} is {record.place} on record, and the weights of {opened.source.name} have another hash: restore "
             f"it, or give the location of the recorded model with --ancestor."
         )
     wanted = {name: info.shape for name, info in base.tensors.items()}
-    return RenamedCheckpoint(opened, {ours: info.name for ours, info in _counterparts(wanted, opened).items()})
+    found = Namesakes(opened.tensors).find_shaped(wanted)
+    return RenamedCheckpoint(opened, {ours: info.name for ours, info in found.items()})
 
 
 def _open_recorded(base: Base, record: Ancestor, options: HubOptions) -> Checkpoint:
@@ -175,7 +176,7 @@ def _check_related(model: Checkpoint, ancestor: Checkpoint) -> None:
     """Raises a [`CheckpointError`] unless a model may have been fine-tuned from another."""
     where, other = model.source.name, ancestor.source.name
     marked = {name: model.tensors[name].shape for name in select_by_name(model.tensors)}
-    found = _counterparts(marked, ancestor)
+    found = Namesakes(ancestor.tensors).find_shaped(marked)
     if not found or len(found) < MIN_COUNTERPARTS * len(marked):
         raise CheckpointError(
             f"{other} can't be the ancestor of {where}: {len(found)} of {len(marked)} weights have a namesake of the "
@@ -184,7 +185,8 @@ def _check_related(model: Checkpoint, ancestor: Checkpoint) -> None:
     products = np.zeros(3)
     is_equal = True
     for name, info in found.items():
-        ours, theirs = (_sample(at, each) for at, each in ((model, model.tensors[name]), (ancestor, info)))
+        sampled = (load_sampled_rows(*each, SAMPLE_ROWS) for each in ((model, model.tensors[name]), (ancestor, info)))
+        ours, theirs = (each.astype(np.float64) for each in sampled)
         is_equal &= np.array_equal(ours, theirs)
         products += ours @ theirs, ours @ ours, theirs @ theirs
     if is_equal:
@@ -203,17 +205,3 @@ def _same_weights_error(model: Checkpoint, ancestor: Checkpoint) -> CheckpointEr
         f"{ancestor.source.name} can't be the ancestor of {model.source.name}: both have the same weights; give the "
         f"model before it was fine-tuned."
     )
-
-
-def _counterparts(wanted: dict[str, tuple[int, ...]], ancestor: Checkpoint) -> dict[str, TensorInfo]:
-    """The ancestor's tensors by the names that a model gives them, where names in timm and shapes agree."""
-    by_name = {canonical_name(name): info for name, info in ancestor.tensors.items() if info.dtype in READABLE}
-    found = {name: by_name.get(canonical_name(name)) for name in wanted}
-    return {name: info for name, info in found.items() if info is not None and info.shape == wanted[name]}
-
-
-def _sample(checkpoint: Checkpoint, info: TensorInfo) -> np.ndarray:
-    """Up to 8 evenly spread rows, `float64`; values that are not finite become 0."""
-    rows = sorted({int(row) for row in np.linspace(0, info.rows - 1, min(info.rows, SAMPLE_ROWS))})
-    raw = np.concatenate([checkpoint.read(info, row * info.row_bytes, (row + 1) * info.row_bytes) for row in rows])
-    return np.nan_to_num(to_float32(raw, info.dtype).astype(np.float64), posinf=0, neginf=0)

@@ -26,9 +26,10 @@ from scipy.optimize import minimize_scalar
 
 from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.checkpoints.tensor_names import canonical_name
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.errors import FingerprintWarning
 from hf_fingerprint.registration.content import open_local_base
 from hf_fingerprint.registration.same_weights import find_recorded_copies
@@ -88,10 +89,10 @@ def find_origin(model: Checkpoint, vault: Vault, digests: Mapping[str, str] | No
 
 def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) -> Base | None:
     """The base whose mark shows most clearly, or `None` if none does."""
-    by_name = {canonical_name(name): info for name, info in model.tensors.items() if info.dtype in READABLE}
+    namesakes = Namesakes(model.tensors)
     records_by_hash: dict[str, list[tuple[Base, Matches]]] = defaultdict(list)
     for base in bases:
-        matches = _match(base, by_name)
+        matches = namesakes.find_shaped(base.carrier_shapes)
         if len(matches) >= len(base.carriers) / 2:
             records_by_hash[base.content_hash].append((base, matches))
     found, lowest = None, MAX_LOG_FALSE_MATCH
@@ -114,12 +115,6 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
         )
         warnings.warn(message, FingerprintWarning, stacklevel=2)
     return found
-
-
-def _match(base: Base, by_name: Matches) -> Matches:
-    """The model's tensors by carrier, with the same name in timm and the same shape."""
-    found = {carrier.name: by_name.get(canonical_name(carrier.name)) for carrier in base.carriers}
-    return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
 
 
 def log_false_match_bound(base: Base, original: Checkpoint, model: Checkpoint, matches: Matches) -> float:
@@ -203,7 +198,7 @@ class _CarrierPair:
 
     def sample_drift(self) -> float:
         """The mean square of the difference in a few rows, in amplitudes; 0 if there is none."""
-        rows = sorted({int(row) for row in np.linspace(0, self.base_info.rows - 1, SAMPLED_ROWS)})
+        rows = sample_row_indices(self.base_info.rows, SAMPLED_ROWS)
         return float(np.mean(np.square(self.difference(*(slice(row, row + 1) for row in rows)))))
 
     def difference(self, *rows: slice) -> np.ndarray:

@@ -11,7 +11,8 @@ from hf_fingerprint.checkpoints import NO_OPTIONS, HubOptions, RangedCheckpoint,
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.extraction import to_base_names
-from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE, match_and_align
+from hf_fingerprint.extraction.aligning import match_and_align
+from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE
 from hf_fingerprint.extraction.looks import plan_looks
 from hf_fingerprint.extraction.match import has_unambiguous_names, match_names
 from hf_fingerprint.extraction.placing import place_tensors

@@ -221,7 +221,7 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 def _least_flat(base: Base) -> int:
     """The weights of a row that is too long for a bias: as many as the largest carrier has, and as any axis."""
-    shapes = [base.tensors[carrier.name].shape for carrier in base.carriers]
+    shapes = base.carrier_shapes.values()
     return max(max(map(prod, shapes)), 1 + max(map(max, shapes)))
 
 

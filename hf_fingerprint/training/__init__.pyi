@@ -1,10 +1,10 @@
 from .deepmarks_preset import DeepMarks as DeepMarks
 from .fingerprint import Fingerprint as Fingerprint
-from .fingerprint import TrainedCopy as TrainedCopy
 from .loss import DeepMarksLoss as DeepMarksLoss
 from .timm import FingerprintCriterion as FingerprintCriterion
 from .timm import FingerprintedModel as FingerprintedModel
 from .timm import FingerprintTask as FingerprintTask
+from .trained_copy import TrainedCopy as TrainedCopy
 from .trainer import FingerprintCallback as FingerprintCallback
 from .trainer import FingerprintTrainer as FingerprintTrainer
 from .trainer import FingerprintTrainerMixin as FingerprintTrainerMixin

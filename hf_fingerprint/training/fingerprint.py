@@ -7,8 +7,7 @@ fingerprint.record("trained")  # from now on an ordinary copy
 ```
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,14 +19,14 @@ from filelock import FileLock
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.registration import lookup_base, open_base, register
+from hf_fingerprint.registration import AncestorInput, lookup_base, open_base, register
 from hf_fingerprint.registration.content import weights_hash
-from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.training.frozen_carriers import check_frozen, mark_frozen_carriers, trained_parameters
 from hf_fingerprint.training.mark_check import check_mark
 from hf_fingerprint.training.model_carriers import LocatedCarriers, locate_carriers
 from hf_fingerprint.training.processes import is_first_process, run_on_first_process
 from hf_fingerprint.training.regularizer import Regularizer, parameter_shapes
+from hf_fingerprint.training.trained_copy import TrainedCopy
 from hf_fingerprint.training.trigger_labels import embed_trigger_labels
 from hf_fingerprint.vault import (
     Base,
@@ -40,49 +39,6 @@ from hf_fingerprint.vault import (
     check_outside_vaults,
     find_begun_copy,
 )
-
-
-@dataclass(frozen=True)
-class TrainedCopy(PrintableResult):
-    """A trained copy that is recorded in the vault.
-
-    Attributes:
-        recipient (`str`): the recipient.
-        path (`Path`): the copy's folder.
-        copy_id (`str`): the id of its record in the vault.
-        base_id (`str`): the id of its base.
-        content_hash (`str`): the hash of its weights.
-        commitment (`str` or `None`): see [`commitment`]. `None` for an issued copy that was trained further while the
-            vault was locked: it keeps its record.
-        score (`float`): the recipient's score, in standard deviations of an innocent's; a trace's may differ slightly.
-        agreement (`float`): the share of positions with the recipient's bits.
-        has_trigger_labels (`bool`): whether trigger labels were embedded. `False` if the base has no trigger set, or
-            for an issued copy that was trained further.
-    """
-
-    recipient: str
-    path: Path
-    copy_id: str
-    base_id: str
-    content_hash: str
-    commitment: str | None
-    score: float
-    agreement: float
-    has_trigger_labels: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as values for JSON."""
-        return {**asdict(self), "path": str(self.path)}
-
-    def blocks(self) -> Iterator[Block]:
-        """The line that shows the copy."""
-        labels = ", with trigger labels" * self.has_trigger_labels
-        yield f"{self.recipient}: {self.path}, score {self.score:.1f}, {self.agreement:.1%} of the bits{labels}"
-
-    def __repr__(self) -> str:
-        return one_line_repr(
-            self, recipient=self.recipient, path=str(self.path), copy_id=self.copy_id, score=round(self.score, 1)
-        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +63,8 @@ class Fingerprint:
         config ([`FingerprintConfig`], *optional*): configuration for a base that is not registered yet.
         as_base (`bool`, *optional*, defaults to `False`): register a model that carries a base's mark, but is not a
             recorded copy, as a separate base; see [`register`].
+        ancestor (`str`, `Path`, `torch.nn.Module`, mapping or `False`, *optional*): the public model that the base was
+            fine-tuned from; see [`register`]. A training that starts from a copy takes none.
     """
 
     def __init__(
@@ -116,9 +74,10 @@ class Fingerprint:
         vault: Vault | str | Path,
         config: FingerprintConfig | None = None,
         as_base: bool = False,
+        ancestor: AncestorInput = None,
     ):
         self.source, self.recipient = model, canonical_recipient(recipient)
-        self.config, self.as_base = config, as_base
+        self.config, self.as_base, self.ancestor = config, as_base, ancestor
         self._vault_or_path = vault
         self._shared_inputs: _SharedInputs | None = None
         self._base: Base | None = None
@@ -236,8 +195,14 @@ class Fingerprint:
                     f"{self.source} is the copy of {same[0].recipient} and not of {self.recipient}: give the base, or "
                     f"train it for {same[0].recipient}."
                 )
+            if self.ancestor is not None:
+                raise FingerprintError(
+                    f"{self.source} is a copy, and an ancestor stands in the record of its base: leave out ancestor, "
+                    f"or record it with `hf-fingerprint vault add MODEL --ancestor`."
+                )
             return lookup_base(self.vault, same[0].base_id), same[0]
-        return register(checkpoint, self.vault, self.config, as_base=self.as_base), None
+        found = register(checkpoint, self.vault, self.config, as_base=self.as_base, ancestor=self.ancestor)
+        return found, None
 
     def _begin(self, base: Base, issued_copy: CopyRecord | None) -> None:
         """Takes the lock, and finds or makes the record."""

@@ -94,7 +94,7 @@ def locate_carriers(base: Base, original: Checkpoint, model_shapes: Mapping[str,
     Raises:
         [`FingerprintError`]: if the model lacks carriers.
     """
-    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    shapes = base.carrier_shapes
     names = {name: normalize_name(name) for name in shapes}
     found = {file: name for file, name in names.items() if model_shapes.get(name) == shapes[file]}
     reason = ""

@@ -2,6 +2,7 @@
 
 import unicodedata
 from dataclasses import asdict, dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,9 +200,14 @@ class Base:
         return make_codebook(self.family, self.length, self.coalition, self.secret)
 
     @property
+    def carrier_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the carriers, by their names."""
+        return {carrier.name: self.tensors[carrier.name].shape for carrier in self.carriers}
+
+    @property
     def carrier_weights(self) -> int:
         """The number N of weights that hold the mark."""
-        return sum(int(np.prod(self.tensors[carrier.name].shape)) for carrier in self.carriers)
+        return sum(map(prod, self.carrier_shapes.values()))
 
     def optional_fields(self) -> dict[str, Any]:
         """The fields `compact`, `replaces`, `copy_of` and `ancestor`, if set, for JSON."""

@@ -4,7 +4,16 @@ import math
 import numpy as np
 import pytest
 
-from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decode_readings, decoding
+from hf_fingerprint.codes import (
+    FairSigns,
+    Nuida,
+    Tardos,
+    decode,
+    decode_all,
+    decode_readings,
+    decoding,
+    round_functions,
+)
 from hf_fingerprint.codes.collusion import POSITION_STRATEGIES, collude_at_positions
 from hf_fingerprint.codes.decoding import MAX_ROUNDS
 from hf_fingerprint.codes.residual import is_unexplained, residual_signal
@@ -307,7 +316,7 @@ def test_those_whom_no_linear_score_shows_are_caught_once_the_strategy_is_inferr
     codebook, copy_keys = make("tardos", 8192), keys(300)
     extracted = collude(codebook, copy_keys[:24], strategy, noise)
     inferring = decode(codebook, copy_keys, extracted, np.ones(8192))
-    monkeypatch.setattr(decoding, "is_unexplained", lambda *arguments: False)
+    monkeypatch.setattr(round_functions, "is_unexplained", lambda *arguments: False)
     linear = decode(codebook, copy_keys, extracted, np.ones(8192))
     assert set(inferring.accused) == set(range(24))
     assert len(linear.accused) < 16

@@ -6,7 +6,8 @@ import torch
 
 from hf_fingerprint.attacks import ChannelPermutation, collude
 from hf_fingerprint.evaluation import Testbed
-from hf_fingerprint.evaluation.testbed import BINS, throwaway_vault
+from hf_fingerprint.evaluation.testbed import BINS
+from hf_fingerprint.evaluation.throwaway import throwaway_vault
 from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import SETTINGS
 from tests.helpers.small_models import save_plain

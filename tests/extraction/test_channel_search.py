@@ -1,12 +1,11 @@
 """The channels that are left in each layer of a narrower suspect are found by weights alone."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.extraction import channel_search
-from hf_fingerprint.extraction.channel_search import ChannelSearch, LayerShapes, assign_channels
+from hf_fingerprint.extraction import channel_search, channel_similarity
+from hf_fingerprint.extraction.channel_search import ChannelSearch, LayerShapes
 
 
 Weights = dict[str, np.ndarray]
@@ -135,31 +134,17 @@ def test_values_of_hostile_weights_stop_nothing():
     assert "stem" in found and not {"0.expand", "1.expand"} & found.keys()
 
 
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 12), more=st.integers(0, 6))
-def test_no_channel_is_assigned_twice(seed, rows, more):
-    similarity = np.random.default_rng(seed).integers(0, 3, (rows, rows + more)).astype(float)
-    chosen = assign_channels(similarity)
-    assert len(set(chosen.tolist())) == rows
-
-
-@pytest.mark.parametrize("contested", [0, 2])
-def test_only_contested_channels_are_assigned_jointly(contested):
-    similarity = np.eye(5, 7)
-    similarity[:contested, 6] = 2
-    assert (assign_channels(similarity) == 6).sum() == min(contested, 1)
-
-
 def test_rows_that_are_all_the_same_are_assigned_only_as_often_as_the_work_allows(monkeypatch):
     rng = np.random.default_rng(0)
     whole = {str(layer): rng.standard_normal((96, 32, 3)) for layer in range(6)}
     repeated = {name: np.repeat(values[:1], 80, 0) for name, values in whole.items()}
-    assigned, assign = [], channel_search.linear_sum_assignment
+    assigned, assign = [], channel_similarity.linear_sum_assignment
 
     def counted(costs):
         assigned.append(costs.shape)
         return assign(costs)
 
-    monkeypatch.setattr(channel_search, "linear_sum_assignment", counted)
+    monkeypatch.setattr(channel_similarity, "linear_sum_assignment", counted)
     monkeypatch.setattr(channel_search, "MAX_WORK", 64 * 80**2 * 96)
 
     found = search(whole, repeated)

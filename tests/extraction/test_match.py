@@ -7,11 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction.match import (
-    match_names,
-    match_tensors,
-    sample_row_indices,
-)
+from hf_fingerprint.extraction.match import match_names, match_tensors
 from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 
@@ -141,18 +137,6 @@ def test_names_are_matched_by_headers_alone(case, tmp_path):
     assert {name: info.name for name, info in found.items()} == {
         name: f"module.{name}" for name in carriers(case) if "blocks.1" not in name
     }
-
-
-@pytest.mark.parametrize(("rows", "count"), [(1, 8), (7, 8), (8, 8), (9, 8), (1000, 16), (10**6, 1)])
-def test_sampled_rows_are_spread_from_the_first_to_the_last(rows, count):
-    chosen = sample_row_indices(rows, count)
-
-    assert len(chosen) == len(set(chosen)) == min(rows, count)
-    assert chosen[0] == 0
-    assert chosen[-1] == (rows - 1 if count > 1 else 0)
-    assert chosen == sorted(chosen)
-    gaps = np.diff(chosen)
-    assert not len(gaps) or gaps.max() - gaps.min() <= 1
 
 
 def test_each_carrier_is_found_among_thousands_of_decoys_of_its_shape(case, tmp_path):

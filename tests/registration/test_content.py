@@ -1,13 +1,14 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from safetensors.numpy import save_file
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.registration import content
-from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.registration.content import has_hash, weights_hash
 from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
@@ -116,3 +117,19 @@ def test_shards_and_one_file_have_one_hash(case, tmp_path):
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
     assert hash_of(tmp_path / "sharded") == hash_of(model)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_checkpoint_with_other_weights_or_that_cannot_be_hashed_is_closed(case, monkeypatch, fails):
+    vault, model, _, hash_of = case
+    with open_checkpoint(model) as checkpoint:
+        assert has_hash(checkpoint, vault, hash_of(model))
+        checkpoint.read(checkpoint.tensors["head.weight"])
+
+    checkpoint = open_checkpoint(model)
+    if fails:
+        monkeypatch.setattr(content, "digest_tensors", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        assert not has_hash(checkpoint, vault, "0" * 64)
+    with pytest.raises(IndexError):  # no file is open
+        checkpoint.read(checkpoint.tensors["head.weight"])

@@ -432,6 +432,12 @@ class TestAnIssuedCopyTrainedFurther:
         assert "is the copy of bob and not of alice" in said
         assert len(vault.bases()) == 1
 
+    def test_with_an_ancestor_it_is_refused_and_nothing_is_recorded(self, copies, base, vault):
+        said = refused(lambda: Fingerprint(copies / "bob", "bob", vault, ancestor=base).bind(load(copies / "bob")))
+
+        assert "is a copy, and an ancestor stands in the record of its base" in said
+        assert [each.ancestor for each in vault.bases()] == [None]
+
     def test_trained_further_off_the_record_it_is_no_base_unless_that_is_meant(self, copies, base, vault, tmp_path):
         further, (registered,) = save(train(load(copies / "bob"), None), tmp_path / "further"), vault.bases()
 
@@ -440,6 +446,23 @@ class TestAnIssuedCopyTrainedFurther:
 
         Fingerprint(further, "carol", vault, SETTINGS, as_base=True).bind(load(further))
         assert [each.copy_of for each in vault.bases()] == [None, registered.base_id]
+
+
+class TestAncestor:
+    """The public model that the base was fine-tuned from stands in the base's record."""
+
+    @pytest.fixture
+    def public(self, base, tmp_path):
+        shutil.copytree(base, tmp_path / "public")
+        weights = load_file(base / "model.safetensors")
+        moved = {n: w + 0.01 * w.abs().mean() if w.is_floating_point() else w for n, w in weights.items()}
+        save_file(moved, tmp_path / "public" / "model.safetensors")
+        return tmp_path / "public"
+
+    def test_is_recorded_when_the_training_begins(self, base, vault, public):
+        Fingerprint(base, "alice", vault, ancestor=public).bind(load(base))
+
+        assert [each.ancestor.source for each in vault.bases()] == [str(public)]
 
 
 class TestRenamedParameters:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction.alignment.aligned import AlignedWeights, Transform, load_rows
 from hf_fingerprint.extraction.alignment.duplicate_units import first_duplicate_rows
 from hf_fingerprint.extraction.alignment.layer_pairs import LayerPairs, add_namesakes
@@ -19,7 +20,6 @@ from hf_fingerprint.extraction.alignment.weight_matching import (
     match_weights,
     match_weights_given_orders,
 )
-from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base
 

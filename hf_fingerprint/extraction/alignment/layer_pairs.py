@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, TensorReader, open_checkpoint, resolve
-from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
 from hf_fingerprint.extraction.alignment.activation_matching import ActivationPairs, record_activation_pairs
@@ -117,9 +117,8 @@ class LayerPairs:
 
 def add_namesakes(base: Base, suspect: TensorReader, matches: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     """The counterparts of carriers: namesakes, which may have another shape, or else those that were matched."""
-    named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
-    namesakes = {c.name: named[normalize_name(c.name)] for c in base.carriers if normalize_name(c.name) in named}
-    return {**matches, **namesakes}
+    namesakes = Namesakes({n: info for n, info in suspect.tensors.items() if len(info.shape) > 1}, normalize_name)
+    return matches | {c.name: info for c in base.carriers if (info := namesakes.find(c.name)) is not None}
 
 
 def _spread(items: Sequence[T], count: int) -> Sequence[T]:

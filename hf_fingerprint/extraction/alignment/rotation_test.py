@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction.alignment.aligned import load_rows
-from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.vault import Base, Carrier
 
 

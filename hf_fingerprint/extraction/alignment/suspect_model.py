@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.extraction.blocks import block_tensors
@@ -48,8 +49,7 @@ def load_into_base_model(ours: BuiltModel, file_names: dict[str, str], suspect: 
         file_names (`dict[str, str]`): the names of the base's parameters in its file, where they differ.
     """
     module = deepcopy(ours.module)
-    named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
-    loader = _WeightLoader(named, file_names, suspect, ours.size[0])
+    loader = _WeightLoader(Namesakes(suspect.tensors, normalize_name), file_names, suspect, ours.size[0])
     for name, part in module.named_modules():
         loader.load_module(name, part)
     dropped = _dropped_blocks(module, loader.missing)
@@ -77,7 +77,7 @@ def _dropped_blocks(module: "torch.nn.Module", missing: list[str]) -> tuple[str,
 class _WeightLoader:
     """Loads the suspect's tensors module by module, and lists those that are missing."""
 
-    def __init__(self, named: dict[str, TensorInfo], file_names: dict[str, str], suspect: TensorReader, channels: int):
+    def __init__(self, named: Namesakes, file_names: dict[str, str], suspect: TensorReader, channels: int):
         self.missing: list[str] = []
         self._named, self._file_names, self._suspect, self._channels = named, file_names, suspect, channels
         self._bias: np.ndarray | None = None  # the last convolution's, if the base's has none
@@ -108,7 +108,7 @@ class _WeightLoader:
                 part.in_channels = part.out_channels = part.groups
 
     def _find(self, name: str) -> TensorInfo | None:
-        return self._named.get(normalize_name(self._file_names.get(name, name)))
+        return self._named.find(self._file_names.get(name, name))
 
     def _load(self, info: TensorInfo) -> np.ndarray:
         return zero_unusable(to_float32(self._suspect.read(info), info.dtype)).reshape(info.shape)

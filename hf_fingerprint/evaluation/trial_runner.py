@@ -1,0 +1,180 @@
+"""Runs the trials of an evaluation: each suspect is made, measured and traced, or taken from the results on disk."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING, Any
+
+import hf_fingerprint
+from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
+from hf_fingerprint.errors import FingerprintError, StorageError
+from hf_fingerprint.evaluation.ancestor_model import AncestorModel
+from hf_fingerprint.evaluation.data import EvaluationData
+from hf_fingerprint.evaluation.planning import Job
+from hf_fingerprint.evaluation.testbed import Testbed
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, SINGLE, ResultStore, Trial, trial_key
+from hf_fingerprint.logits import logits_of
+from hf_fingerprint.progress import Progress
+
+
+if TYPE_CHECKING:
+    import torch
+
+    State = dict[str, torch.Tensor]
+
+
+class _CannotAttackError(FingerprintError):
+    """An attack does not work on this model."""
+
+
+class TrialRunner:
+    """Makes suspects, measures their accuracy and traces them.
+
+    Args:
+        testbed ([`Testbed`]): the model and its copies.
+        data ([`EvaluationData`]): the images.
+        store ([`ResultStore`]): the trials that are done already; each further one is added.
+        public_base (`bool`): whether the attacker has the unmarked base too.
+        ancestor ([`AncestorModel`], *optional*): the public model that the attacker has.
+
+    Attributes:
+        skipped (`dict[str, str]`): attacks that do not work on this model, and why.
+    """
+
+    def __init__(
+        self,
+        testbed: Testbed,
+        data: EvaluationData,
+        store: ResultStore,
+        public_base: bool,
+        ancestor: AncestorModel | None = None,
+    ):
+        self._testbed, self._data, self._store, self._ancestor = testbed, data, store, ancestor
+        self._attacker = Attacker(
+            testbed.build,
+            *data.attacker,
+            base=testbed.base_state() if public_base else None,
+            ancestor=None if ancestor is None else ancestor.state,
+        )
+        self._copy_cache: dict[int, State] = {}
+        self._first_step_result: tuple[str, State] | None = None
+        self.skipped: dict[str, str] = {}
+
+    def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
+        """The trial of each job. A sweep ends once nobody is accused and accuracy is at chance."""
+        ended: set[str] = set()
+        done: Counter[str] = Counter()
+        for job in jobs:
+            if job.attack not in ended:
+                try:
+                    trial = self._trial(job)
+                except _CannotAttackError as reason:
+                    self.skipped[job.attack] = str(reason)
+                    ended.add(job.attack)
+                else:
+                    yield trial
+                    if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
+                        ended.add(job.attack)
+            done[job.kind] += 1
+            step = {SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack)
+            progress(step, done[job.kind], sum(other.kind == job.kind for other in jobs))
+
+    def _trial(self, job: Job) -> Trial:
+        testbed = self._testbed
+        key = trial_key(
+            version=hf_fingerprint.__version__,
+            base=testbed.base.base_id,
+            model=testbed.base.content_hash,
+            config=asdict(testbed.config),
+            data=self._data.digest,
+            innocents=testbed.innocents,
+            public_base=self._attacker.base is not None,
+            attack=job.attack,
+            what=job.what,
+            colluders=job.colluders,
+            **({} if job.members == tuple(range(job.colluders)) else {"members": job.members}),
+            **({"ancestor": self._ancestor.content_hash} if self._ancestor else {}),
+        )
+        known = self._store.trials.get(key)
+        return self._store.add(key, self._measure(job)) if known is None else known
+
+    def _measure(self, job: Job) -> Trial:
+        began = time.monotonic()
+        state, shares = self._make_suspect(job)
+        verdict = self._testbed.trace_suspect(state, job.members)
+        predicted = self._predict(state)
+        fields = asdict(replace(verdict, layers=tuple(round(score, 2) for score in verdict.layers)))
+        del fields["weights_read"], fields["cosine"]
+        return Trial(
+            kind=job.kind,
+            attack=job.attack,
+            what=job.what,
+            step=job.step,
+            strength=job.strength,
+            accuracy=float((predicted == self._data.test[1]).double().mean()),
+            agreement=float((predicted == self._copy_predictions).double().mean()),
+            shares=shares,
+            seconds=round(time.monotonic() - began, 2),
+            **fields,
+        )
+
+    def _make_suspect(self, job: Job) -> "tuple[State, tuple[float, ...]]":
+        """A suspect's state dict, and each colluder's share of it."""
+        if job.kind == BASE:
+            return self._testbed.base_state(), ()
+        if job.attack_step is None:
+            return self._copy(0), (1.0,)
+        steps = job.attack_step.steps if isinstance(job.attack_step, Compose) else (job.attack_step,)
+        states = [self._copy(recipient) for recipient in job.members]
+        mixed: Any = steps[0]
+        try:
+            if job.kind == COLLUSION:
+                return job.attack_step(states, self._attacker), mixed.contributions(states)
+            state = self._after_first_step(steps[0], states[0])
+            for step in steps[1:]:
+                state = step(state, self._attacker)
+            return state, (1.0,)
+        except StorageError:
+            raise
+        except FingerprintError as error:
+            raise _CannotAttackError(str(error)) from None
+        except Exception as error:  # one failing attack must not stop the others
+            if isinstance(error, OSError) and is_disk_full_error(error):
+                raise disk_full_error(Path(gettempdir())) from None
+            raise _CannotAttackError(f"{type(error).__name__}: the attack does not work on this model.") from error
+
+    def _after_first_step(self, step: AttackStep, state: "State") -> "State":
+        """The first copy after an attack's first step, cached for the next attack with the same first step."""
+        if self._first_step_result is None or self._first_step_result[0] != repr(step):
+            self._first_step_result = (repr(step), step(state, self._attacker))
+        return self._first_step_result[1]
+
+    def _copy(self, recipient: int) -> "State":
+        """A recipient's copy, cached in memory."""
+        if recipient not in self._copy_cache:
+            self._copy_cache[recipient] = self._testbed.copy(recipient)
+        return self._copy_cache[recipient]
+
+    @cached_property
+    def _copy_predictions(self) -> "torch.Tensor":
+        return self._predict(self._copy(0))
+
+    def _predict(self, state: "State") -> "torch.Tensor":
+        """The predicted classes of the test images, `(n,)`."""
+        import torch
+
+        images = self._data.test[0]
+        model = self._testbed.model_of(state)
+        if model is None:
+            raise _CannotAttackError("The attack changes the model's tensors, so accuracy can't be measured.")
+        model = model.to(images.device)
+        try:
+            with torch.inference_mode():
+                return torch.cat([logits_of(model(part)).argmax(-1) for part in images.split(self._attacker.batch)])
+        except RuntimeError:
+            raise _CannotAttackError("The attack changes the model's widths, so accuracy can't be measured.") from None
