@@ -1,11 +1,13 @@
-"""Finds the rotation of a transformer's residual stream, as an orthogonal Procrustes problem.
+"""Finds the rotation of a transformer's residual stream, or a slice of it, as an orthogonal Procrustes problem.
 
 If the gain of a layer normalization is folded into the next layer, any rotation of the stream that keeps its mean
 leaves the function unchanged (S. Ashkboos et al., "SliceGPT", ICLR 2024, section 3). The rotation is fitted to the
-normalized inputs of the layers that read the stream, in both models.
+normalized inputs of the layers that read the stream, in both models. A slice, of which the paper keeps the first
+columns of the rotation, is fitted to the weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from hf_fingerprint.extraction.alignment.activation_matching import Activations
 
 
 MIN_EXPLAINED = 0.7
+MAX_STEPS, TOLERANCE = 10, 1e-3  # of a slice's fit: steps, and the change of a column's direction in one
+SCALE_PASSES = 2
+_RANK = 1e-10, 1e-5  # of the largest eigenvalue and singular value: less counts as 0
 _TINY = 1e-12
 
 
@@ -62,3 +67,70 @@ def nearest_orthogonal(product: np.ndarray) -> np.ndarray:
     """The orthogonal matrix nearest to a sum of `theirs ours^T` (P. Schönemann, Psychometrika 31 (1966))."""
     left, _, right = np.linalg.svd(product)
     return left @ right
+
+
+@dataclass(frozen=True)
+class SliceEquation:
+    """One layer's weights on both sides of `theirs = scale * ours @ slice`, as their products.
+
+    Attributes:
+        power (`np.ndarray` of shape `(channels, channels)`): `ours^T ours`.
+        product (`np.ndarray` of shape `(channels, channels kept)`): `ours^T theirs`.
+        rows (`int`): how many rows both have.
+    """
+
+    power: np.ndarray
+    product: np.ndarray
+    rows: int
+
+    @classmethod
+    def of(cls, ours: np.ndarray, theirs: np.ndarray) -> "SliceEquation":
+        """The equation of weights `(rows, channels)` and `(rows, channels kept)`, in units of ours."""
+        unit = max(float(np.vdot(ours, ours)) / max(len(ours), 1), _TINY)
+        return cls(ours.T @ ours / unit, ours.T @ theirs / unit, len(ours))
+
+    def scale(self, found: np.ndarray) -> float:
+        """The factor of the suspect's weights, given the slice; 1 if they have none in common."""
+        scale = float(np.vdot(self.product, found)) / max(float(np.vdot(found, self.power @ found)), _TINY)
+        return scale if scale > _TINY else 1.0
+
+
+def fit_stream_slice(equations: Sequence[SliceEquation]) -> tuple[np.ndarray, list[float]]:
+    """Fits orthonormal columns to the layers that touch one segment of a stream: `theirs = scale * ours @ slice`.
+
+    The start is the nearest isometry to the least-squares fit. Steps that each solve an orthogonal Procrustes problem
+    then decrease the residual (J. ten Berge and D. Knol, Psychometrika 49 (1984), for slices of a rotation).
+
+    Args:
+        equations (sequence of [`SliceEquation`]): one or more, of equal widths.
+
+    Returns:
+        `(slice, scales)`: `float64` of shape `(channels, channels kept)`, and each layer's scale. Directions that none
+        of the layers has are left out.
+
+    Raises:
+        `np.linalg.LinAlgError`: if a decomposition does not converge.
+    """
+    power = sum(each.power for each in equations)
+    values, vectors = np.linalg.eigh(power)
+    kept = values > _RANK[0] * values[-1]
+    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    scales, found = [1.0] * len(equations), np.zeros_like(equations[0].product)
+    for _ in range(SCALE_PASSES):
+        product = sum(each.product / scale for each, scale in zip(equations, scales, strict=True))
+        found = nearest_isometry(inverse @ product)
+        scales = [each.scale(found) for each in equations]
+    product = sum(each.product / scale for each, scale in zip(equations, scales, strict=True))
+    for _ in range(MAX_STEPS):
+        before, found = found, nearest_isometry(product + values[-1] * found - power @ found)
+        if np.square(found - before).sum() < TOLERANCE**2 * found.shape[1]:
+            break
+    return found, scales
+
+
+def nearest_isometry(matrix: np.ndarray) -> np.ndarray:
+    """The matrix with orthonormal columns nearest to one `(rows, columns)`; without the directions that it lacks."""
+    squares, vectors = np.linalg.eigh(matrix.T @ matrix)
+    kept = squares > _RANK[1] ** 2 * max(float(squares[-1]), _TINY)
+    found: np.ndarray = matrix @ (vectors[:, kept] / np.sqrt(squares[kept])) @ vectors[:, kept].T
+    return found
