@@ -152,35 +152,42 @@ class _SlicedLayer(_Layer):
 
 def _restore_segment(
     original: Checkpoint, suspect: TensorReader, named: Mapping[str, TensorInfo], segment: StreamSegment
-) -> Iterator[_SlicedLayer]:
-    """Yields the layers of a segment that are similar to the base's once they are rotated back."""
+) -> list[_SlicedLayer]:
+    """The layers of a segment that are similar to the base's once they are rotated back.
+
+    A layer that is not, as one whose other side was permuted, is left out of the fit, the worst first.
+    """
     layers = [*_find_layers(original, suspect, named, segment)]
     counts = Counter(each.kept for each in layers)
     layers = [each for each in layers if each.kept == counts.most_common(1)[0][0]]
-    equations = [each.equation() for each in layers]
-    if not layers or sum(each.rows for each in equations) < MIN_ROWS * len(equations[0].power):
-        return
-    try:
-        found, scales = fit_stream_slice(equations)
-    except np.linalg.LinAlgError:
-        return
+    equations = {each.name: each.equation() for each in layers}
+    while sum(equations[each.name].rows for each in layers) >= MIN_ROWS * segment.channels:
+        try:
+            found, scales = fit_stream_slice([equations[each.name] for each in layers])
+        except np.linalg.LinAlgError:
+            break
+        fits = [_rotate_back(*pair, found) for pair in zip(layers, scales, strict=True)]
+        worst = min(range(len(fits)), key=lambda index: fits[index][1])
+        if fits[worst][1] >= MIN_COSINE:
+            return [layer for layer, _ in fits]
+        del layers[worst]
+    return []
+
+
+def _rotate_back(layer: _Layer, scale: float, found: np.ndarray) -> tuple[_SlicedLayer, float]:
+    """A layer with its slice, and its cosine with the base's weights in the directions that are left."""
     channels, kept = found.shape
-    basis = np.zeros((channels, channels))
+    basis, factors = np.zeros((channels, channels)), np.full(channels, 1 / scale)
     basis[:kept] = found.T
-    for layer, scale in zip(layers, scales, strict=True):
-        factors = np.full(channels, 1 / scale)
-        gains, scaled = ((pair and (pair[0], factors)) for pair in (layer.side.gains, layer.side.scales))
-        side = replace(layer.side, basis=basis, gains=gains, scales=scaled)
-        ours = side.project_base(layer.ours())
-        padded = np.zeros(ours.shape)
-        theirs = _as_matrix(load_tensor(suspect, layer.info))
-        padded[: len(theirs), : theirs.shape[1]] = theirs
-        back = side.align_suspect_side(padded)
-        drift = side.drift(ours, back)
-        if _cosine(back * drift, ours) >= MIN_COSINE:
-            yield _SlicedLayer(
-                layer.name, layer.info, layer.axis, side, original, suspect, share=kept / channels, drift=drift
-            )
+    gains, scales = ((pair and (pair[0], factors)) for pair in (layer.side.gains, layer.side.scales))
+    side = replace(layer.side, basis=basis, gains=gains, scales=scales)
+    ours, theirs = side.project_base(layer.ours()), _as_matrix(load_tensor(layer.suspect, layer.info))
+    padded = np.zeros(ours.shape)
+    padded[: len(theirs), : theirs.shape[1]] = theirs
+    back = side.align_suspect_side(padded)
+    drift = side.drift(ours, back)
+    names = (layer.name, layer.info, layer.axis, side, layer.original, layer.suspect)
+    return _SlicedLayer(*names, share=kept / channels, drift=drift), _cosine(back * drift, ours)
 
 
 def _find_layers(

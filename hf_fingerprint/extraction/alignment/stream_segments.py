@@ -22,10 +22,12 @@ class StreamSegment(NamedTuple):
         readers (`dict[str, np.ndarray]`): the gain of the normalization before each layer, `(channels,)`.
         writers (`dict[str, np.ndarray]`): the layer scale after the layer that wrote last, `(channels,)`, ones if
             there is none; empty if no such layer is known.
+        channels (`int`): the channels of the stream.
     """
 
     readers: dict[str, np.ndarray]
     writers: dict[str, np.ndarray]
+    channels: int
 
 
 def find_segments(original: Checkpoint) -> list[StreamSegment]:
@@ -53,7 +55,7 @@ def find_segments(original: Checkpoint) -> list[StreamSegment]:
             readers[layers[layer]] = each.gain
         elif len(each.outputs) == width:
             if readers:
-                segments.append(StreamSegment(readers, writers))
+                segments.append(StreamSegment(readers, writers, width))
                 readers = {}
             writers = {layers[layer]: np.ones(width) if each.scale is None else each.scale}
-    return [*segments, StreamSegment(readers, writers)]
+    return [*segments, StreamSegment(readers, writers, width)]
