@@ -163,10 +163,10 @@ def _restore_segment(
     equations = {each.name: each.equation() for each in layers}
     while sum(equations[each.name].rows for each in layers) >= MIN_ROWS * segment.channels:
         try:
-            found, scales = fit_stream_slice([equations[each.name] for each in layers])
+            found, factors = fit_stream_slice([equations[each.name] for each in layers])
         except np.linalg.LinAlgError:
             break
-        fits = [_rotate_back(*pair, found) for pair in zip(layers, scales, strict=True)]
+        fits = [_rotate_back(*pair, found) for pair in zip(layers, factors, strict=True)]
         worst = min(range(len(fits)), key=lambda index: fits[index][1])
         if fits[worst][1] >= MIN_COSINE:
             return [layer for layer, _ in fits]
@@ -174,12 +174,12 @@ def _restore_segment(
     return []
 
 
-def _rotate_back(layer: _Layer, scale: float, found: np.ndarray) -> tuple[_SlicedLayer, float]:
+def _rotate_back(layer: _Layer, factors: np.ndarray, found: np.ndarray) -> tuple[_SlicedLayer, float]:
     """A layer with its slice, and its cosine with the base's weights in the directions that are left."""
     channels, kept = found.shape
-    basis, factors = np.zeros((channels, channels)), np.full(channels, 1 / scale)
-    basis[:kept] = found.T
-    gains, scales = ((pair and (pair[0], factors)) for pair in (layer.side.gains, layer.side.scales))
+    basis, inverse = np.zeros((channels, channels)), np.ones(channels)
+    basis[:kept], inverse[:kept] = found.T, 1 / factors
+    gains, scales = ((pair and (pair[0], inverse)) for pair in (layer.side.gains, layer.side.scales))
     side = replace(layer.side, basis=basis, gains=gains, scales=scales)
     ours, theirs = side.project_base(layer.ours()), _as_matrix(load_tensor(layer.suspect, layer.info))
     padded = np.zeros(ours.shape)

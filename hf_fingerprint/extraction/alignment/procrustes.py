@@ -15,8 +15,9 @@ from hf_fingerprint.extraction.alignment.activation_matching import Activations
 
 
 MIN_EXPLAINED = 0.7
-MAX_STEPS, TOLERANCE = 10, 1e-3  # of a slice's fit: steps, and the change of a column's direction in one
-SCALE_PASSES = 2
+MAX_STEPS, TOLERANCE = 10, 3e-4  # of a slice's fit: steps, and the change of a column's direction in one
+FACTOR_PASSES = 2
+MIN_DETERMINED = 2  # rows, as a multiple of the channels, of a layer that tells the lengths of columns alone
 _RANK = 1e-10, 1e-5  # of the largest eigenvalue and singular value: less counts as 0
 _TINY = 1e-12
 
@@ -71,7 +72,7 @@ def nearest_orthogonal(product: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SliceEquation:
-    """One layer's weights on both sides of `theirs = scale * ours @ slice`, as their products.
+    """One layer's weights on both sides of `theirs = (ours @ slice) * factors`, as their products.
 
     Attributes:
         power (`np.ndarray` of shape `(channels, channels)`): `ours^T ours`.
@@ -89,43 +90,62 @@ class SliceEquation:
         unit = max(float(np.vdot(ours, ours)) / max(len(ours), 1), _TINY)
         return cls(ours.T @ ours / unit, ours.T @ theirs / unit, len(ours))
 
-    def scale(self, found: np.ndarray) -> float:
-        """The factor of the suspect's weights, given the slice; 1 if they have none in common."""
-        scale = float(np.vdot(self.product, found)) / max(float(np.vdot(found, self.power @ found)), _TINY)
-        return scale if scale > _TINY else 1.0
+    def first_factors(self) -> np.ndarray:
+        """The factors by this layer alone: the lengths of the columns that fit it best, `(channels kept,)`."""
+        if self.rows < MIN_DETERMINED * len(self.power):
+            return np.ones(self.product.shape[1])
+        lengths = np.linalg.norm(_pseudo_inverse(self.power)[0] @ self.product, axis=0)
+        return np.where(lengths > _TINY, lengths, 1.0)
+
+    def factors(self, found: np.ndarray) -> np.ndarray:
+        """The factors, given the slice; 1 where both have nothing in common."""
+        both = np.einsum("cj,cj->j", self.product, found)
+        power = np.einsum("cj,cj->j", found, self.power @ found)
+        return np.divide(both, power, out=np.ones_like(both), where=both > _TINY + _RANK[1] * power)
 
 
-def fit_stream_slice(equations: Sequence[SliceEquation]) -> tuple[np.ndarray, list[float]]:
-    """Fits orthonormal columns to the layers that touch one segment of a stream: `theirs = scale * ours @ slice`.
+def fit_stream_slice(equations: Sequence[SliceEquation]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Fits orthonormal columns to the layers that touch one segment of a stream.
 
-    The start is the nearest isometry to the least-squares fit. Steps that each solve an orthogonal Procrustes problem
-    then decrease the residual (J. ten Berge and D. Knol, Psychometrika 49 (1984), for slices of a rotation).
+    In each layer, `theirs = (ours @ slice) * factors`; the factors may be a normalization's gains. The start is the
+    nearest isometry to the least-squares fit. Steps that each solve an orthogonal Procrustes problem then decrease the
+    residual (J. ten Berge and D. Knol, Psychometrika 49 (1984), for slices of a rotation).
 
     Args:
         equations (sequence of [`SliceEquation`]): one or more, of equal widths.
 
     Returns:
-        `(slice, scales)`: `float64` of shape `(channels, channels kept)`, and each layer's scale. Directions that none
-        of the layers has are left out.
+        `(slice, factors)`: `float64` of shape `(channels, channels kept)`, and each layer's factors
+        `(channels kept,)`. Directions that none of the layers has are left out.
 
     Raises:
         `np.linalg.LinAlgError`: if a decomposition does not converge.
     """
-    power = sum(each.power for each in equations)
-    values, vectors = np.linalg.eigh(power)
-    kept = values > _RANK[0] * values[-1]
-    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-    scales, found = [1.0] * len(equations), np.zeros_like(equations[0].product)
-    for _ in range(SCALE_PASSES):
-        product = sum(each.product / scale for each, scale in zip(equations, scales, strict=True))
-        found = nearest_isometry(inverse @ product)
-        scales = [each.scale(found) for each in equations]
-    product = sum(each.product / scale for each, scale in zip(equations, scales, strict=True))
+    power: np.ndarray = sum(each.power for each in equations)  # type: ignore[assignment]
+    inverse, largest = _pseudo_inverse(power)
+    factors = [each.first_factors() for each in equations]
+    found = np.zeros_like(equations[0].product)
+    for _ in range(FACTOR_PASSES):
+        found = nearest_isometry(inverse @ _product(equations, factors))
+        factors = [each.factors(found) for each in equations]
+    product = _product(equations, factors)
     for _ in range(MAX_STEPS):
-        before, found = found, nearest_isometry(product + values[-1] * found - power @ found)
+        before, found = found, nearest_isometry(product + largest * found - power @ found)
         if np.square(found - before).sum() < TOLERANCE**2 * found.shape[1]:
             break
-    return found, scales
+    return found, factors
+
+
+def _product(equations: Sequence[SliceEquation], factors: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum of `ours^T theirs`, without the factors."""
+    return np.sum([each.product / own for each, own in zip(equations, factors, strict=True)], axis=0)
+
+
+def _pseudo_inverse(power: np.ndarray) -> tuple[np.ndarray, float]:
+    """The inverse of a symmetric matrix where it has one, and its largest eigenvalue."""
+    values, vectors = np.linalg.eigh(power)
+    kept = values > _RANK[0] * values[-1]
+    return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T, float(values[-1])
 
 
 def nearest_isometry(matrix: np.ndarray) -> np.ndarray:
