@@ -42,6 +42,7 @@ from .redundant_units import BatchNormFolding as BatchNormFolding
 from .redundant_units import DummyUnits as DummyUnits
 from .renaming import Renaming as Renaming
 from .stream_permutation import StreamPermutation as StreamPermutation
+from .stream_slicing import StreamSlicing as StreamSlicing
 from .suite import SUITE as SUITE
 from .suite import attack_names as attack_names
 from .suite import attack_sweep as attack_sweep

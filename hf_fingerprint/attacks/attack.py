@@ -42,10 +42,11 @@ class Attacker:
     ancestor: State | None = None
 
     def model(self, state: State) -> "torch.nn.Module":
-        """The model with these weights and as many blocks, in evaluation mode."""
+        """The model with these weights, as many blocks and a stream as wide, in evaluation mode."""
         from hf_fingerprint.attacks.depth import fit_depth
+        from hf_fingerprint.attacks.stream_slicing import fit_slices
 
-        model = fit_depth(self.build(), state)
+        model = fit_slices(fit_depth(self.build(), state), state)
         model.load_state_dict(dict(state))
         return model.to(self.images.device).eval()
 

@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Attacker, State
+from hf_fingerprint.attacks.stream_layers import change_bases, fold_normalizations, stream_segments
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
     import torch
-
-_INPUT_LAYERS = {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",), "norm": ("head",), "fc_norm": ("head",)}
-_OUTPUT_LAYERS = ("patch_embed.proj", "attn.proj", "mlp.fc2")
-_TOKEN_TENSORS = ("cls_token", "pos_embed", "reg_token")
-_SCALED_LAYERS = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 
 
 def num_attention_heads(heads: int | None, attacker: Attacker | None) -> int:
@@ -81,9 +77,8 @@ class HeadBasisChange(Attack):
 class StreamRotation(Attack):
     """Rotates the residual stream of a pre-norm vision transformer.
 
-    Gains and shifts of the normalizations are folded into the layers that read them, and layer scales into those that
-    write. The writers' contribution to the stream's mean is dropped, since every normalization subtracts it. The
-    stream can then be rotated by any matrix that keeps the mean direction.
+    Once normalizations are folded into the layers around them, the stream can be rotated by any matrix that keeps the
+    mean direction.
 
     Args:
         strength (`float`, *optional*, defaults to 1): 0 leaves the stream unchanged; from 1 on all directions mix.
@@ -96,45 +91,11 @@ class StreamRotation(Attack):
     seed: int = 0
 
     def __call__(self, state: State, attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
-        stem = next((name for name in state if name.endswith("patch_embed.proj.weight")), None)
-        if stem is None:
-            raise FingerprintError("StreamRotation found no patch_embed: it needs a timm vision transformer.")
-        found = {name: t.double() if t.is_floating_point() else t.clone() for name, t in state.items()}
-        rotation = self._rotation(len(state[stem]))
-        for name in [name for name in found if name.endswith(".gamma")]:
-            self._fold_scale(found, name)
-        for name in state:
-            part, _, kind = name.rpartition(".")
-            norm = part.rpartition(".")[2]
-            if norm in _INPUT_LAYERS and kind == "weight":
-                self._fold_and_rotate(found, part, norm, rotation)
-            elif part.endswith(_OUTPUT_LAYERS):
-                centered = found[name].flatten(1) if kind == "weight" else found[name][:, None]
-                found[name] = (rotation @ (centered - centered.mean(0))).reshape(state[name].shape)
-            elif name.endswith(_TOKEN_TENSORS):
-                found[name] = (found[name] - found[name].mean(-1, keepdim=True)) @ rotation.T
+        segments = stream_segments(state, type(self).__name__)
+        found = fold_normalizations(state, segments)
+        rotation = self._rotation(len(found[f"{segments[0].writer}.weight"]))
+        change_bases(found, segments, [rotation.T] * len(segments))
         return {name: tensor.to(state[name].dtype) for name, tensor in found.items()}
-
-    @staticmethod
-    def _fold_scale(found: dict[str, "torch.Tensor"], name: str) -> None:
-        block, _, scale = name.removesuffix(".gamma").rpartition(".")
-        for kind in ("weight", "bias"):
-            layer = f"{block}.{_SCALED_LAYERS[scale]}.{kind}"
-            found[layer] = found[layer] * found[name].reshape(-1, *[1] * (found[layer].ndim - 1))
-        found[name] = found[name] * 0 + 1
-
-    @staticmethod
-    def _fold_and_rotate(found: dict[str, "torch.Tensor"], part: str, norm: str, rotation: "torch.Tensor") -> None:
-        parent = part.rpartition(".")[0]
-        gain, shift = found[f"{part}.weight"], found[f"{part}.bias"]
-        for name in _INPUT_LAYERS[norm]:
-            layer = f"{parent}.{name}" if parent else name
-            if f"{layer}.weight" not in found or f"{layer}.bias" not in found:
-                raise FingerprintError(f"StreamRotation needs a weight and bias of {layer}: choose another attack.")
-            weight = found[f"{layer}.weight"]
-            found[f"{layer}.bias"] = found[f"{layer}.bias"] + weight @ shift
-            found[f"{layer}.weight"] = (weight * gain) @ rotation.T
-        found[f"{part}.weight"], found[f"{part}.bias"] = gain * 0 + 1, shift * 0
 
     def _rotation(self, channels: int) -> "torch.Tensor":
         """An orthogonal matrix `(channels, channels)` that keeps the mean direction."""

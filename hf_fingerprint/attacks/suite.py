@@ -28,6 +28,7 @@ from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
 from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.stream_permutation import StreamPermutation
+from hf_fingerprint.attacks.stream_slicing import StreamSlicing
 from hf_fingerprint.attacks.suite_entry import ANCESTOR, SuiteEntry
 from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
 from hf_fingerprint.choices import did_you_mean
@@ -55,6 +56,8 @@ _SINGLE: dict[str, list[AttackStep]] = {
     "prune-2-of-4-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in SemiStructuredPruning().sweep()],
     "drop-blocks": [*BlockRemoval().sweep()],
     "drop-blocks-then-finetune": [Compose(attack, FineTuning(1e-3)) for attack in BlockRemoval().sweep()],
+    "slice-stream": [*StreamSlicing().sweep()],
+    "slice-stream-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in StreamSlicing().sweep()],
     "int": [*Quantization().sweep()],
     "int-channel": [*Quantization(by_channel=True).sweep()],
     "fp8": [Float8("e4m3"), Float8("e5m2")],

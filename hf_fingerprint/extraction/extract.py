@@ -67,7 +67,8 @@ class Extraction:
         values, mass (`np.ndarray` of shape `(V,)`): the plain reading; see [`ExtractedSignal`].
         tensors_matched (`int`): carriers found in the suspect.
         weights_read (`int`): weights compared.
-        weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
+        weights_dropped (`int`): weights left out because they are exactly 0, not finite, or in directions of a stream
+            that are gone.
         lineage ([`Lineage`]): whether the weights descend from the base's.
         similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position in tensors similar to the
             base's, where a verbatim copy would show; those left out are assumed to be spread evenly.
@@ -143,7 +144,11 @@ def extract(
     suspect, matches, aligned_tensors = align_placed(base, original, placed, aligned, progress, device)
     sums = ExtractionSums(base, original, suspect, ancestor)
     sums.add(
-        [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
+        [
+            CarrierRows(c, matches[c.name], slice(0, len(c.amplitude)), placed.shares.get(c.name, 1.0))
+            for c in base.carriers
+            if c.name in matches
+        ],
         counting(progress, "extracting", base.carrier_weights),
     )
     found = sums.extraction(matches)
@@ -159,11 +164,20 @@ def extract(
 
 
 class CarrierRows(NamedTuple):
-    """Some rows of a carrier, and its counterpart in the suspect."""
+    """Some rows of a carrier, and its counterpart in the suspect.
+
+    Attributes:
+        carrier ([`Carrier`]): the carrier.
+        info ([`TensorInfo`]): its counterpart.
+        rows (`slice`): the rows.
+        share (`float`, *optional*, defaults to 1): the share of the weights' directions that the suspect has; in the
+            others the counterpart is the base's.
+    """
 
     carrier: Carrier
     info: TensorInfo
     rows: slice
+    share: float = 1.0
 
 
 class ExtractionSums:
@@ -189,12 +203,13 @@ class ExtractionSums:
             for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
                 batch = parts[start : start + MAX_PENDING]
                 for part, found in zip(batch, pool.map(self._extract, batch), strict=True):
-                    self._add_sums(found)
-                    self._read += found.weights - found.dropped
-                    self._dropped += found.dropped
+                    self._add_sums(found, part.share)
+                    read = round(part.share * (found.weights - found.dropped))
+                    self._read += read
+                    self._dropped += found.weights - read
                     self._products += found.sample.products
                     if _lineage(found.sample.products).descends and found.weights:
-                        kept = 1 - found.dropped / found.weights
+                        kept = read / found.weights
                         self._similar_counts += kept * position_counts(found.weights, found.offset, self._base.length)
                     else:
                         self._dissimilar[part.carrier.name] = None
@@ -206,14 +221,17 @@ class ExtractionSums:
         ancestor = None if self._ancestor is None or info is None else (self._ancestor, info)
         return extract_tensor(self._base, part.carrier, self._original, self._suspect, part.info, part.rows, ancestor)
 
-    def _add_sums(self, found: TensorExtraction) -> None:
-        """Adds a tensor to all readings: to those that can't be made of it, as the one before."""
+    def _add_sums(self, found: TensorExtraction, share: float) -> None:
+        """Adds a tensor to all readings: to those that can't be made of it, as the one before.
+
+        A whole mark has only a share of its energy in the directions that are left, and so has the noise.
+        """
         reading = found.weight * found.sums, found.weight * _position_masses(found, self._base.length)
         for name, further in ((PLAIN, None), (WHITENED, found.whitened), (ANCESTOR, found.by_ancestor)):
             if further is not None:
                 reading = further
                 self._used.add(name)
-            self._sums[name] += reading
+            self._sums[name] += np.array(reading) * [[share], [share**2]]
 
     def extraction(self, found: Collection[str]) -> Extraction:
         """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""

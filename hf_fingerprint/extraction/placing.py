@@ -5,6 +5,7 @@ Nothing here sees a codeword, so a wrong placement can lose evidence but can't c
 
 from collections.abc import Mapping
 from math import prod
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from hf_fingerprint.extraction.padding import strip_padding
 from hf_fingerprint.extraction.placed import PlacedWeights, Placement, TensorView
 from hf_fingerprint.extraction.placement_search import PlacementSearch, whole_placement
 from hf_fingerprint.extraction.scales import ScaleFit, fit_scales
+from hf_fingerprint.extraction.sliced_stream import restore_stream
 from hf_fingerprint.vault import Base
 
 
@@ -38,6 +40,7 @@ class PlacedSuspect(NamedTuple):
             not found by name.
         interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
             the suspect fused carriers.
+        shares (mapping of `str` to `float`): by carrier that was sliced, the share of its directions that are left.
     """
 
     suspect: TensorReader
@@ -45,6 +48,7 @@ class PlacedSuspect(NamedTuple):
     used: tuple[str, ...] = ()
     complete: bool = True
     interference: float = 0.0
+    shares: Mapping[str, float] = MappingProxyType({})
 
 
 def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> PlacedSuspect:
@@ -52,8 +56,8 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are searched by values:
     among whole tensors in any layout, then among slices of tensors, and in several tensors that each hold a slice.
-    Those left get their namesakes, if these are free. Padding is stripped, and channels that
-    were pruned away are restored as zeros.
+    Those left get their namesakes, if these are free. Padding is stripped, channels that
+    were pruned away are restored as zeros, and a sliced stream is rotated back.
 
     Args:
         base, original, suspect: see [`extract`].
@@ -63,40 +67,56 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     if stripped is not named:
         suspect = named = stripped
     restored, complete = restore_channels(base, original, named)
-    found = _place_whole(base, original, suspect if restored is named else restored, restored)
+    similar = similar_namesakes(original, restored, match_names(base, restored))
+    shares: dict[str, float] = {}
+    if 2 * len(similar) < len(base.carriers):
+        sliced = restore_stream(base, original, named)
+        if len(sliced.shares) > len(similar):
+            restored, shares = sliced
+            similar = similar_namesakes(original, restored, match_names(base, restored))
+    found = _place_whole(base, original, suspect if restored is named else restored, restored, similar)
     if 2 * len(found.matches) < len(base.carriers):
         restored, complete = restore_channels(base, original, named, named=False)
         if restored is not named:
-            found = _place_whole(base, original, restored, restored)
-    return found._replace(complete=found.complete and complete)
+            similar = similar_namesakes(original, restored, match_names(base, restored))
+            found, shares = _place_whole(base, original, restored, restored, similar), {}
+    return found._replace(complete=found.complete and complete, shares=shares)
 
 
 def place_blocks(
-    base: Base, original: Checkpoint, suspect: TensorReader, named: TensorReader
+    base: Base,
+    original: Checkpoint,
+    suspect: TensorReader,
+    named: TensorReader,
+    similar: dict[str, TensorInfo] | None = None,
 ) -> tuple[TensorReader, dict[str, TensorInfo]]:
     """Presents a suspect under the base's names, with its blocks in the base's places.
 
     Args:
         base, original, suspect: see [`extract`].
         named ([`TensorReader`]): the suspect under the base's names, as [`to_base_names`] returns it.
+        similar (`dict[str, TensorInfo]`, *optional*): the namesakes of carriers that are similar to them, if known.
 
     Returns:
         `(suspect, matches)`: the suspect, `named` itself if its blocks are in their places; and those of its tensors
         that are similar to their namesakes among the carriers.
     """
-    matches = similar_namesakes(original, named, match_names(base, named))
+    matches = similar_namesakes(original, named, match_names(base, named)) if similar is None else similar
     placed = to_base_blocks(base, original, suspect, named, matches)
     return placed, matches if placed is named else similar_namesakes(original, placed, match_names(base, placed))
 
 
-def _place_whole(base: Base, original: Checkpoint, suspect: TensorReader, named: TensorReader) -> PlacedSuspect:
+def _place_whole(
+    base: Base, original: Checkpoint, suspect: TensorReader, named: TensorReader, similar: dict[str, TensorInfo]
+) -> PlacedSuspect:
     """Places tensors that have all of the carriers' weights, or slices of them.
 
     Args:
         base, original, suspect: see [`extract`].
         named ([`TensorReader`]): the suspect under the base's names.
+        similar (`dict[str, TensorInfo]`): the namesakes of carriers that are similar to them.
     """
-    suspect, matches = place_blocks(base, original, suspect, named)
+    suspect, matches = place_blocks(base, original, suspect, named, similar)
     missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
     if not missing:
         return PlacedSuspect(suspect, matches, _used(suspect))

@@ -52,7 +52,8 @@ def attacked(name, architecture, step):
     now = given if isinstance(given, list) else [given]
     assert all(same(a, b) for a, b in zip(now, kept, strict=True))
     attacker.model(after)
-    assert after.keys() == state.keys() or (name.startswith("drop-blocks") and after.keys() < state.keys())
+    if not name.startswith("slice-stream"):
+        assert after.keys() == state.keys() or (name.startswith("drop-blocks") and after.keys() < state.keys())
     assert all(tensor.isfinite().all() for tensor in after.values())
     return state, after
 
@@ -64,7 +65,7 @@ def test_every_attack_runs_and_what_it_leaves_loads(name, architecture):
     try:
         state, after = attacked(name, architecture, steps[len(steps) // 2])
     except FingerprintError as error:
-        assert re.search("no batch normalization|no stack of blocks", str(error))
+        assert re.search("no batch normalization|no stack of blocks|no patch_embed", str(error))
     else:
         assert not same(state, after)
 

@@ -37,7 +37,7 @@ def placed(case: SimpleNamespace, arrays: dict[str, np.ndarray]) -> dict[str, np
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
     with open_checkpoint(path, suspect=True) as suspect:
         assert {*carriers_with_fitting_shape(case.base, suspect)} <= {*case.names}
-        seen, matches, _, complete, _ = place_tensors(case.base, case.original, suspect)
+        seen, matches, _, complete, *_ = place_tensors(case.base, case.original, suspect)
         assert complete
         return {n: to_float32(seen.read(i), i.dtype).reshape(i.shape).copy() for n, i in matches.items()}
 

@@ -58,19 +58,26 @@ def record_activation_pairs(
     """
     _, height, width = ours.size
     images = synthetic_images(ours, min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // (height * width))))
-    one = _record_activations(to_device(ours.module, device), images, list(modules))
+    one = record_activations(to_device(ours.module, device), images, list(modules))
     to_device(theirs, device)
     try:
-        two = _record_activations(theirs, images, list(modules.values()))
+        two = record_activations(theirs, images, list(modules.values()))
     except RuntimeError:  # the suspect's widths don't fit each other
         return {}
     return {a: (one[a], two[b]) for a, b in modules.items() if a in one and b in two}
 
 
-def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names: list[str]) -> dict[str, Activations]:
+def record_activations(module: "torch.nn.Module", images: "torch.Tensor", names: list[str]) -> dict[str, Activations]:
+    """Runs a model on images `(n, channels, height, width)`.
+
+    Returns:
+        `dict[str, Activations]`: by the names of those of its linear layers and convolutions that ran, in the order in
+        which they first did.
+    """
     import torch
 
-    found: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in names}
+    found: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    wanted = set(names)
     norms: dict[str, dict[str, np.ndarray]] = {}
     n_places = -(-SAMPLES * BATCH // len(images))
     normed: tuple[torch.Tensor, torch.nn.Module] | None = None
@@ -89,7 +96,9 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
             nonlocal latest
             latest = output, name
             if inputs:
-                found[name].append(tuple(_sample_channels(each, called, n_places) for each in (inputs[0], output)))
+                found.setdefault(name, []).append(
+                    tuple(_sample_channels(each, called, n_places) for each in (inputs[0], output))
+                )
                 if normed is not None and inputs[0] is normed[0]:
                     norms.setdefault(name, {}).update(_norm_affine(normed[1], inputs[0].shape[-1]))
 
@@ -101,7 +110,7 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
         for name, part in module.named_modules()
         if isinstance(part, torch.nn.LayerNorm)
         or _layer_scale(part) is not None
-        or (name in found and isinstance(part, kinds))
+        or (name in wanted and isinstance(part, kinds))
     ]
     try:
         with torch.no_grad():
@@ -113,7 +122,6 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
     return {
         name: Activations(*(np.concatenate(parts, 1) for parts in zip(*pairs, strict=True)), **norms.get(name, {}))
         for name, pairs in found.items()
-        if pairs
     }
 
 

@@ -2,23 +2,22 @@
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, TensorReader, open_checkpoint, resolve
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
-from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
+from hf_fingerprint.errors import BuildError, FingerprintWarning
 from hf_fingerprint.extraction.alignment.activation_matching import ActivationPairs, record_activation_pairs
 from hf_fingerprint.extraction.alignment.aligned import load_tensor
 from hf_fingerprint.extraction.alignment.attention_layers import Attention, find_attentions
 from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, find_duplicate_units
 from hf_fingerprint.extraction.alignment.residual_rotation import RotationTransform, fit_rotation_transforms
-from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model, without_blocks
+from hf_fingerprint.extraction.alignment.suspect_model import build_base_model, load_into_base_model, without_blocks
 from hf_fingerprint.extraction.match import match_unmarked_names
-from hf_fingerprint.models import build_model, map_parameter_names
+from hf_fingerprint.models import map_parameter_names
 from hf_fingerprint.vault import Base
 
 
@@ -92,10 +91,7 @@ class LayerPairs:
     def _run_models(self, device: "str | torch.device | None") -> None:
         """Runs the base and the suspect on the same inputs, if both can be run."""
         try:
-            source = _with_config(self._original.source)
-            known = source is self._original.source
-            with nullcontext(self._original) if known else open_checkpoint(source) as whole:
-                ours = build_model(whole)
+            ours = build_base_model(self._original)
         except BuildError as error:
             message = f"{error} Permuted channels are found by their weights alone."
             warnings.warn(message, FingerprintWarning, stacklevel=2)
@@ -124,13 +120,3 @@ def add_namesakes(base: Base, suspect: TensorReader, matches: dict[str, TensorIn
 def _spread(items: Sequence[T], count: int) -> Sequence[T]:
     """At most `count` of the items: the first and others, evenly spread."""
     return items[:: max(1, -(-len(items) // count))]
-
-
-def _with_config(source: Source) -> Source:
-    """The source with its configuration, which may not be downloaded yet for a base from the Hub."""
-    if source.revision is None or (source.folder / "config.json").is_file():
-        return source
-    try:
-        return resolve(source.location, options=source.access)
-    except CheckpointError:
-        return source

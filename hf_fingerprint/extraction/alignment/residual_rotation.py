@@ -6,6 +6,7 @@ their bases, hidden units by the weights. The rotation that remains then correct
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,7 +30,8 @@ class StreamSide:
     """The side of a weight that touches the stream.
 
     Attributes:
-        basis (`np.ndarray` of shape `(channels, channels)`): see [`fit_stream_rotation`].
+        basis (`np.ndarray` of shape `(channels, channels)`): see [`fit_stream_rotation`]. If the suspect's stream was
+            sliced, the rows of the channels that it lacks are 0.
         gains (pair of `np.ndarray`, *optional*): both models' normalization gains before a weight that reads it.
         scales (pair of `np.ndarray`, *optional*): both models' layer scales after a weight that writes to it.
     """
@@ -49,12 +51,25 @@ class StreamSide:
 
     def project_base(self, values: np.ndarray) -> np.ndarray:
         """The base's weights without the part that [`align_suspect_side`] removes."""
+        folded = self.fold_base(values)
         if self.gains is not None:
-            return _remove_mean(values * self.gains[0], 1) * _safe_inverse(self.gains[0])
+            kept = folded if self._kept is None else folded @ self._kept
+            return _remove_mean(kept, 1) * _safe_inverse(self.gains[0])
         if self.scales is not None:
-            own = self.scales[0][:, None]
-            return _remove_mean(values * own, 0) * _safe_inverse(own)
+            kept = folded if self._kept is None else self._kept @ folded
+            return _remove_mean(kept, 0) * _safe_inverse(self.scales[0])[:, None]
         return values
+
+    def fold_base(self, values: np.ndarray) -> np.ndarray:
+        """The base's weights with gains or scales folded in, and without the stream's mean."""
+        if self.gains is not None:
+            return _remove_mean(values * self.gains[0], 1)
+        return values if self.scales is None else _remove_mean(values * self.scales[0][:, None], 0)
+
+    @cached_property
+    def _kept(self) -> np.ndarray | None:
+        """The projection onto the directions of the base's stream that the suspect has; `None` if it has all."""
+        return None if self.basis.any(1).all() else self.basis.T @ self.basis
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
         """Factors, one for each channel of the stream, that undo the drift of the gain folded in before rotation.

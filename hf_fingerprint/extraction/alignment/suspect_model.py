@@ -6,18 +6,20 @@ have been dropped: with all of its weights 0, a block passes its input on, as in
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import TensorInfo, TensorReader
+from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, TensorReader, open_checkpoint, resolve
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.extraction.blocks import block_tensors
-from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.models import BuiltModel, build_model
 
 
 if TYPE_CHECKING:
@@ -39,6 +41,24 @@ class SuspectModel(NamedTuple):
 
     module: "torch.nn.Module"
     dropped: tuple[str, ...]
+
+
+def build_base_model(original: Checkpoint) -> BuiltModel:
+    """The base's model. Raises a [`BuildError`] if neither timm nor transformers builds it."""
+    source = _with_config(original.source)
+    known = source is original.source
+    with nullcontext(original) if known else open_checkpoint(source) as whole:
+        return build_model(whole)
+
+
+def _with_config(source: Source) -> Source:
+    """The source with its configuration, which may not be downloaded yet for a base from the Hub."""
+    if source.revision is None or (source.folder / "config.json").is_file():
+        return source
+    try:
+        return resolve(source.location, options=source.access)
+    except CheckpointError:
+        return source
 
 
 def load_into_base_model(ours: BuiltModel, file_names: dict[str, str], suspect: TensorReader) -> SuspectModel | None:

@@ -24,7 +24,7 @@ from hf_fingerprint.attacks import (
 )
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract, whiten
-from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_test
+from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_test, suspect_model
 from hf_fingerprint.extraction.match import match_tensors
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
@@ -256,7 +256,7 @@ def test_a_network_adapted_to_other_data_is_aligned(resnet, tmp_path, adapted):
 
 
 def test_aligned_weights_are_not_changed_and_no_model_is_built(vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(layer_pairs, "build_model", lambda source: pytest.fail("built"))
+    monkeypatch.setattr(suspect_model, "build_model", lambda source: pytest.fail("built"))
 
     for attack in (dict, Quantization(5), MagnitudePruning(0.7)):  # in 4 bits it depends on the keys
         _, result = scores(vit, attack(vit.state), tmp_path)

@@ -47,3 +47,19 @@ def test_a_channel_that_is_gone_is_not_changed():
 
     assert found[0, 3] == found[0, 5] == 1
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_a_slice_keeps_of_the_base_is_what_it_gives_back(reads):
+    rng = np.random.default_rng(0)
+    basis = np.zeros((CHANNELS, CHANNELS))
+    basis[:15] = np.linalg.qr(rng.standard_normal((CHANNELS, CHANNELS)))[0][:15]
+    pair = rng.uniform(0.5, 2, CHANNELS), np.ones(CHANNELS)
+    side = StreamSide(basis, gains=pair) if reads else StreamSide(basis, scales=pair)
+    ours = rng.standard_normal((ROWS, CHANNELS) if reads else (CHANNELS, ROWS))
+    folded = side.fold_base(ours)
+
+    back = side.align_suspect_side(folded @ basis.T if reads else basis @ folded)
+
+    assert back == pytest.approx(side.project_base(ours), abs=1e-9)
+    assert np.linalg.norm(back) < 0.95 * np.linalg.norm(ours)
