@@ -80,9 +80,9 @@ def test_a_model_of_other_shapes_is_not_an_ancestor(place, tmp_path):
     assert str(tmp_path / "ancestor") in refused(missing)
 
 
-def judged(evaluation, accuracy, accused, control_accuracy):
-    control = make_trial(evaluation.copy, control_accuracy, 0.0, accused=False, attack="ancestor-weights")
-    trial = make_trial(evaluation.copy, accuracy, 9.0, accused=accused, attack="delta-rank")
+def judged(evaluated, accuracy, accused, control_accuracy):
+    control = make_trial(evaluated.copy, control_accuracy, 0.0, accused=False, attack="ancestor-weights")
+    trial = make_trial(evaluated.copy, accuracy, 9.0, accused=accused, attack="delta-rank")
     return [control, trial]
 
 
@@ -91,9 +91,9 @@ def judged(evaluation, accuracy, accused, control_accuracy):
     [(0.8, True, 0.9, KEPT), (0.8, False, 0.7, LOST), (0.8, False, 0.8, NO_BETTER), (0.8, False, 0.9, NO_BETTER)],
 )
 def test_a_lost_mark_counts_where_the_suspect_is_better_than_the_control(
-    evaluation, accuracy, accused, control, outcome
+    evaluated, accuracy, accused, control, outcome
 ):
-    trials = judged(evaluation, accuracy, accused, control)
+    trials = judged(evaluated, accuracy, accused, control)
 
     (found,) = with_controls(trials)
 
@@ -101,16 +101,16 @@ def test_a_lost_mark_counts_where_the_suspect_is_better_than_the_control(
     assert control_table(trials).rows == (
         ("delta-rank", "1", "1", "80.0%", f"{control:.1%}", f"{int(accused)} of 1", "1 of 1", outcome),
     )
-    cost = cheapest_escape("delta-rank", trials[1:], evaluation.copy, control_of("delta-rank", trials))
+    cost = cheapest_escape("delta-rank", trials[1:], evaluated.copy, control_of("delta-rank", trials))
     assert cost.no_better_than_control == (outcome == NO_BETTER)
     assert cost.loss_text.endswith("no better than the control") == (outcome == NO_BETTER)
 
 
-def test_escapes_that_are_no_better_than_the_control_come_after_those_that_are(evaluation):
-    trials = judged(evaluation, 0.9, False, 0.95)
-    trials += [make_trial(evaluation.copy, 0.5, 0.0, accused=False, kind="single", attack="prune")]
+def test_escapes_that_are_no_better_than_the_control_come_after_those_that_are(evaluated):
+    trials = judged(evaluated, 0.9, False, 0.95)
+    trials += [make_trial(evaluated.copy, 0.5, 0.0, accused=False, kind="single", attack="prune")]
     trials = [replace(trial, kind="single") for trial in trials]
-    found = replace(evaluation, trials=(evaluation.unmarked, evaluation.copy, *trials))
+    found = replace(evaluated, trials=(evaluated.unmarked, evaluated.copy, *trials))
 
     assert [cost.attack for cost in costs(found)] == ["prune", "delta-rank"]
     text = render_markdown(found)

@@ -122,10 +122,7 @@ def _try_known_orders(pairs: LayerPairs, names: Sequence[str], found: "_Found") 
             if name not in found:
                 ours, theirs = pairs.load_pair(name)
                 if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
-                    orders = [
-                        [np.arange(count), *_known_orders(found, (count, len(np.moveaxis(theirs, axis, 0))))]
-                        for axis, count in enumerate(ours.shape[:2])
-                    ]
+                    orders = [_known_orders(found, sizes) for sizes in zip(ours.shape, theirs.shape[:2], strict=False)]
                     transform = match_weights_given_orders(ours, theirs, orders[0], orders[1], pairs.duplicates(name))
                     _keep_if_better(found, name, ours, theirs, transform)
         if len(found) == before:
@@ -152,8 +149,10 @@ def _apply_consensus(pairs: LayerPairs, found: "_Found") -> None:
 
 
 def _known_orders(found: "_Found", counts: tuple[int, int]) -> list[np.ndarray]:
-    """The distinct orders of `counts` (base, suspect) channels found in tensors with long rows, or exactly."""
-    orders: dict[bytes, np.ndarray] = {}
+    """The distinct orders of `counts` (base, suspect) channels: the base's own, then those found in tensors with long
+    rows, or exactly."""
+    own = np.arange(counts[0])
+    orders = {own.tobytes(): own}
     for each in found.values():
         if isinstance(each.transform, ScaledPermutation) and (
             each.row_weights > SHORT_ROW or each.residual <= MAX_EXACT_RESIDUAL

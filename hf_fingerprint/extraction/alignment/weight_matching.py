@@ -23,7 +23,7 @@ SIMPLER_RATIO = 1.1  # factors for each row and column must explain this much mo
 LARGE_TENSOR = 1 << 20  # weights; smaller tensors are assigned quickly, and chance similarity is larger in them
 CHANCE_DEVIATIONS = 20.0  # unrelated models exceed chance, since activations chose what to compare
 CHANCE_FACTOR = 1.5  # times the largest similarity of unrelated vectors by chance
-_TINY = 1e-20
+_TINY, _TINY_CHANGE = 1e-20, 1e-8
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,14 @@ def _fit_factors(
             columns = _ratio(column_power, rows @ products, columns)
         rows = _ratio(row_power, products @ columns, rows)
         columns = _ratio(column_power, rows @ products, columns)
-        if all(np.allclose(a, b, rtol=TOLERANCE) for a, b in zip(before, (rows, columns), strict=True)):
+        if all(_are_close(a, b) for a, b in zip(before, (rows, columns), strict=True)):
             break
     return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
+
+
+def _are_close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """As `np.allclose`, for finite values; most of the time of small layers would be spent in it."""
+    return bool((np.abs(ours - theirs) <= _TINY_CHANGE + TOLERANCE * np.abs(theirs)).all())
 
 
 def _ratio(power: np.ndarray, products: np.ndarray, default: np.ndarray) -> np.ndarray:
