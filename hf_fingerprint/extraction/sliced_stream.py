@@ -68,11 +68,11 @@ def restore_stream(base: Base, original: Checkpoint, suspect: TensorReader) -> S
     placements: dict[str, Placement] = {}
     transforms: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     shares: dict[str, float] = {}
-    first = segments[:: 1 + len(segments) // PROBED_SEGMENTS]
-    for number, segment in enumerate([*first, *(each for each in segments if each not in first)]):
-        if number == len(first) and not placements:
+    first = range(0, len(segments), 1 + len(segments) // PROBED_SEGMENTS)
+    for number in [*first, *(number for number in range(len(segments)) if number not in first)]:
+        if number not in first and not placements:
             break
-        for sliced in _restore_segment(original, suspect, named, segment):
+        for sliced in _restore_segment(original, suspect, named, segments[number]):
             name = sliced.name
             if name in carriers:
                 shape = original.tensors[name].shape
@@ -166,7 +166,9 @@ def _restore_segment(
             found, factors = fit_stream_slice([equations[each.name] for each in layers])
         except np.linalg.LinAlgError:
             break
-        fits = [_rotate_back(*pair, found) for pair in zip(layers, factors, strict=True)]
+        basis = np.zeros((segment.channels, segment.channels), np.float32)  # many are kept
+        basis[: found.shape[1]] = found.T
+        fits = [_rotate_back(*pair, basis) for pair in zip(layers, factors, strict=True)]
         worst = min(range(len(fits)), key=lambda index: fits[index][1])
         if fits[worst][1] >= MIN_COSINE:
             return [layer for layer, _ in fits]
@@ -174,12 +176,11 @@ def _restore_segment(
     return []
 
 
-def _rotate_back(layer: _Layer, factors: np.ndarray, found: np.ndarray) -> tuple[_SlicedLayer, float]:
+def _rotate_back(layer: _Layer, factors: np.ndarray, basis: np.ndarray) -> tuple[_SlicedLayer, float]:
     """A layer with its slice, and its cosine with the base's weights in the directions that are left."""
-    channels, kept = found.shape
-    basis, inverse = np.zeros((channels, channels)), np.ones(channels)
-    basis[:kept], inverse[:kept] = found.T, 1 / factors
-    gains, scales = ((pair and (pair[0], inverse)) for pair in (layer.side.gains, layer.side.scales))
+    inverse = np.ones(len(basis))
+    inverse[: len(factors)] = 1 / factors
+    gains, scales = (None if pair is None else (pair[0], inverse) for pair in (layer.side.gains, layer.side.scales))
     side = replace(layer.side, basis=basis, gains=gains, scales=scales)
     ours, theirs = side.project_base(layer.ours()), _as_matrix(load_tensor(layer.suspect, layer.info))
     padded = np.zeros(ours.shape)
@@ -187,7 +188,7 @@ def _rotate_back(layer: _Layer, factors: np.ndarray, found: np.ndarray) -> tuple
     back = side.align_suspect_side(padded)
     drift = side.drift(ours, back)
     names = (layer.name, layer.info, layer.axis, side, layer.original, layer.suspect)
-    return _SlicedLayer(*names, share=kept / channels, drift=drift), _cosine(back * drift, ours)
+    return _SlicedLayer(*names, share=layer.kept / len(basis), drift=drift), _cosine(back * drift, ours)
 
 
 def _find_layers(

@@ -154,6 +154,13 @@ def test_tensors_may_be_given_in_place_of_a_folder(place, evaluation):
     assert found.copy.accuracy == found.chance == 0.25
 
 
+def test_a_model_that_no_library_builds_any_more_is_run_and_traced(place):
+    found = run(place, place / "out", ["slice-stream"])
+
+    assert [each.strength for each in found.sweeps["slice-stream"]] == [0.1, 0.2, 0.3]
+    assert all(each.accused and each.agreement > 0 for each in found.sweeps["slice-stream"])
+
+
 def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     model = save_vit(tmp_path / "model", num_labels=4, num_hidden_layers=2)
     images, labels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4

@@ -17,7 +17,7 @@ from hf_fingerprint.extraction.alignment.activation_matching import Activations
 MIN_EXPLAINED = 0.7
 MAX_STEPS, TOLERANCE = 10, 3e-4  # of a slice's fit: steps, and the change of a column's direction in one
 FACTOR_PASSES = 2
-MIN_DETERMINED = 2  # rows, as a multiple of the channels, of a layer that tells the lengths of columns alone
+MIN_DETERMINED = 2  # rows of a layer, as a multiple of the channels, from which alone the factors are estimated
 _RANK = 1e-10, 1e-5  # of the largest eigenvalue and singular value: less counts as 0
 _TINY = 1e-12
 

@@ -6,7 +6,6 @@ their bases, hidden units by the weights. The rotation that remains then correct
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -53,10 +52,10 @@ class StreamSide:
         """The base's weights without the part that [`align_suspect_side`] removes."""
         folded = self.fold_base(values)
         if self.gains is not None:
-            kept = folded if self._kept is None else folded @ self._kept
+            kept = folded @ self.basis.T @ self.basis if self._is_sliced else folded
             return _remove_mean(kept, 1) * _safe_inverse(self.gains[0])
         if self.scales is not None:
-            kept = folded if self._kept is None else self._kept @ folded
+            kept = self.basis.T @ (self.basis @ folded) if self._is_sliced else folded
             return _remove_mean(kept, 0) * _safe_inverse(self.scales[0])[:, None]
         return values
 
@@ -66,10 +65,9 @@ class StreamSide:
             return _remove_mean(values * self.gains[0], 1)
         return values if self.scales is None else _remove_mean(values * self.scales[0][:, None], 0)
 
-    @cached_property
-    def _kept(self) -> np.ndarray | None:
-        """The projection onto the directions of the base's stream that the suspect has; `None` if it has all."""
-        return None if self.basis.any(1).all() else self.basis.T @ self.basis
+    @property
+    def _is_sliced(self) -> bool:
+        return not self.basis.any(1).all()
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
         """Factors, one for each channel of the stream, that undo the drift of the gain folded in before rotation.
