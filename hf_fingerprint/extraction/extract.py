@@ -14,6 +14,7 @@ from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment import align_suspect
+from hf_fingerprint.extraction.further_readings import MarkSums
 from hf_fingerprint.extraction.match import match_names, match_unmarked_names, similar_namesakes
 from hf_fingerprint.extraction.placed import Bounds, held_bounds, held_in
 from hf_fingerprint.extraction.placing import PlacedSuspect, place_tensors
@@ -70,7 +71,7 @@ class Extraction:
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
         similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position in tensors similar to the
-            base's, where a verbatim copy would show; those left out are assumed to be spread evenly.
+            base's; those left out are assumed to be spread evenly.
         missing (`tuple[str, ...]`): carriers without a counterpart.
         dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
         aligned (`int`): carriers whose rows or columns were aligned with the base's.
@@ -84,6 +85,8 @@ class Extraction:
             differ from the plain one.
         interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
             the suspect fused carriers.
+        expected (mapping of `str` to [`ExtractedSignal`]): what each reading would extract of a copy that drifted as
+            far as the suspect did: `values * b`, with a variance of `mass`.
     """
 
     values: np.ndarray
@@ -102,6 +105,7 @@ class Extraction:
     bounds: Mapping[str, Sequence[Bounds]] = field(default_factory=dict)
     further: Mapping[str, ExtractedSignal] = field(default_factory=dict)
     interference: float = 0.0
+    expected: Mapping[str, ExtractedSignal] = field(default_factory=dict)
 
     @property
     def readings(self) -> dict[str, ExtractedSignal]:
@@ -209,6 +213,7 @@ class ExtractionSums:
         self._base, self._original, self._suspect, self._ancestor = base, original, suspect, ancestor
         self._in_ancestor = {} if ancestor is None else match_names(base, ancestor)
         self._sums = {name: np.zeros((2, base.length)) for name in (PLAIN, WHITENED, ANCESTOR)}
+        self._expected = {name: np.zeros((2, base.length)) for name in self._sums}
         self._used = {PLAIN}
         self._similar_counts, self._products = np.zeros(base.length), np.zeros(4)
         self._dissimilar: dict[str, None] = {}
@@ -244,12 +249,14 @@ class ExtractionSums:
 
     def _add_sums(self, found: TensorExtraction) -> None:
         """Adds a tensor to all readings: to those that can't be made of it, as the one before."""
-        reading = found.weight * found.sums, found.weight * _position_masses(found, self._base.length)
+        masses, kept = found.weight * _position_masses(found, self._base.length), _kept_share(found.sample.products)
+        reading = MarkSums(found.weight * found.sums, masses, found.evidence)
         for name, further in ((PLAIN, None), (WHITENED, found.whitened), (ANCESTOR, found.by_ancestor)):
             if further is not None:
                 reading = further
                 self._used.add(name)
-            self._sums[name] += reading
+            self._sums[name] += reading.sums, reading.masses
+            self._expected[name] += np.outer((kept * reading.evidence, reading.evidence), reading.masses)
 
     def extraction(self, found: Collection[str]) -> Extraction:
         """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""
@@ -270,6 +277,7 @@ class ExtractionSums:
             tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
             tuple(self._dissimilar),
             further=readings,
+            expected={name: ExtractedSignal(*self._expected[name].copy()) for name in (PLAIN, *readings)},
         )
 
 
@@ -285,6 +293,13 @@ def _lineage(products: np.ndarray) -> Lineage:
     both, theirs, ours, distance = products
     cosine = float(both / np.sqrt(theirs * ours)) if theirs > 0 and ours > 0 else 0.0
     return Lineage(cosine >= MIN_DESCENDANT_COSINE, cosine, float(np.sqrt(distance / ours)) if ours > 0 else 0.0)
+
+
+def _kept_share(products: np.ndarray) -> float:
+    """How much of the base's weights, and so of a mark on them, is left in a tensor: their coefficient in a regression
+    of the suspect's, from 0 to 1, and 0 for a tensor that isn't similar."""
+    both, _, ours, _ = products
+    return float(np.clip(both / ours, 0, 1)) if _lineage(products).descends else 0.0
 
 
 def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:
