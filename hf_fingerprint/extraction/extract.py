@@ -70,8 +70,8 @@ class Extraction:
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
-        similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position in tensors similar to the
-            base's; those left out are assumed to be spread evenly.
+        similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position that are the base's: in
+            tensors similar to its, the coefficient times the weights, less those left out, spread evenly.
         missing (`tuple[str, ...]`): carriers without a counterpart.
         dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
         aligned (`int`): carriers whose rows or columns were aligned with the base's.
@@ -235,7 +235,7 @@ class ExtractionSums:
                     self._dropped += found.dropped
                     self._products += found.sample.products
                     if _lineage(found.sample.products).descends and found.weights:
-                        kept = 1 - found.dropped / found.weights
+                        kept = found.coefficient * (1 - found.dropped / found.weights)
                         self._similar_counts += kept * position_counts(found.weights, found.offset, self._base.length)
                     else:
                         self._dissimilar[part.carrier.name] = None
@@ -249,7 +249,8 @@ class ExtractionSums:
 
     def _add_sums(self, found: TensorExtraction) -> None:
         """Adds a tensor to all readings: to those that can't be made of it, as the one before."""
-        masses, kept = found.weight * _position_masses(found, self._base.length), _kept_share(found.sample.products)
+        masses = found.weight * _position_masses(found, self._base.length)
+        kept = found.coefficient if _lineage(found.sample.products).descends else 0.0
         reading = MarkSums(found.weight * found.sums, masses, found.evidence)
         for name, further in ((PLAIN, None), (WHITENED, found.whitened), (ANCESTOR, found.by_ancestor)):
             if further is not None:
@@ -293,13 +294,6 @@ def _lineage(products: np.ndarray) -> Lineage:
     both, theirs, ours, distance = products
     cosine = float(both / np.sqrt(theirs * ours)) if theirs > 0 and ours > 0 else 0.0
     return Lineage(cosine >= MIN_DESCENDANT_COSINE, cosine, float(np.sqrt(distance / ours)) if ours > 0 else 0.0)
-
-
-def _kept_share(products: np.ndarray) -> float:
-    """How much of the base's weights, and so of a mark on them, is left in a tensor: their coefficient in a regression
-    of the suspect's, from 0 to 1, and 0 for a tensor that isn't similar."""
-    both, _, ours, _ = products
-    return float(np.clip(both / ours, 0, 1)) if _lineage(products).descends else 0.0
 
 
 def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:

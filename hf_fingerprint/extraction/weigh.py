@@ -45,6 +45,8 @@ class TensorExtraction:
         offset (`int`): the position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
         evidence (`float`): the share of the mass that a copy would have; see [`marked_mass`].
+        coefficient (`float`): how much of the base's weights, and so of a mark on them, is left: their coefficient in
+            a regression of the suspect's, from 0 to 1.
         weights (`int`): how many weights were compared.
         dropped (`int`): how many were dropped.
         sample ([`SampleStatistics`]): how a sample of its rows compares with the base's.
@@ -57,6 +59,7 @@ class TensorExtraction:
     offset: int
     weight: float
     evidence: float
+    coefficient: float
     weights: int
     dropped: int
     sample: "SampleStatistics"
@@ -112,6 +115,7 @@ def extract_tensor(
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
     energy, mass, marked, done, dropped = 0.0, 0.0, 0.0, 0, 0
+    both, own = 0.0, 0.0
     max_rows = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
     buffers = [np.empty(max_rows * each.row_bytes, np.uint8) for each in (base_info, info)]
     scratch = np.empty(max_rows * base_info.columns, np.float32)  # reused, since fresh pages per block cost more
@@ -140,14 +144,17 @@ def extract_tensor(
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
+            product, square = float(theirs @ ours), float(ours @ ours)
         if not finite or _any_zero(theirs):
             lost = dropped_mask(theirs)
             difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
             fold(lost.astype(np.float32), (projection.offset + done) % base.length, missing)
             dropped += int(lost.sum())
+            with np.errstate(over="ignore", invalid="ignore"):
+                product, square = (float(np.where(lost, 0, each) @ ours) for each in (theirs, ours))
             power = float(np.vdot(difference, difference))
-        energy += power
+        energy, both, own = energy + power, both + product, own + square
         if weights is not None and masses is not None:
             difference *= weights
             fold(weights.reshape(-1), (projection.offset + done) % base.length, masses)
@@ -158,9 +165,21 @@ def extract_tensor(
     whitened, by_ancestor = read_further(place, sample.mixture) if sample.drifted else (None, None)
     weight = 1.0 if masses is not None else 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
     evidence = 1 / (1 + weight) if masses is None else marked / mass if mass else 0.0
+    coefficient = float(np.clip(both / own, 0, 1)) if own and np.isfinite(both) else 0.0
     missing = missing if masses is None else None
     return TensorExtraction(
-        sums, missing, masses, projection.offset, weight, evidence, done, dropped, sample, whitened, by_ancestor
+        sums,
+        missing,
+        masses,
+        projection.offset,
+        weight,
+        evidence,
+        coefficient,
+        done,
+        dropped,
+        sample,
+        whitened,
+        by_ancestor,
     )
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from hf_fingerprint import Issuer, Outcome, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract
+from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
@@ -99,6 +100,21 @@ def test_a_verbatim_copy_shows_in_all_of_a_base_and_in_nothing_of_it(case):
     assert whole.sum() == case.base.carrier_weights
     assert would_detect_copy(case.base, whole, 1000, 1e-6)
     assert not would_detect_copy(case.base, np.zeros_like(whole), 1000, 1e-6)
+
+
+def test_rows_that_a_sample_compares_clear_nobody(case):
+    """Of each tensor, every row that may be sampled is the base's, and the others are a copy's in another order."""
+    rng, suspect = np.random.default_rng(0), dict(case.own)
+    for name in carriers(case):
+        shown = sample_row_indices(len(case.own[name]), 16) + sample_row_indices(len(case.own[name]), 8)
+        hidden = np.setdiff1d(np.arange(len(case.own[name])), shown)
+        suspect[name] = case.own[name].copy()
+        suspect[name][hidden] = case.copy[name][rng.permutation(hidden)][:, rng.permutation(case.own[name].shape[1])]
+
+    result = traced(case, suspect)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert "others have the shapes of its marked tensors" in result.reason
 
 
 @given(st.floats(0, 0.03), st.integers(0, 9))
