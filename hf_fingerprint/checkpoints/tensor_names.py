@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 _WRAPPERS = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model_ema.", "ema.", "model.", "backbone.")
 _ADAPTER = re.compile(r"[._](lora_\w+|ia3_l|hada_w\w*|lokr_w\w*|oft_[rRs]|vera_lambda_\w|boft_[RPs])([._]|$)")
 _SAVED_ALONG = re.compile(r"base_model\.|.*\bmodules_to_save\b")
+_OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
 _PREFIX = re.compile(r"^(vit|deit|dinov2|beit|resnet)\.")
 _VIT = (
     ("cls_token", "embeddings.cls_token"),
@@ -51,6 +52,11 @@ _RESNET = (
     ("fc", "classifier.1"),
 )
 _ONE_BASED = "layer#.#."  # timm counts a ResNet's stages, convolutions and normalizations from 1
+
+
+def is_optimizer_state(name: str) -> bool:
+    """Whether a tensor has the name that PyTorch's optimizers give their state: `optimizer.state.3.exp_avg`."""
+    return _OPTIMIZER_STATE.search(name) is not None
 
 
 def is_adapter(names: Collection[str]) -> bool:

@@ -27,6 +27,7 @@ from hf_fingerprint.checkpoints.naming import HubId, LocalFile
 from hf_fingerprint.checkpoints.opening_sets import WeightSets, limit_groups, open_groups
 from hf_fingerprint.checkpoints.reader import open_checkpoint
 from hf_fingerprint.checkpoints.source import Source, resolve
+from hf_fingerprint.checkpoints.tensor_names import is_optimizer_state
 from hf_fingerprint.checkpoints.weight_files import (
     MISSING,
     WeightFileGroup,
@@ -44,7 +45,6 @@ _CONFIG = "config.json"
 _NOT_SEARCHED = "holds no model"
 _SKIPPED_FOLDERS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
 _NO_FOLDER = re.compile(r"(?!)")
-_OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
 
 
 def find_weight_sets(
@@ -182,7 +182,7 @@ def _is_disguised(path: Path) -> bool:
     try:
         with open_checkpoint(Source(str(path), path.parent, (path,), None, None, False), suspect=True) as opened:
             weights = [name for name, t in opened.tensors.items() if len(t.shape) > 1 and t.dtype in READABLE]
-            return not all(map(_OPTIMIZER_STATE.search, weights))
+            return not all(map(is_optimizer_state, weights))
     except (CheckpointError, OSError):
         return False
 

@@ -14,6 +14,7 @@ from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.aligning import align_placed
+from hf_fingerprint.extraction.further_readings import MarkSums
 from hf_fingerprint.extraction.match import match_names, match_unmarked_names, similar_namesakes
 from hf_fingerprint.extraction.placed import Bounds, held_bounds, held_in
 from hf_fingerprint.extraction.placing import place_tensors
@@ -70,8 +71,8 @@ class Extraction:
         weights_dropped (`int`): weights left out because they are exactly 0, not finite, or in directions of a stream
             that are gone.
         lineage ([`Lineage`]): whether the weights descend from the base's.
-        similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position in tensors similar to the
-            base's, where a verbatim copy would show; those left out are assumed to be spread evenly.
+        similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position that are the base's: in
+            tensors similar to its, the coefficient times the weights, less those left out, spread evenly.
         missing (`tuple[str, ...]`): carriers without a counterpart.
         dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
         aligned (`int`): carriers whose rows or columns were aligned with the base's.
@@ -85,6 +86,8 @@ class Extraction:
             differ from the plain one.
         interference (`float`): the variance of other carriers' marks in a weight, in units of its own mark's, where
             the suspect fused carriers.
+        expected (mapping of `str` to [`ExtractedSignal`]): what each reading would extract of a copy that drifted as
+            far as the suspect did: `values * b`, with a variance of `mass`.
     """
 
     values: np.ndarray
@@ -103,6 +106,7 @@ class Extraction:
     bounds: Mapping[str, Sequence[Bounds]] = field(default_factory=dict)
     further: Mapping[str, ExtractedSignal] = field(default_factory=dict)
     interference: float = 0.0
+    expected: Mapping[str, ExtractedSignal] = field(default_factory=dict)
 
     @property
     def readings(self) -> dict[str, ExtractedSignal]:
@@ -187,6 +191,7 @@ class ExtractionSums:
         self._base, self._original, self._suspect, self._ancestor = base, original, suspect, ancestor
         self._in_ancestor = {} if ancestor is None else match_names(base, ancestor)
         self._sums = {name: np.zeros((2, base.length)) for name in (PLAIN, WHITENED, ANCESTOR)}
+        self._expected = {name: np.zeros((2, base.length)) for name in self._sums}
         self._used = {PLAIN}
         self._similar_counts, self._products = np.zeros(base.length), np.zeros(4)
         self._dissimilar: dict[str, None] = {}
@@ -209,7 +214,7 @@ class ExtractionSums:
                     self._dropped += found.weights - read
                     self._products += found.sample.products
                     if _lineage(found.sample.products).descends and found.weights:
-                        kept = read / found.weights
+                        kept = found.coefficient * read / found.weights
                         self._similar_counts += kept * position_counts(found.weights, found.offset, self._base.length)
                     else:
                         self._dissimilar[part.carrier.name] = None
@@ -226,12 +231,15 @@ class ExtractionSums:
 
         A whole mark has only a share of its energy in the directions that are left, and so has the noise.
         """
-        reading = found.weight * found.sums, found.weight * _position_masses(found, self._base.length)
+        masses = found.weight * _position_masses(found, self._base.length)
+        kept = found.coefficient if _lineage(found.sample.products).descends else 0.0
+        reading = MarkSums(found.weight * found.sums, masses, found.evidence)
         for name, further in ((PLAIN, None), (WHITENED, found.whitened), (ANCESTOR, found.by_ancestor)):
             if further is not None:
                 reading = further
                 self._used.add(name)
-            self._sums[name] += np.array(reading) * [[share], [share**2]]
+            self._sums[name] += share * reading.sums, share**2 * reading.masses
+            self._expected[name] += np.outer((kept * reading.evidence, reading.evidence), share**2 * reading.masses)
 
     def extraction(self, found: Collection[str]) -> Extraction:
         """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""
@@ -252,6 +260,7 @@ class ExtractionSums:
             tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
             tuple(self._dissimilar),
             further=readings,
+            expected={name: ExtractedSignal(*self._expected[name].copy()) for name in (PLAIN, *readings)},
         )
 
 

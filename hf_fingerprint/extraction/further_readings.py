@@ -28,10 +28,20 @@ class MarkSums(NamedTuple):
     Attributes:
         sums (`np.ndarray` of shape `(V,)`): weighted sums; a whole mark gives `masses * b`.
         masses (`np.ndarray` of shape `(V,)`): the weight of each position.
+        evidence (`float`): the share of the masses that a copy would have; see [`marked_mass`].
     """
 
     sums: np.ndarray
     masses: np.ndarray
+    evidence: float
+
+
+def marked_mass(masses: np.ndarray) -> np.ndarray:
+    """The masses that weights of an unmarked suspect would have in a copy that drifted as much.
+
+    A mass is the inverse of a difference's variance, in squared amplitudes. A mark of its own adds 1 to the variance.
+    """
+    return masses / (1 + masses)
 
 
 def read_further(place: TensorPlace, mixture: PruningMixture | None) -> tuple[MarkSums | None, MarkSums | None]:
@@ -129,6 +139,7 @@ class _Sums:
         self._base, self._name = place.base, place.carrier.name
         self._columns = place.base_info.columns
         self._sums, self._masses = np.zeros(place.base.length, np.float32), np.zeros(place.base.length, np.float32)
+        self._marked = 0.0
 
     def add(self, piece: _Piece, values: np.ndarray, gains: "np.ndarray | float", is_white: bool = False) -> None:
         """Adds a piece whose `values` are the mark times `gains`, plus drift.
@@ -154,10 +165,12 @@ class _Sums:
         masses = np.square(weights)
         masses *= gain**2 / energy
         fold(masses.reshape(-1), offset.offset, self._masses)
+        self._marked += float(marked_mass(masses).sum(dtype=np.float64))
         weights *= values
         weights *= gain / energy
         offset.read(weights, self._sums)
 
     def found(self) -> MarkSums | None:
         """The sums, or `None` if nothing was added."""
-        return MarkSums(self._sums, self._masses) if self._masses.any() else None
+        whole = float(self._masses.sum(dtype=np.float64))
+        return MarkSums(self._sums, self._masses, self._marked / whole) if whole else None

@@ -16,7 +16,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.checkpoints.row_samples import sample_row_indices
-from hf_fingerprint.extraction.further_readings import MarkSums, read_further
+from hf_fingerprint.extraction.further_readings import MarkSums, marked_mass, read_further
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
 from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, TensorPlace, dropped_mask
 from hf_fingerprint.extraction.whiten import MIN_DRIFT_ENERGY
@@ -44,6 +44,9 @@ class TensorExtraction:
             then `missing` is `None` and `weight` is 1.
         offset (`int`): the position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
+        evidence (`float`): the share of the mass that a copy would have; see [`marked_mass`].
+        coefficient (`float`): how much of the base's weights, and so of a mark on them, is left: their coefficient in
+            a regression of the suspect's, from 0 to 1.
         weights (`int`): how many weights were compared.
         dropped (`int`): how many were dropped.
         sample ([`SampleStatistics`]): how a sample of its rows compares with the base's.
@@ -55,6 +58,8 @@ class TensorExtraction:
     masses: np.ndarray | None
     offset: int
     weight: float
+    evidence: float
+    coefficient: float
     weights: int
     dropped: int
     sample: "SampleStatistics"
@@ -109,7 +114,8 @@ def extract_tensor(
     projection = TensorProjection(base.secret, carrier.name, base.length, first * base_info.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
-    energy, done, dropped = 0.0, 0, 0
+    energy, mass, marked, done, dropped = 0.0, 0.0, 0.0, 0, 0
+    both, own = 0.0, 0.0
     max_rows = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
     buffers = [np.empty(max_rows * each.row_bytes, np.uint8) for each in (base_info, info)]
     scratch = np.empty(max_rows * base_info.columns, np.float32)  # reused, since fresh pages per block cost more
@@ -138,24 +144,42 @@ def extract_tensor(
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
+            product, square = float(theirs @ ours), float(ours @ ours)
         if not finite or _any_zero(theirs):
             lost = dropped_mask(theirs)
             difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
             fold(lost.astype(np.float32), (projection.offset + done) % base.length, missing)
             dropped += int(lost.sum())
+            with np.errstate(over="ignore", invalid="ignore"):
+                product, square = (float(np.where(lost, 0, each) @ ours) for each in (theirs, ours))
             power = float(np.vdot(difference, difference))
-        energy += power
+        energy, both, own = energy + power, both + product, own + square
         if weights is not None and masses is not None:
             difference *= weights
             fold(weights.reshape(-1), (projection.offset + done) % base.length, masses)
+            mass += float(weights.sum(dtype=np.float64))
+            marked += float(marked_mass(weights).sum(dtype=np.float64))
         projection.read(difference, sums)
         done += difference.size
     whitened, by_ancestor = read_further(place, sample.mixture) if sample.drifted else (None, None)
     weight = 1.0 if masses is not None else 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
+    evidence = 1 / (1 + weight) if masses is None else marked / mass if mass else 0.0
+    coefficient = float(np.clip(both / own, 0, 1)) if own and np.isfinite(both) else 0.0
     missing = missing if masses is None else None
     return TensorExtraction(
-        sums, missing, masses, projection.offset, weight, done, dropped, sample, whitened, by_ancestor
+        sums,
+        missing,
+        masses,
+        projection.offset,
+        weight,
+        evidence,
+        coefficient,
+        done,
+        dropped,
+        sample,
+        whitened,
+        by_ancestor,
     )
 
 

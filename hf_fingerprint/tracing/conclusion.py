@@ -4,23 +4,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from hf_fingerprint.checkpoints import RangedCheckpoint, Source, TensorReader
+from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, Source, TensorReader
 from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
+from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import (
-    NOISE,
     HiddenTensor,
-    carrier_mass,
+    few_bits,
     find_hidden,
     find_narrower,
+    fitting_weights,
     format_hidden,
-    rounding_noise,
-    stored_dtypes,
     unreadable_tensors,
-    would_detect_copy,
 )
 from hf_fingerprint.tracing.result import SkippedSource, TraceResult
 from hf_fingerprint.tracing.trace_request import ReadTarget
@@ -30,7 +28,22 @@ from hf_fingerprint.vault import Base
 
 CONVERT_HINT = "convert them to float tensors in the base's names and shapes, and trace that"
 
-MIN_SIMILAR_SHARE = 0.1  # of the weights compared; if fewer are similar, the others may be a copy's in another order
+MIN_SHOWN_SHARE = 0.5  # of the weights that may be a copy's: those that are similar to the base's
+
+
+class Unexplained(NamedTuple):
+    """What a suspect holds besides the weights that are similar to the base's.
+
+    Attributes:
+        tensors ([`Checkpoint`] or `None`): tensors that were compared with no carrier, if all were sought.
+        dissimilar (`int`): weights that other passes over the suspect compared, and that are not similar.
+    """
+
+    tensors: Checkpoint | None = None
+    dissimilar: int = 0
+
+
+ALL_EXPLAINED = Unexplained()
 
 
 class _Conclusion(NamedTuple):
@@ -47,6 +60,7 @@ def conclude(
     found: BaseSelection,
     limit: str | None = None,
     share: float = 1.0,
+    unexplained: Unexplained = ALL_EXPLAINED,
 ) -> TraceResult:
     """Completes a result with its outcome, the bases that were read, and those that were not.
 
@@ -60,6 +74,7 @@ def conclude(
         limit (`str`, *optional*): why not all of the suspect was read, and what to do.
         share (`float`, *optional*, defaults to 1): the least share of a copy's weights that were read together, if the
             suspect holds the marked tensors several times.
+        unexplained ([`Unexplained`], *optional*): what else the suspect holds.
     """
     result = replace(
         result,
@@ -70,7 +85,7 @@ def conclude(
     if result.accused:
         return replace(result, outcome=Outcome.ACCUSED)
     conclusions = [
-        _conclude_base(target, extraction, suspect, level, limit, share)
+        _conclude_base(target, extraction, suspect, level, limit, share, unexplained)
         for target, extraction in zip(targets, extractions, strict=True)
         if target.candidates.copies
     ] or [_conclude_without_copies(targets)]
@@ -110,6 +125,7 @@ def _conclude_base(
     level: AccusationLevel,
     limit: str | None,
     share: float,
+    unexplained: Unexplained,
 ) -> _Conclusion:
     base, recipients = target.candidates.base, target.candidates.covered
     alpha = level.alpha / (level.share * len(extraction.readings))
@@ -119,26 +135,11 @@ def _conclude_base(
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
             f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
-    noise = rounding_noise(suspect, extraction)
-    if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share, noise):
-        similar_weights = int(extraction.similar_counts.sum())
-        if similar_weights >= MIN_SIMILAR_SHARE * extraction.weights_read:
-            return _Conclusion(None, Outcome.NOBODY)
-        return _Conclusion(
-            f"Only {similar_weights:,} of the {extraction.weights_read:,} weights compared are similar to those of "
-            f"base {base.base_id}, and the others may be a copy's in another order: give the base's whole folder, so "
-            f"that both models can be run to find the order, or get the model with its channels in the base's order."
-        )
-    if noise > NOISE and would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
-        if extraction.interference:
-            return _Conclusion(
-                "It adds up branches of which too few weights are left to tell a copy's marks apart: get the model "
-                "before its branches were fused."
-            )
-        return _Conclusion(
-            f"Its weights are stored in so few bits ({', '.join(stored_dtypes(suspect))}) that a copy's mark may be "
-            f"rounded away: get the model before it was quantized."
-        )
+    score, shown = would_show_copy(base, extraction, recipients, alpha, share)
+    if shown:
+        return _conclude_rest(base, extraction, unexplained)
+    if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
+        return _Conclusion(_unseen_reason(base, extraction, suspect, score))
     if share < 1 and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
         return _Conclusion(
             f"It holds the marked tensors of base {base.base_id} several times, and a copy's may be spread over them: "
@@ -169,6 +170,46 @@ def _conclude_base(
         f"Another model than base {base.base_id}: {extraction.tensors_matched} of {len(base.carriers)} marked tensors "
         f"have a counterpart, and {compared}.",
         Outcome.NOT_COMPARABLE,
+    )
+
+
+def _conclude_rest(base: Base, extraction: Extraction, unexplained: Unexplained) -> _Conclusion:
+    """Nobody, unless a copy may be in the weights that are not similar to the base's.
+
+    A model in use has each of a copy's tensors once. Those that the rest can't hold would be among the similar ones,
+    and show the copy. So the rest first fills the places of the carriers that are not similar or missing.
+    """
+    similar = int(extraction.similar_counts.sum())
+    fits = 0 if unexplained.tensors is None else fitting_weights(base, unexplained.tensors)
+    rest = extraction.weights_read - similar + unexplained.dissimilar + fits
+    missing = base.carrier_weights - similar
+    shown = similar - max(0, rest - missing)
+    if shown >= MIN_SHOWN_SHARE * (similar + min(rest, missing)):
+        return _Conclusion(None, Outcome.NOBODY)
+    return _Conclusion(
+        f"No copy shows in the {similar:,} weights that are similar to those of base {base.base_id}, but {rest:,} "
+        f"others have the shapes of its marked tensors and may be a copy's in another order: give the base's whole "
+        f"folder, so that both models can be run to find the order, or get the model with its channels in the base's "
+        f"order."
+    )
+
+
+def _unseen_reason(base: Base, extraction: Extraction, suspect: TensorReader, score: float) -> str:
+    """Why a copy's mark would not be seen in weights that are similar to the base's."""
+    if extraction.interference:
+        return (
+            "It adds up branches of which too few weights are left to tell a copy's marks apart: get the model before "
+            "its branches were fused."
+        )
+    if rounded := few_bits(suspect):
+        return (
+            f"Its weights are stored in so few bits ({', '.join(rounded)}) that a copy's mark may be rounded away: "
+            f"get the model before it was quantized."
+        )
+    return (
+        f"Its weights have moved so far from those of base {base.base_id} (by {extraction.lineage.drift:.0%} of their "
+        f"norm) that a copy's mark may not show: a verbatim copy that moved as far would score about {score:.1f}, too "
+        f"little to count on an accusation. Get the model before it was changed."
     )
 
 

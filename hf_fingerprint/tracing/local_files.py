@@ -12,7 +12,14 @@ from hf_fingerprint.extraction import Extraction, extract
 from hf_fingerprint.extraction.placed import free_slices
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.registration.same_weights import find_recorded_copies
-from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, may_hold_copy, unread_result
+from hf_fingerprint.tracing.conclusion import (
+    ALL_EXPLAINED,
+    Unexplained,
+    conclude,
+    could_detect_copy,
+    may_hold_copy,
+    unread_result,
+)
 from hf_fingerprint.tracing.find_base import find_bases
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import fitting_carriers
@@ -47,6 +54,11 @@ class _Pass(NamedTuple):
     rest: Checkpoint | None
 
     @property
+    def dissimilar(self) -> int:
+        """The weights that were compared and are not similar to any base's."""
+        return min(int(each.weights_read - each.similar_counts.sum()) for each in self.extractions)
+
+    @property
     def similar(self) -> float:
         """The weights that are similar to the likeliest base's."""
         return max(float(each.similar_counts.sum()) for each in self.extractions)
@@ -58,9 +70,10 @@ class _Pass(NamedTuple):
             for target, extraction in zip(self.targets, self.extractions, strict=True)
         )
 
-    def conclude(self, share: float) -> TraceResult:
+    def conclude(self, share: float, unexplained: Unexplained = ALL_EXPLAINED) -> TraceResult:
         """The verdict with its outcome; see [`conclude`]."""
-        return conclude(self.result, self.suspect, self.targets, self.extractions, self.level, self.found, share=share)
+        read = self.targets, self.extractions, self.level, self.found
+        return conclude(self.result, self.suspect, *read, share=share, unexplained=unexplained)
 
 
 def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets: int = 1) -> TraceResult:
@@ -104,11 +117,14 @@ def _conclude_passes(passes: Sequence[_Pass]) -> TraceResult:
     first, *others = passes
     if passes[-1].result.accused:
         return passes[-1].conclude(1.0)
+    left = _not_compared(passes[-1].suspect, passes[-1].extractions)
+    unexplained = Unexplained(left, sum(each.dissimilar for each in others))
     others = [each for each in others if each.may_hold_copy()]
     times = sum(each.similar > 0 for each in (first, *others))
     # of k that a copy is spread over, one has at least a k-th of it, and the first at least what no other has
     kept = 1 - sum(each.similar for each in passes[1:]) / first.similar if first.similar else 1.0
-    results = [each.conclude(max(1 / max(times, 1), kept)) for each in (first, *others)]
+    share = max(1 / max(times, 1), kept)
+    results = [first.conclude(share, unexplained), *(each.conclude(share) for each in others)]
     outcome = combine_outcomes(each.outcome for each in results)
     reason = next(each.reason for each in results if each.outcome is outcome)
     return replace(results[0], outcome=outcome, reason=reason, looks=passes[-1].result.looks)
@@ -139,6 +155,15 @@ def _rest(request: TraceRequest, suspect: Checkpoint, extractions: Sequence[Extr
     """
     if not any(each.similar_counts.any() or not each.all_compared for each in extractions):
         return None
+    rest = _not_compared(suspect, extractions)
+    if rest is None or rest.tensors.keys() == suspect.tensors.keys():
+        return None
+    fits = (could_detect_copy(base, fitting_carriers(base, rest, whole=True)) for base in request.bases)
+    return rest if any(fits) else None
+
+
+def _not_compared(suspect: Checkpoint, extractions: Sequence[Extraction]) -> Checkpoint | None:
+    """The tensors, and parts of tensors, that were compared with no base, if there are any."""
     held: set[str] = set().union(*(each.held for each in extractions))
     slices = {}
     for name in held & suspect.tensors.keys():
@@ -146,11 +171,9 @@ def _rest(request: TraceRequest, suspect: Checkpoint, extractions: Sequence[Extr
         whole = any(name in each.held and name not in each.bounds for each in extractions)
         if parts and not whole and (free := free_slices(suspect.tensors[name].shape, parts)):
             slices[name] = free
-    if not held or (len(held) >= len(suspect.tensors) and not slices):
+    if len(held) >= len(suspect.tensors) and not slices:
         return None
-    rest = RemainingTensors(suspect, held, slices)
-    fits = (could_detect_copy(base, fitting_carriers(base, rest, whole=True)) for base in request.bases)
-    return rest if any(fits) else None
+    return RemainingTensors(suspect, held, slices)
 
 
 def _select_bases(

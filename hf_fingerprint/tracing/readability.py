@@ -1,10 +1,8 @@
-"""Decides whether enough of a suspect was read to conclude that it holds nobody's copy, and lists what wasn't read.
+"""Lists the tensors of a suspect that may hold a copy and were not read, or not recognized.
 
-The test: would a verbatim copy have been accused by the weights that were read and are similar to the base's? Tensors
-that were not read face the same test: if they could hide a copy, the outcome can't be "nobody".
+If they could hide a copy, the outcome can't be "nobody"; `detection.py` decides whether they could.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from math import prod
@@ -12,21 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.carriers import keyed_offset, position_counts
-from hf_fingerprint.checkpoints import TensorInfo, TensorReader
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES
 from hf_fingerprint.checkpoints.formats.contained import Container
-from hf_fingerprint.checkpoints.tensor_names import normalize_name
-from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.extraction import Extraction, to_base_names
+from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
+from hf_fingerprint.checkpoints.tensor_names import is_optimizer_state, normalize_name
+from hf_fingerprint.extraction import to_base_names
 from hf_fingerprint.extraction.fitting import carriers_with_fitting_shape
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.extraction.narrower import pair_narrower
 from hf_fingerprint.vault import Base
 
 
-NOISE = 1.0  # amplitudes in each weight, more than rounding to half precision adds
-TRIALS = 3
 MAX_LISTED = 5
 _EXACT = frozenset({"F64", "F32", "F16", "BF16", "C64", "I64", "U64", "I32", "U32", "BOOL"})  # of no weights, or exact
 
@@ -45,61 +40,15 @@ class HiddenTensor(NamedTuple):
     carrier: str
 
 
-def would_detect_copy(
-    base: Base, mass: np.ndarray, recipients: int, alpha: float, share: float = 1.0, noise: float = NOISE
-) -> bool:
-    """Whether a verbatim copy would be accused with this many of its weights at each position.
-
-    Simulates codewords of no recipient, with noise in every weight.
-
-    Args:
-        base ([`Base`]): the base.
-        mass (`np.ndarray` of shape `(V,)`): the number of weights at each position.
-        recipients (`int`): how many recipients the bound pays for.
-        alpha (`float`): the level at which this look accuses.
-        share (`float`, *optional*, defaults to 1): the share of the weights that are a copy's.
-        noise (`float`, *optional*, defaults to 1): the noise's standard deviation, in amplitudes of the mark.
-    """
-    if not mass.any():
-        return False
-    codebook = base.codebook()
-    for trial in range(TRIALS):
-        key = hashlib.sha256(f"hf_fingerprint: nobody's copy {trial}".encode()).digest()
-        packed = codebook.packed([key])[0]
-        disturbance = noise * np.sqrt(mass) * np.random.default_rng(trial).standard_normal(len(mass))
-        signal = share * mass * (2.0 * np.unpackbits(packed) - 1) + disturbance
-        if not prove_codeword(codebook, packed, signal, mass, recipients, alpha)[1]:
-            return False
-    return True
-
-
 def stored_dtypes(suspect: TensorReader) -> tuple[str, ...]:
     """The types of a suspect's tensors as stored; none, if it is read by ranges."""
     container: Container | None = getattr(suspect, "container", None)
     return () if container is None else container.dtypes
 
 
-def rounding_noise(suspect: TensorReader, extraction: Extraction) -> float:
-    """The noise that a copy's weights have in a suspect, in amplitudes of the mark, at least [`NOISE`] and the marks
-    of carriers that were fused with them.
-
-    What few bits round off is gone from a copy too, so where a suspect stores codes, all that its weights differ from
-    the base's counts as noise.
-    """
-    least = float(np.sqrt(NOISE**2 + extraction.interference))
-    if _EXACT.issuperset(stored_dtypes(suspect)) or not extraction.mass.any():
-        return least
-    return max(least, float(np.sqrt(extraction.similar_counts.sum() / extraction.mass.sum())))
-
-
-def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
-    """The number of weights of these carriers at each position: `float64` of shape `(V,)`."""
-    mass = np.zeros(base.length)
-    for carrier in base.carriers:
-        if carrier.name in carriers:
-            weights = int(np.prod(base.tensors[carrier.name].shape))
-            mass += position_counts(weights, keyed_offset(base.secret, carrier.name, base.length), base.length)
-    return mass
+def few_bits(suspect: TensorReader) -> tuple[str, ...]:
+    """The types of a suspect's tensors in which a mark may be rounded away."""
+    return tuple(dtype for dtype in stored_dtypes(suspect) if dtype not in _EXACT)
 
 
 def fitting_carriers(base: Base, suspect: TensorReader, whole: bool = False, equal_only: bool = False) -> list[str]:
@@ -111,6 +60,17 @@ def fitting_carriers(base: Base, suspect: TensorReader, whole: bool = False, equ
     found = max(found, by_shape, [*pair_narrower(base, named)], key=len)
     missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
     return found + [each.carrier for each in find_hidden(base, named, missing, unreadable_tensors(suspect))]
+
+
+def fitting_weights(base: Base, suspect: Checkpoint) -> int:
+    """How many of a base's marked weights the tensors of a suspect can hold at most, according to their shapes: as
+    wholes, in equal parts of fused or stacked tensors, or without some of their channels. An optimizer's state is
+    no model."""
+    names = {name: name for name in suspect.tensors if not is_optimizer_state(name)}
+    model = RenamedCheckpoint(suspect, names)
+    whole = carriers_with_fitting_shape(base, model, whole=True, equal_only=True)
+    narrower = pair_narrower(base, model).values()
+    return max(sum(prod(base.tensors[n].shape) for n in whole), sum(prod(info.shape) for info in narrower))
 
 
 def unreadable_tensors(suspect: TensorReader) -> Mapping[str, str]:

@@ -113,6 +113,15 @@ def test_the_recipient_of_a_fused_copy_is_named_and_the_fused_base_is_nobodys(ca
     assert traced(case, fused(branched(1))).outcome is Outcome.NOT_COMPARABLE
 
 
+@pytest.mark.parametrize("drift", [0.1, 0.5, 1.0, 2.0])
+def test_fused_branches_that_drifted_too_far_to_show_a_mark_clear_nobody(case, drift):
+    rng = np.random.default_rng(2)
+    for arrays in (case.own, case.copy):
+        moved = {n: v + drift * v.std() * rng.standard_normal(v.shape) for n, v in fused(arrays).items()}
+        result = traced(case, {n: v.astype(np.float32) for n, v in moved.items()})
+        assert result.outcome in (Outcome.NOT_READABLE, Outcome.NOT_COMPARABLE)
+
+
 def test_branches_that_were_not_fused_are_read_as_they_are(case):
     arrays = {f"onnx::Conv_{number}": array for number, array in enumerate(reversed(case.copy.values()))}
 
