@@ -9,10 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.evaluation import Trial
 
 
 DIGITS = 5  # significant
+_ORDER = {name: number for number, name in enumerate(SUITE)}
+_LEFT_OUT: dict[str, Any] = {
+    "log10_bounds": (),
+    "highest_innocent": None,
+    "histogram": (),
+    "unaligned": (0, None),
+    "layers": (),
+    "seconds": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -22,23 +32,31 @@ class KeptTrial:
     Attributes:
         model (`str`): a name of the model and the budget.
         commit (`str`): of the code that ran.
-        trial ([`Trial`]): the trial, redacted.
+        trial ([`Trial`]): the trial, with what its tables need.
     """
 
     model: str
     commit: str
     trial: Trial
 
+    @classmethod
+    def of(cls, model: str, commit: str, trial: Trial) -> "KeptTrial":
+        """A trial of a run without what is not to be published."""
+        bare = {name: value for name, value in _LEFT_OUT.items() if name != "unaligned"}
+        return cls(model, commit, replace(trial.redacted(), **bare))
+
     @property
-    def suspect(self) -> tuple[object, ...]:
-        """What makes it another suspect than the others."""
+    def place(self) -> tuple[Any, ...]:
+        """Its place in the file, which no other suspect has."""
         each = self.trial
-        return self.model, each.kind, each.attack, each.step, each.what, each.colluders, *_short([*each.shares])
+        attack = _ORDER.get(each.attack, -1), each.kind, each.attack
+        return self.model, *attack, each.step, each.colluders, each.what, *_short([*each.shares])
 
     def line(self) -> str:
         """The trial as a line of JSON."""
-        values = replace(self.trial.redacted(), layers=(), seconds=0.0).to_dict()
-        return json.dumps({"model": self.model, "commit": self.commit} | {k: _short(v) for k, v in values.items()})
+        values = {name: _short(value) for name, value in self.trial.to_dict().items() if name not in _LEFT_OUT}
+        accused = {"unaligned": self.trial.unaligned[0]}
+        return json.dumps({"model": self.model, "commit": self.commit} | values | accused)
 
 
 def read_trials(file: Path) -> list[KeptTrial]:
@@ -46,16 +64,18 @@ def read_trials(file: Path) -> list[KeptTrial]:
     found = []
     for line in file.read_text().splitlines() if file.exists() else ():
         values = json.loads(line)
-        found.append(KeptTrial(values.pop("model"), values.pop("commit"), Trial.from_dict(values)))
+        model, made = values.pop("model"), values.pop("commit")
+        values |= _LEFT_OUT | {"unaligned": (values["unaligned"], None)}
+        found.append(KeptTrial(model, made, Trial.from_dict(values)))
     return found
 
 
 def add_trials(file: Path, new: Iterable[KeptTrial]) -> list[KeptTrial]:
     """Adds the trials of a run to a file, in place of older ones of the same suspects, and returns all."""
-    kept = {each.suspect: each for each in (*read_trials(file), *new)}
-    found = sorted(kept.values(), key=lambda each: repr(each.suspect))
+    kept = {each.place: each for each in (*read_trials(file), *new)}
+    found = [kept[place] for place in sorted(kept)]
     file.write_text("".join(each.line() + "\n" for each in found))
-    return found
+    return read_trials(file)
 
 
 def _short(value: Any) -> Any:

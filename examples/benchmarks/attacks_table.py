@@ -73,7 +73,7 @@ def kept_trials(folder: Path, models: dict[str, list[Trial]]) -> Iterator[KeptTr
     for model, trials in models.items():
         file = folder / f"{model}{COMMIT}"
         made = file.read_text() if file.exists() else commit()
-        yield from (KeptTrial(model, made, trial.redacted()) for trial in trials)
+        yield from (KeptTrial.of(model, made, trial) for trial in trials)
 
 
 def cell(trials: Iterable[Trial], attack: str, steps_shown: list[int]) -> str:
