@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer, Outcome, trace
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction import extract
-from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
