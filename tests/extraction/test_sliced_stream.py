@@ -21,6 +21,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction.sliced_stream import restore_stream
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tracing.detection import would_show_copy
 from tests.helpers.attackers import make_images
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, build, save_timm, unlocked_vault
 
