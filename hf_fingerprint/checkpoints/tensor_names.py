@@ -12,6 +12,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model
 _ADAPTER = re.compile(r"[._](lora_\w+|ia3_l|hada_w\w*|lokr_w\w*|oft_[rRs]|vera_lambda_\w|boft_[RPs])([._]|$)")
 _SAVED_ALONG = re.compile(r"base_model\.|.*\bmodules_to_save\b")
 _OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 _PREFIX = re.compile(r"^(vit|deit|dinov2|beit|resnet)\.")
 _VIT = (
     ("cls_token", "embeddings.cls_token"),
@@ -55,8 +56,10 @@ _ONE_BASED = "layer#.#."  # timm counts a ResNet's stages, convolutions and norm
 
 
 def is_optimizer_state(name: str) -> bool:
-    """Whether a tensor has the name that PyTorch's optimizers give their state: `optimizer.state.3.exp_avg`."""
-    return _OPTIMIZER_STATE.search(name) is not None
+    """Whether a tensor has the name that PyTorch's optimizers give their state: `optimizer.state.3.exp_avg`, or in
+    sharded checkpoints `optimizer.state.fc.weight.exp_avg`."""
+    module, _, kind = name.rpartition(".")
+    return _OPTIMIZER_STATE.search(name) is not None or (kind in _MOMENTS and "state" in module.split("."))
 
 
 def is_adapter(names: Collection[str]) -> bool:

@@ -190,8 +190,9 @@ class ExtractionSums:
     def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader, ancestor: TensorReader | None = None):
         self._base, self._original, self._suspect, self._ancestor = base, original, suspect, ancestor
         self._in_ancestor = {} if ancestor is None else match_names(base, ancestor)
-        self._sums = {name: np.zeros((2, base.length)) for name in (PLAIN, WHITENED, ANCESTOR)}
-        self._expected = {name: np.zeros((2, base.length)) for name in self._sums}
+        # of each reading: values and masses, and those that are expected of a copy
+        names = (PLAIN, WHITENED) if ancestor is None else (PLAIN, WHITENED, ANCESTOR)
+        self._sums = {name: np.zeros((2, 2, base.length)) for name in names}
         self._used = {PLAIN}
         self._similar_counts, self._products = np.zeros(base.length), np.zeros(4)
         self._dissimilar: dict[str, None] = {}
@@ -229,23 +230,28 @@ class ExtractionSums:
     def _add_sums(self, found: TensorExtraction, share: float) -> None:
         """Adds a tensor to all readings: to those that can't be made of it, as the one before.
 
-        A whole mark has only a share of its energy in the directions that are left, and so has the noise.
+        A whole mark has only a share of its energy in the directions that are left, and so has the noise. Of a sliced
+        tensor, further readings are expected to show what the plain one does.
         """
         masses = found.weight * _position_masses(found, self._base.length)
         kept = found.coefficient if _lineage(found.sample.products).descends else 0.0
-        reading = MarkSums(found.weight * found.sums, masses, found.evidence)
-        for name, further in ((PLAIN, None), (WHITENED, found.whitened), (ANCESTOR, found.by_ancestor)):
+        plain = MarkSums(found.weight * found.sums, masses, found.evidence)
+        parts = np.empty((2, 2, self._base.length))
+        for name, further in zip(self._sums, (plain, found.whitened, found.by_ancestor), strict=False):
             if further is not None:
-                reading = further
                 self._used.add(name)
-            self._sums[name] += share * reading.sums, share**2 * reading.masses
-            self._expected[name] += np.outer((kept * reading.evidence, reading.evidence), share**2 * reading.masses)
+                np.multiply(share, further.sums, out=parts[0, 0])
+                np.multiply(share**2, further.masses, out=parts[0, 1])
+                if further is plain or share == 1:  # whitening takes directions that are gone for some without drift
+                    np.multiply(kept * further.evidence, parts[0, 1], out=parts[1, 0])
+                    np.multiply(further.evidence, parts[0, 1], out=parts[1, 1])
+            self._sums[name] += parts
 
     def extraction(self, found: Collection[str]) -> Extraction:
         """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""
         readings = {
             name: ExtractedSignal(clip_positions(values, mass), mass.copy())
-            for name, (values, mass) in self._sums.items()
+            for name, ((values, mass), _) in self._sums.items()
             if name in self._used
         }
         plain = readings.pop(PLAIN)
@@ -260,7 +266,7 @@ class ExtractionSums:
             tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
             tuple(self._dissimilar),
             further=readings,
-            expected={name: ExtractedSignal(*self._expected[name].copy()) for name in (PLAIN, *readings)},
+            expected={name: ExtractedSignal(*self._sums[name][1].copy()) for name in (PLAIN, *readings)},
         )
 
 

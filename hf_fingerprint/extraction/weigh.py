@@ -143,9 +143,8 @@ def extract_tensor(
             np.clip(difference, -clip, clip, out=difference)
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
             product, square = float(theirs @ ours), float(ours @ ours)
-        if not finite or _any_zero(theirs):
+        if not (np.isfinite(power) and np.isfinite(product)) or _any_zero(theirs):
             lost = dropped_mask(theirs)
             difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing

@@ -9,7 +9,7 @@ from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy
+from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy, would_surely_detect
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import (
     HiddenTensor,
@@ -138,21 +138,21 @@ def _conclude_base(
     score, shown = would_show_copy(base, extraction, recipients, alpha, share)
     if shown:
         return _conclude_rest(base, extraction, unexplained)
-    if would_detect_copy(base, extraction.similar_counts, recipients, alpha, share):
-        return _Conclusion(_unseen_reason(base, extraction, suspect, score))
-    if share < 1 and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
-        return _Conclusion(
-            f"It holds the marked tensors of base {base.base_id} several times, and a copy's may be spread over them: "
-            f"trace each of the models in it by itself."
-        )
     whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
-    if not would_detect_copy(base, whole, recipients, alpha):
+    if not would_surely_detect(base, whole, recipients, alpha):
         return _Conclusion(
             f"Base {base.base_id} has too few marked weights to prove even a verbatim copy among {recipients:,} at "
             f"alpha {level.alpha:.0e}, so its copies can't be traced."
         )
     if limit is not None:
         return _Conclusion(limit)
+    if share < 1 and would_show_copy(base, extraction, recipients, alpha)[1]:
+        return _Conclusion(
+            f"It holds the marked tensors of base {base.base_id} several times, and a copy's may be spread over them: "
+            f"trace each of the models in it by itself."
+        )
+    if _is_unseen(extraction) and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
+        return _Conclusion(_unseen_reason(base, extraction, suspect, score))
     if extraction.weights_dropped > extraction.weights_read:
         weights = extraction.weights_dropped + extraction.weights_read
         return _Conclusion(
@@ -192,6 +192,12 @@ def _conclude_rest(base: Base, extraction: Extraction, unexplained: Unexplained)
         f"folder, so that both models can be run to find the order, or get the model with its channels in the base's "
         f"order."
     )
+
+
+def _is_unseen(extraction: Extraction) -> bool:
+    """Whether what was added to the weights hides most of what a copy's would say."""
+    masses = [signal.mass.sum() for signal in extraction.expected.values()]
+    return bool(extraction.interference or 2 * max(masses, default=0.0) < extraction.similar_counts.sum())
 
 
 def _unseen_reason(base: Base, extraction: Extraction, suspect: TensorReader, score: float) -> str:

@@ -15,6 +15,7 @@ from hf_fingerprint.carriers import keyed_offset, position_counts
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.extraction import Extraction
 from hf_fingerprint.extraction.extract import ExtractedSignal
+from hf_fingerprint.extraction.weigh import MIN_VARIANCE
 from hf_fingerprint.vault import Base
 
 
@@ -34,6 +35,16 @@ def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: floa
         share (`float`, *optional*, defaults to 1): the share of the weights that are a copy's.
     """
     return _simulate_copy(base, ExtractedSignal(share * mass, mass), recipients, alpha, NOISE)[1]
+
+
+def would_surely_detect(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> bool:
+    """Whether [`MARGIN`] of the mark is enough with this many weights at each position, if they did not drift.
+
+    Args:
+        base, mass, recipients, alpha: see [`would_detect_copy`].
+    """
+    unmoved = mass / (1 + MIN_VARIANCE)
+    return _simulate_copy(base, ExtractedSignal(MARGIN * unmoved, unmoved), recipients, alpha, NOISE)[1]
 
 
 def would_show_copy(

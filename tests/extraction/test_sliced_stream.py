@@ -21,11 +21,13 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction.sliced_stream import restore_stream
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tracing.detection import would_show_copy
 from tests.helpers.attackers import make_images
-from tests.helpers.small_models import SETTINGS, build, save_timm, unlocked_vault
+from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, build, save_timm, unlocked_vault
 
 
 pytestmark = pytest.mark.integration
+SWIN = {"embed_dim": 16, "depths": (1, 2), "num_heads": (2, 4), "img_size": 56}
 
 
 def ready(root, architecture):
@@ -139,6 +141,19 @@ def test_another_model_sliced_is_not_the_bases(vit, tmp_path):
     for share in (0.0, 0.25):
         _, result = traced(vit, load_file(other / "model.safetensors"), StreamSlicing(share))
         assert result.outcome is not Outcome.NOBODY and not result.accused
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"), [("test_convnext", {}), ("swin_tiny_patch4_window7_224", SWIN)]
+)
+def test_another_model_whose_stages_have_streams_of_their_own_is_no_error(tmp_path, architecture, arguments):
+    model = save_timm(tmp_path / "model", architecture, num_classes=4, **arguments)
+    other = save_timm(tmp_path / "other", architecture, seed=5, num_classes=7, **arguments)
+    vault = unlocked_vault(tmp_path / "vault")
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
+        issuer.issue("alice", tmp_path / "copy")
+
+    assert trace(other, vault).outcome is Outcome.NOT_COMPARABLE
 
 
 def test_a_slice_of_which_no_order_is_left_is_no_acquittal(vit):

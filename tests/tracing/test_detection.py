@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer, Outcome, trace
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction import extract
-from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
@@ -82,6 +82,16 @@ def test_where_a_copy_would_not_show_the_base_is_not_readable(case, size):
     if base.outcome is Outcome.NOT_READABLE:
         assert f"by {base.lineage.drift:.0%} of their norm" in base.reason
         assert "a verbatim copy that moved as far would score about" in base.reason
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_weights_that_did_not_move_are_too_few_rather_than_too_far_from_the_base(case, rows):
+    name = "blocks.0.attn.qkv.weight"
+
+    result = traced(case, {name: case.own[name] * (np.arange(144) < rows)[:, None]})
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert f"{6912 - 48 * rows:,} of the 6,912 weights that may hold a mark are exactly 0" in result.reason
 
 
 def test_drift_in_few_directions_still_clears_the_base(case):

@@ -197,13 +197,14 @@ def test_layers_next_to_the_base_that_cannot_hold_most_of_a_copy_clear_it(case, 
 def test_an_optimizers_state_is_no_copy(case, tmp_path):
     state = {n: torch.from_numpy(w) for n, w in load_file(case.model / "model.safetensors").items() if w.size > 1}
     moments = {i: {"exp_avg": torch.randn(w.shape)} for i, w in enumerate(state.values())}
+    by_name = {name: {"exp_avg": torch.randn(w.shape)} for name, w in state.items()}
+    others = {"optimizer": {"state": moments}, "sharded": {"state": by_name}, "another": moments}
     outcomes = {}
-    for name in ("optimizer", "another"):
-        moved = {"state": moments} if name == "optimizer" else moments
+    for name, moved in others.items():
         torch.save({"model": state, name: moved}, tmp_path / "suspect.pth")
         outcomes[name] = trace(tmp_path / "suspect.pth", case.vault).outcome
 
-    assert outcomes == {"optimizer": Outcome.NOBODY, "another": Outcome.NOT_READABLE}
+    assert outcomes == {"optimizer": Outcome.NOBODY, "sharded": Outcome.NOBODY, "another": Outcome.NOT_READABLE}
 
 
 def test_next_to_nothing_of_a_base_is_not_enough(case, tmp_path):

@@ -155,9 +155,11 @@ def fit_rotation_transforms(
 
 
 def _stream_side(basis: np.ndarray, activations: tuple[Activations, Activations] | None, rows: int) -> StreamSide:
+    """The side of a weight that touches a stream of this basis; neither does in a stage of another width."""
     gains = scales = None
     if activations is not None and activations[0].gain is not None and activations[1].gain is not None:
-        gains = activations[0].gain, activations[1].gain
+        if len(activations[0].gain) == len(activations[1].gain) == len(basis):
+            gains = activations[0].gain, activations[1].gain
     elif rows == len(basis):
         one = np.ones(rows)
         ours, theirs = (None, None) if activations is None else (activations[0].scale, activations[1].scale)

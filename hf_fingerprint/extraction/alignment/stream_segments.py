@@ -51,11 +51,13 @@ def find_segments(original: Checkpoint) -> list[StreamSegment]:
     readers: dict[str, np.ndarray] = {}
     writers: dict[str, np.ndarray] = {}
     for layer, each in found.items():  # in the order in which they ran
-        if each.gain is not None and len(each.gain) == width:
-            readers[layers[layer]] = each.gain
-        elif len(each.outputs) == width:
+        name = layers[layer]
+        info = original.tensors[name]
+        if each.gain is not None and len(each.gain) == info.columns == width:  # else as between stages, with a kernel
+            readers[name] = each.gain
+        elif len(each.outputs) == info.rows == width:
             if readers:
                 segments.append(StreamSegment(readers, writers, width))
                 readers = {}
-            writers = {layers[layer]: np.ones(width) if each.scale is None else each.scale}
+            writers = {name: np.ones(width) if each.scale is None else each.scale}
     return [*segments, StreamSegment(readers, writers, width)]

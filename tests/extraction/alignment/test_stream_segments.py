@@ -33,6 +33,17 @@ def test_segments_of_a_model_of_transformers_have_three_readers_before_an_attent
     assert all(len(writers) == 1 for _, writers, _ in segments)
 
 
+def test_a_layer_with_a_kernel_between_two_stages_reads_no_segment(tmp_path):
+    with open_checkpoint(save_timm(tmp_path / "model", "test_convnext")) as original:
+        segments = find_segments(original)
+        shapes = {name: original.tensors[name].shape for readers, writers, _ in segments for name in readers | writers}
+
+    assert segments
+    for readers, writers, channels in segments:
+        assert all(shapes[name][1:] == (channels,) for name in readers)
+        assert all(shapes[name][0] == channels for name in writers)
+
+
 def test_a_model_without_a_stream_has_no_segments(tmp_path):
     with open_checkpoint(save_timm(tmp_path / "model", "test_resnet")) as original:
         assert find_segments(original) == []
