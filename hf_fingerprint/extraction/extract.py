@@ -230,7 +230,8 @@ class ExtractionSums:
     def _add_sums(self, found: TensorExtraction, share: float) -> None:
         """Adds a tensor to all readings: to those that can't be made of it, as the one before.
 
-        A whole mark has only a share of its energy in the directions that are left, and so has the noise.
+        A whole mark has only a share of its energy in the directions that are left, and so has the noise. Of a sliced
+        tensor, further readings are expected to show what the plain one does.
         """
         masses = found.weight * _position_masses(found, self._base.length)
         kept = found.coefficient if _lineage(found.sample.products).descends else 0.0
@@ -241,8 +242,9 @@ class ExtractionSums:
                 self._used.add(name)
                 np.multiply(share, further.sums, out=parts[0, 0])
                 np.multiply(share**2, further.masses, out=parts[0, 1])
-                np.multiply(kept * further.evidence, parts[0, 1], out=parts[1, 0])
-                np.multiply(further.evidence, parts[0, 1], out=parts[1, 1])
+                if further is plain or share == 1:  # whitening takes directions that are gone for some without drift
+                    np.multiply(kept * further.evidence, parts[0, 1], out=parts[1, 0])
+                    np.multiply(further.evidence, parts[0, 1], out=parts[1, 1])
             self._sums[name] += parts
 
     def extraction(self, found: Collection[str]) -> Extraction:
