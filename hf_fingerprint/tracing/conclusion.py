@@ -9,7 +9,13 @@ from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.tracing.detection import carrier_mass, would_detect_copy, would_show_copy, would_surely_detect
+from hf_fingerprint.tracing.detection import (
+    carrier_mass,
+    expected_score,
+    would_detect_copy,
+    would_show_copy,
+    would_surely_detect,
+)
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import (
     HiddenTensor,
@@ -135,8 +141,7 @@ def _conclude_base(
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
             f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
-    score, shown = would_show_copy(base, extraction, recipients, alpha, share)
-    if shown:
+    if would_show_copy(base, extraction, recipients, alpha, share):
         return _conclude_rest(base, extraction, unexplained)
     whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
     if not would_surely_detect(base, whole, recipients, alpha):
@@ -146,12 +151,13 @@ def _conclude_base(
         )
     if limit is not None:
         return _Conclusion(limit)
-    if share < 1 and would_show_copy(base, extraction, recipients, alpha)[1]:
+    if share < 1 and would_show_copy(base, extraction, recipients, alpha):
         return _Conclusion(
             f"It holds the marked tensors of base {base.base_id} several times, and a copy's may be spread over them: "
             f"trace each of the models in it by itself."
         )
     if _is_unseen(extraction) and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
+        score = expected_score(base, extraction, recipients, alpha, share)
         return _Conclusion(_unseen_reason(base, extraction, suspect, score))
     if extraction.weights_dropped > extraction.weights_read:
         weights = extraction.weights_dropped + extraction.weights_read

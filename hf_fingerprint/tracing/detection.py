@@ -47,10 +47,8 @@ def would_surely_detect(base: Base, mass: np.ndarray, recipients: int, alpha: fl
     return _simulate_copy(base, ExtractedSignal(MARGIN * unmoved, unmoved), recipients, alpha, NOISE)[1]
 
 
-def would_show_copy(
-    base: Base, extraction: Extraction, recipients: int, alpha: float, share: float = 1.0
-) -> tuple[float, bool]:
-    """How a copy would score in a suspect's place, and whether it would surely be accused.
+def would_show_copy(base: Base, extraction: Extraction, recipients: int, alpha: float, share: float = 1.0) -> bool:
+    """Whether a copy in a suspect's place would surely be accused: whether [`MARGIN`] of its mark is enough.
 
     What the suspect's weights differ from the base's by, tensor by tensor and reading by reading, would be in a copy's
     as well, next to its mark: drift, rounding to few bits, other branches.
@@ -58,16 +56,24 @@ def would_show_copy(
     Args:
         base, recipients, alpha, share: see [`would_detect_copy`].
         extraction ([`Extraction`]): the suspect's.
-
-    Returns:
-        `(score, shown)`: the score in the best reading; and whether [`MARGIN`] of the mark is enough in it.
     """
-    noise = float(np.sqrt(NOISE**2 + extraction.interference))
+    return _simulate_in_place(base, extraction, recipients, alpha, MARGIN * share)[1]
+
+
+def expected_score(base: Base, extraction: Extraction, recipients: int, alpha: float, share: float = 1.0) -> float:
+    """How a copy in a suspect's place would score, in the best reading; for the arguments see [`would_show_copy`]."""
+    return _simulate_in_place(base, extraction, recipients, alpha, share)[0]
+
+
+def _simulate_in_place(
+    base: Base, extraction: Extraction, recipients: int, alpha: float, share: float
+) -> tuple[float, bool]:
+    """The mean score of a copy of which a share of the mark is in a suspect's place, and whether it is accused."""
     if not extraction.expected:
         return 0.0, False
     signal, mass = max(extraction.expected.values(), key=_information)
-    score, _ = _simulate_copy(base, ExtractedSignal(share * signal, mass), recipients, alpha, noise)
-    return score, _simulate_copy(base, ExtractedSignal(MARGIN * share * signal, mass), recipients, alpha, noise)[1]
+    noise = float(np.sqrt(NOISE**2 + extraction.interference))
+    return _simulate_copy(base, ExtractedSignal(share * signal, mass), recipients, alpha, noise)
 
 
 def _information(expected: ExtractedSignal) -> float:

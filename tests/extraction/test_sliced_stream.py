@@ -21,7 +21,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction.sliced_stream import restore_stream
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing.detection import would_show_copy
+from hf_fingerprint.tracing.detection import expected_score
 from tests.helpers.attackers import make_images
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, build, save_timm, unlocked_vault
 
@@ -154,6 +154,18 @@ def test_another_model_whose_stages_have_streams_of_their_own_is_no_error(tmp_pa
         issuer.issue("alice", tmp_path / "copy")
 
     assert trace(other, vault).outcome is Outcome.NOT_COMPARABLE
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_the_base_sliced_and_trained_tells_no_more_than_what_a_copy_scores(vit, share):
+    step = Compose(StreamSlicing(share), FineTuning(3e-3, steps=40))
+    scores, _ = traced(vit, vit.state, step)
+
+    sliced = step(vit.unmarked, vit.attacker)
+    with open_checkpoint(vit.model) as original, open_checkpoint(sliced, suspect=True) as suspect:
+        expected = expected_score(vit.base, extract(vit.base, original, suspect), 3, 1e-6)
+
+    assert 0.5 * scores["alice"] < expected < 1.25 * scores["alice"]
 
 
 def test_a_slice_of_which_no_order_is_left_is_no_acquittal(vit):
