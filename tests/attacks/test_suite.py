@@ -165,7 +165,8 @@ def test_what_leaves_the_function_unchanged_is_there_after_fine_tuning_too_in_al
 def test_every_strategy_is_there_alone_and_followed():
     found = [attack_sweep(name)[0] for name in attack_names("collusion")]
 
-    assert len(found) == 4 * len(STRATEGIES)
+    assert len(found) == 4 * len(STRATEGIES) + 1  # the average is also trained with ten times the learning rate
+    assert attack_sweep("average-then-retrain") == [Compose(Collusion("average"), FineTuning(1e-3))]
     firsts = [step.steps[0] if isinstance(step, Compose) else step for step in found]
     assert all(isinstance(first, Collusion) for first in firsts)
     assert {first.strategy for first in firsts} == set(STRATEGIES)
