@@ -11,7 +11,7 @@ from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.tracing.detection import (
     carrier_mass,
-    expected_score,
+    drifted_copy_score,
     would_detect_copy,
     would_show_copy,
     would_surely_detect,
@@ -157,7 +157,7 @@ def _conclude_base(
             f"trace each of the models in it by itself."
         )
     if _is_unseen(extraction) and would_detect_copy(base, extraction.similar_counts, recipients, alpha):
-        score = expected_score(base, extraction, recipients, alpha, share)
+        score = drifted_copy_score(base, extraction, recipients, alpha, share)
         return _Conclusion(_unseen_reason(base, extraction, suspect, score))
     if extraction.weights_dropped > extraction.weights_read:
         weights = extraction.weights_dropped + extraction.weights_read

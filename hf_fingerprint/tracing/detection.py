@@ -60,7 +60,7 @@ def would_show_copy(base: Base, extraction: Extraction, recipients: int, alpha: 
     return _simulate_in_place(base, extraction, recipients, alpha, MARGIN * share)[1]
 
 
-def expected_score(base: Base, extraction: Extraction, recipients: int, alpha: float, share: float = 1.0) -> float:
+def drifted_copy_score(base: Base, extraction: Extraction, recipients: int, alpha: float, share: float = 1.0) -> float:
     """How a copy in a suspect's place would score, in the best reading; for the arguments see [`would_show_copy`]."""
     return _simulate_in_place(base, extraction, recipients, alpha, share)[0]
 

@@ -21,7 +21,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction.sliced_stream import restore_stream
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing.detection import expected_score
+from hf_fingerprint.tracing.detection import drifted_copy_score
 from tests.helpers.attackers import make_images
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, build, save_timm, unlocked_vault
 
@@ -163,7 +163,7 @@ def test_the_base_sliced_and_trained_tells_no_more_than_what_a_copy_scores(vit, 
 
     sliced = step(vit.unmarked, vit.attacker)
     with open_checkpoint(vit.model) as original, open_checkpoint(sliced, suspect=True) as suspect:
-        expected = expected_score(vit.base, extract(vit.base, original, suspect), 3, 1e-6)
+        expected = drifted_copy_score(vit.base, extract(vit.base, original, suspect), 3, 1e-6)
 
     assert 0.5 * scores["alice"] < expected < 1.25 * scores["alice"]
 

@@ -12,7 +12,7 @@ from hf_fingerprint import Issuer, Outcome, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction import extract
-from hf_fingerprint.tracing.detection import carrier_mass, expected_score, would_detect_copy, would_show_copy
+from hf_fingerprint.tracing.detection import carrier_mass, drifted_copy_score, would_detect_copy, would_show_copy
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
@@ -62,7 +62,7 @@ def predicted(case, arrays):
     save_file(arrays, path)
     with open_checkpoint(path, suspect=True) as suspect:
         given = case.base, extract(case.base, case.original, suspect), 1, 1e-6
-        return expected_score(*given), would_show_copy(*given)
+        return drifted_copy_score(*given), would_show_copy(*given)
 
 
 @pytest.mark.parametrize(("drift", "size"), [(white, 0), (white, 0.01), (white, 0.03), (white, 0.06), (colored, 1)])
