@@ -73,6 +73,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m examples.benchmarks.verdicts --out bench_output/verdicts --results $(DATA)/verdicts.json
 	$(BIN)/python -m examples.benchmarks.fuzz_readers --count 100000 --results $(DATA)/readers.json
 	$(BIN)/python -m examples.benchmarks.layouts --out bench_output/layouts --results $(DATA)/layouts.json
+	$(BIN)/python -m examples.benchmarks.reading_speed --out bench_output/reading_speed --results $(DATA)/reading-speed.json
 	$(BIN)/python -m examples.benchmarks.depth --out bench_output/depth --results $(DATA)/depth.json
 	$(BIN)/python -m examples.benchmarks.tampered_rows --out bench_output/vaults --results $(DATA)/tampered.json
 	$(BIN)/python -m examples.benchmarks.hostile_merges --results $(DATA)/merges.json
