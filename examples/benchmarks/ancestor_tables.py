@@ -13,7 +13,7 @@ from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE
 
 
 READINGS = ("plain_", "blind_", "")  # of a trial's scores
-UNTRAINED, TRAINED = "without training", "whose training took a tenth of the score"
+UNTRAINED, TRAINED = "without fine-tuning", "whose fine-tuning took a tenth of the score"
 MUCH = 0.9  # of the score of the copy as issued
 USEFUL = 0.02  # below the copy as issued: the accuracy at which a merge is worth something
 
@@ -108,7 +108,7 @@ def before_table(models: dict[str, list[Trial]]) -> Table:
             if trial.kind != SINGLE or group_of(trial) == ANCESTOR or not (trial.accused and any(trial.plain_caught)):
                 continue
             plain = trial.plain_scores[0] or 0.0
-            if any(word in trial.attack for word in ("finetune", "remove")):
+            if "finetune" in trial.attack:
                 kind = TRAINED if plain < MUCH * (issued.score or 0.0) else ""
             else:
                 kind = UNTRAINED
