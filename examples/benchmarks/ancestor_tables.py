@@ -13,7 +13,7 @@ from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE
 
 
 READINGS = ("plain_", "blind_", "")  # of a trial's scores
-UNTRAINED, TRAINED = "without fine-tuning", "whose fine-tuning took a tenth of the score"
+UNTRAINED, TRAINED = "without fine-tuning", "that fine-tuning cost a tenth"
 MUCH = 0.9  # of the score of the copy as issued
 USEFUL = 0.02  # below the copy as issued: the accuracy at which a merge is worth something
 

@@ -57,8 +57,6 @@ def test_scores_are_compared_with_those_of_the_plain_reading_apart_for_trained_s
     assert rows == {
         "score / the plain reading's, 2 suspects without fine-tuning: lowest (prune 1, vit)": "0.90 (!)",
         "the same, median of suspects without fine-tuning": "1.05",
-        "score / the plain reading's, 1 suspects whose fine-tuning took a tenth of the score: lowest (finetune 1, vit)": (
-            "1.50"
-        ),
-        "the same, median of suspects whose fine-tuning took a tenth of the score": "1.50",
+        "score / the plain reading's, 1 suspects that fine-tuning cost a tenth: lowest (finetune 1, vit)": ("1.50"),
+        "the same, median of suspects that fine-tuning cost a tenth": "1.50",
     }
