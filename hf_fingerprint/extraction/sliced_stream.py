@@ -9,15 +9,14 @@ Nothing here sees a codeword, so a wrong fit can lose evidence but can't create 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.tensor_names import canonical_name
+from hf_fingerprint.checkpoints.namesakes import Namesakes
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.extraction.alignment.aligned import load_tensor
@@ -55,7 +54,7 @@ def restore_stream(base: Base, original: Checkpoint, suspect: TensorReader) -> S
     Args:
         base, original, suspect: see [`extract`].
     """
-    named = {canonical_name(info.name): info for info in suspect.tensors.values() if info.dtype in READABLE}
+    named = Namesakes(suspect.tensors)
     if len(suspect.tensors) <= len(original.tensors) and _has_all_shapes(base, named):
         return SlicedStream(suspect, {})  # there is no place for the matrices of skip connections
     if not _may_be_sliced(base, named):
@@ -64,7 +63,7 @@ def restore_stream(base: Base, original: Checkpoint, suspect: TensorReader) -> S
         segments = find_segments(original)
     except BuildError:
         return SlicedStream(suspect, {})
-    carriers = {carrier.name for carrier in base.carriers}
+    carriers = base.carrier_shapes
     placements: dict[str, Placement] = {}
     transforms: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     shares: dict[str, float] = {}
@@ -81,15 +80,15 @@ def restore_stream(base: Base, original: Checkpoint, suspect: TensorReader) -> S
     return SlicedStream(PlacedWeights(suspect, placements, transforms) if placements else suspect, shares)
 
 
-def _has_all_shapes(base: Base, named: Mapping[str, TensorInfo]) -> bool:
+def _has_all_shapes(base: Base, named: Namesakes) -> bool:
     """Whether all of the base's tensors have a namesake of their shape."""
-    pairs = ((named.get(canonical_name(name)), record.shape) for name, record in base.tensors.items())
-    return all(info is not None and info.shape == shape for info, shape in pairs)
+    shapes = {name: record.shape for name, record in base.tensors.items()}
+    return len(named.find_shaped(shapes)) == len(shapes)
 
 
-def _may_be_sliced(base: Base, named: Mapping[str, TensorInfo]) -> bool:
+def _may_be_sliced(base: Base, named: Namesakes) -> bool:
     """Whether half of the carriers have a namesake with all channels on one side, and enough on the other."""
-    pairs = [(named.get(canonical_name(each.name)), base.tensors[each.name].shape) for each in base.carriers]
+    pairs = [(named.find(name), shape) for name, shape in base.carrier_shapes.items()]
     fits = [
         may_be_narrower(info.shape, shape) and any(a == b for a, b in zip(info.shape, shape, strict=True))
         for info, shape in pairs
@@ -151,7 +150,7 @@ class _SlicedLayer(_Layer):
 
 
 def _restore_segment(
-    original: Checkpoint, suspect: TensorReader, named: Mapping[str, TensorInfo], segment: StreamSegment
+    original: Checkpoint, suspect: TensorReader, named: Namesakes, segment: StreamSegment
 ) -> list[_SlicedLayer]:
     """The layers of a segment that are similar to the base's once they are rotated back.
 
@@ -192,12 +191,12 @@ def _rotate_back(layer: _Layer, factors: np.ndarray, basis: np.ndarray) -> tuple
 
 
 def _find_layers(
-    original: Checkpoint, suspect: TensorReader, named: Mapping[str, TensorInfo], segment: StreamSegment
+    original: Checkpoint, suspect: TensorReader, named: Namesakes, segment: StreamSegment
 ) -> Iterator[_Layer]:
     """Yields the layers of a segment that have a namesake with all channels on the other side."""
     for axis, factors in ((1, segment.readers), (0, segment.writers)):
         for name, own in factors.items():
-            info, shape = named.get(canonical_name(name)), original.tensors[name].shape
+            info, shape = named.find(name), original.tensors[name].shape
             if info is None or not may_be_narrower(info.shape, shape) or info.shape[1 - axis] != shape[1 - axis]:
                 continue
             pair = own, np.ones(len(own))
