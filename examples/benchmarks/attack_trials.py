@@ -19,7 +19,6 @@ _LEFT_OUT: dict[str, Any] = {
     "log10_bounds": (),
     "highest_innocent": None,
     "histogram": (),
-    "unaligned": (0, None),
     "layers": (),
     "seconds": 0.0,
 }
@@ -42,8 +41,7 @@ class KeptTrial:
     @classmethod
     def of(cls, model: str, commit: str, trial: Trial) -> "KeptTrial":
         """A trial of a run without what is not to be published."""
-        bare = {name: value for name, value in _LEFT_OUT.items() if name != "unaligned"}
-        return cls(model, commit, replace(trial.redacted(), **bare))
+        return cls(model, commit, replace(trial.redacted(), **_LEFT_OUT))
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -55,8 +53,7 @@ class KeptTrial:
     def line(self) -> str:
         """The trial as a line of JSON."""
         values = {name: _short(value) for name, value in self.trial.to_dict().items() if name not in _LEFT_OUT}
-        accused = {"unaligned": self.trial.unaligned[0]}
-        return json.dumps({"model": self.model, "commit": self.commit} | values | accused)
+        return json.dumps({"model": self.model, "commit": self.commit} | values)
 
 
 def read_trials(file: Path) -> list[KeptTrial]:
@@ -65,8 +62,7 @@ def read_trials(file: Path) -> list[KeptTrial]:
     for line in file.read_text().splitlines() if file.exists() else ():
         values = json.loads(line)
         model, made = values.pop("model"), values.pop("commit")
-        values |= _LEFT_OUT | {"unaligned": (values["unaligned"], None)}
-        found.append(KeptTrial(model, made, Trial.from_dict(values)))
+        found.append(KeptTrial(model, made, Trial.from_dict(_LEFT_OUT | values)))
     return found
 
 

@@ -213,8 +213,8 @@ def main() -> None:
     if arguments.picture is not None:
         from examples._common.plots import plot_frontiers
 
-        kept = {name: [p for p in trials if p.attack not in NOT_COMPARABLE] for name, trials in models.items()}
-        plot_frontiers(kept, arguments.picture)
+        shown = {name: [p for p in trials if p.attack not in NOT_COMPARABLE] for name, trials in models.items()}
+        plot_frontiers(shown, arguments.picture)
     tables = [single_copy_table(models, rows), lost_mark_table(models), coalition_table(models)]
     blind = {name: [p for trial in trials for p in without_ancestor(trial)] for name, trials in models.items()}
     tables += [before_table(models), readings_table(models)]

@@ -40,18 +40,14 @@ def plain_alone() -> Iterator[None]:
         weigh.read_further = before
 
 
-def drift(weights: dict[str, torch.Tensor], size: float, rank: int | None) -> dict[str, torch.Tensor]:
-    """The weights with drift in `rank` directions (in all if `None`), whose size is relative to a matrix's own."""
+def drift(weights: dict[str, torch.Tensor], size: float) -> dict[str, torch.Tensor]:
+    """The weights with drift in a few directions, whose size is relative to a matrix's own."""
     found = {}
     for name, values in weights.items():
         moved = values.clone()
         if values.ndim >= 2:
             rows = values.flatten(1)
-            change = (
-                torch.randn(rows.shape)
-                if rank is None
-                else torch.randn(len(rows), rank) @ torch.randn(rank, rows.shape[1])
-            )
+            change = torch.randn(len(rows), RANK) @ torch.randn(RANK, rows.shape[1])
             moved += (change * (size * rows.norm() / change.norm())).reshape(values.shape)
         found[name] = moved
     return found
@@ -69,16 +65,16 @@ def main() -> None:
     torch.manual_seed(0)
     model, ancestor, suspects = (options.out / name for name in ("model", "ancestor", "suspects"))
     save_timm(timm.create_model(options.model), model)
-    save_timm(timm.create_model(options.model), ancestor)
+    shutil.copytree(model, ancestor)
     weights = load_file(model / "model.safetensors")
-    save_file(drift(weights, DELTA, RANK), ancestor / "model.safetensors")
+    save_file(drift(weights, DELTA), ancestor / "model.safetensors")
     vault = Vault.create(options.out / "vault", PASSPHRASE)
     config = FingerprintConfig(expected_recipients=1000, amplitude=AMPLITUDE)
     with unbuilt(), Issuer(model, vault, config, ancestor=ancestor) as issuer:
         issued = issuer.issue(RECIPIENT, suspects / "as issued").path
     drifted = suspects / "drifted"
     shutil.copytree(issued, drifted)
-    moved = drift(load_file(issued / "model.safetensors"), DRIFT * AMPLITUDE, RANK)
+    moved = drift(load_file(issued / "model.safetensors"), DRIFT * AMPLITUDE)
     save_file(moved, drifted / "model.safetensors", {"format": "pt"})
     vault.unlock(PASSPHRASE)
 
