@@ -6,10 +6,7 @@ M was added to D, and whatever was done to D + M was done to both. With E = susp
 * Truncated to its leading singular directions, E = P_U (D + M) = (D + M) P_V for the subspaces U and V that E spans.
   So `P_U (E - D) + (1 - P_U) (E - D) P_V` is M, projected likewise. The terms `u_i^T (E - D) v_i` are left out: they
   hold the singular values, which may have been lessened too.
-* Scaled, trimmed, thinned out, rounded or reduced to signs, E = F(D + M) weight by weight. Let H be the mean of E in
-  narrow bins of D. What E has beyond H is the mark times the slope of F, plus noise: that of H in a bin, or between
-  bins where F steps. So a weight counts by its bin's slope over the noise's variance. Where F is flat, where weights
-  were reset to the ancestor's, the slope is 0 and nothing is read.
+* Scaled, trimmed, thinned out, rounded or reduced to signs, E = F(D + M) weight by weight; see `delta_response.py`.
 
 None of it looks at a codeword. Subspaces are those of the weights in their own unit, in which the attacker truncated.
 """
@@ -18,18 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.extraction.whiten import Spectrum
+from hf_fingerprint.extraction.delta_response import read_response
+from hf_fingerprint.extraction.whiten import gram_matrix
 
 
 MIN_GAP, MAX_SLOPE, MAX_RANK_SHARE = 1.5, 0.5, 0.9
+MIN_SHRINKAGE = 0.1  # squared amplitudes per weight
 MIN_LOST_ENERGY = 1.0  # squared amplitudes of the owner's delta outside the subspace, per weight
-MIN_SINGULAR = 1e-5  # of the largest: what weights in `float32` resolve
-BINS, CELLS, BIN_WEIGHTS = 128, 4096, 200
-SAMPLE = 1 << 16
-MIN_MARK_ENERGY = 0.005  # of a whole mark's: an average of 200 copies still has as much
-MIN_VARIANCE = 0.1  # squared amplitudes
-STEEP, SURE_DEVIATIONS = 4.0, 4.0
-SLOPE_VARIANCE, MIN_SLOPE = 0.25, 1e-3  # in units of the overall slope
+MIN_SINGULAR, MIN_SINGLE_SINGULAR = 1e-5, 1e-3  # of the largest: what a Gram matrix in `float64` or `float32` resolves
+MIN_GAIN = 1.05  # in information, over a reading without the ancestor
 CLIP_DEVIATIONS = 3.0
 _MAD = 1.4826
 
@@ -63,24 +57,28 @@ def read_delta(
     Returns:
         [`DeltaReading`] or `None`: `None` if nothing can be read.
     """
-    if kept.mean() > 1 / 2 and (found := _read_subspace(suspect, owner, inverse, whole)) is not None:
-        return found
-    return _read_weights(suspect * inverse[:, None], owner * inverse[:, None], kept & (inverse > 0)[:, None])
+    if np.mean(kept & (suspect != 0)) > 1 / 2 and _shrinkage(suspect, owner, inverse) > MIN_SHRINKAGE:
+        projected = _read_subspace(suspect, owner, inverse, whole)
+        if projected is not None:
+            return projected
+    found = read_response(suspect, owner, inverse, kept, MIN_GAIN if whole else 0.0)
+    return None if found is None else DeltaReading(*found, False)
+
+
+def _shrinkage(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray) -> float:
+    """How much of the owner's delta is gone along itself, in squared amplitudes per weight. Truncated, it is what was
+    lost, less the little that the mark adds along its leading directions."""
+    shared, own = (np.einsum("mn,mn->m", each, owner) for each in (suspect, owner))
+    return float((own - shared) @ np.square(inverse, dtype=np.float64)) / owner.size
 
 
 def _read_subspace(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, whole: bool) -> DeltaReading | None:
     """The projected mark, if the delta was truncated: its singular values have a gap, and the owner's delta lacks
     what is beyond it."""
-    spectrum = Spectrum.of(suspect.astype(np.float64))
-    values = np.sqrt(spectrum.squares)
-    if len(values) < 2 or not values[0] > 0:
+    found = _leading_vectors(suspect)
+    if found is None:
         return None
-    values = np.maximum(values, MIN_SINGULAR * values[0])
-    ratios = values[:-1] / values[1:]
-    rank = 1 + int(np.argmax(ratios[: max(1, int(MAX_RANK_SHARE * len(values)))]))
-    if ratios[rank - 1] < MIN_GAP:
-        return None
-    left, right = spectrum.leading(suspect, rank)
+    left, right = found
     lost, beyond = _outside(owner, left if whole else None, right), _outside(suspect, left if whole else None, right)
     energy = float(np.vdot(lost, lost))
     slope = float(np.vdot(lost, beyond)) / energy if energy > 0 else 1.0
@@ -88,12 +86,42 @@ def _read_subspace(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, 
     if slope > MAX_SLOPE or float(np.mean(np.square(lost))) < MIN_LOST_ENERGY:
         return None
     along = np.einsum("mr,mr->r", left, owner @ right.T)
-    found = (left * along) @ right
-    found -= owner
-    found *= inverse[:, None]
-    found += lost
-    rows, columns = owner.shape
-    return _to_unit_variance(found, rank * (rows + (columns - rank if whole else 0) - 1) / owner.size)
+    mark = (left * along) @ right
+    mark -= owner
+    mark *= inverse[:, None]
+    mark += lost
+    (rows, columns), rank = owner.shape, len(right)
+    return _to_unit_variance(mark, rank * (rows + (columns - rank if whole else 0) - 1) / owner.size)
+
+
+def _leading_vectors(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """The singular vectors above the largest gap in the singular values of a delta, if it has one: those of the left
+    in columns, `(m, rank)`, and those of the right in rows, `(rank, n)`."""
+    from scipy.linalg import eigh
+
+    largest = float(np.abs(delta).max())
+    if not largest > 0:
+        return None
+    for dtype, least in ((np.float32, MIN_SINGLE_SINGULAR), (np.float64, MIN_SINGULAR)):
+        gram, wide = gram_matrix((delta / largest).astype(dtype, copy=False))
+        squares = eigh(gram, eigvals_only=True, check_finite=False)[::-1]
+        if squares[int(MAX_RANK_SHARE * len(squares))] > least**2 * squares[0]:
+            break
+    rank = _rank(squares, least)
+    if rank is None:
+        return None
+    sides = len(squares) - rank, len(squares) - 1
+    squares, vectors = eigh(gram, subset_by_index=sides, check_finite=False, overwrite_a=True)
+    vectors = vectors.astype(delta.dtype, copy=False)
+    other = (delta.T if wide else delta) @ (vectors / (largest * np.sqrt(squares)).astype(delta.dtype))
+    return (vectors, other.T) if wide else (other, vectors.T)
+
+
+def _rank(squares: np.ndarray, least: float) -> int | None:
+    """How many squared singular values are above their largest gap; `None` if it is small."""
+    values = np.sqrt(np.maximum(squares, least**2 * squares[0]))
+    ratios = (values[:-1] / values[1:])[: max(1, int(MAX_RANK_SHARE * len(values)))]
+    return 1 + int(np.argmax(ratios)) if len(ratios) and ratios.max() >= MIN_GAP else None
 
 
 def _outside(matrix: np.ndarray, left: np.ndarray | None, right: np.ndarray) -> np.ndarray:
@@ -107,62 +135,3 @@ def _to_unit_variance(values: np.ndarray, gain: float) -> DeltaReading | None:
     clipped = np.clip(values, -limit, limit)
     deviation = float(np.sqrt(np.mean(np.square(clipped))))
     return DeltaReading(clipped / deviation, gain / deviation, True) if deviation > 0 and gain > 0 else None
-
-
-def _read_weights(suspect: np.ndarray, owner: np.ndarray, kept: np.ndarray) -> DeltaReading | None:
-    """The residuals of a regression of the suspect's delta on the owner's, bin by bin."""
-    x, d = suspect[kept].astype(np.float64), owner[kept].astype(np.float64)
-    if len(d) < BIN_WEIGHTS:
-        return None
-    which, bins = _bins_of(d)
-    counts = np.maximum(np.bincount(which, minlength=bins), 1)
-    centers, means = np.bincount(which, d, bins) / counts, np.bincount(which, x, bins) / counts
-    d -= centers[which]
-    x -= means[which]
-    spread, shared = np.bincount(which, d * d, bins), np.bincount(which, d * x, bins)
-    if bins > 1:
-        overall = float(np.polynomial.Polynomial.fit(centers, means, 1, w=np.sqrt(counts)).convert().coef[-1])
-    else:
-        overall = float(shared.sum() / spread.sum()) if spread.sum() > 0 else 0.0
-    if not overall > 0:
-        return None
-    noise = np.bincount(which, np.square(x - overall * d), bins) / counts
-    prior = np.maximum(noise, MIN_VARIANCE * overall**2 / counts) / (SLOPE_VARIANCE * overall**2)
-    within = (shared + overall * prior) / (spread + prior)
-    x -= within[which] * d
-    variances = np.bincount(which, x * x, bins) / counts
-    between = _slopes(centers, means, variances / counts, overall)
-    slopes = np.maximum((shared + between * prior) / (spread + prior), 0)
-    holds_mark = (slopes > MIN_SLOPE * overall) & (variances > MIN_MARK_ENERGY * slopes**2)
-    least = np.maximum(variances, MIN_VARIANCE * overall**2)
-    scales = np.where(holds_mark, 1 / np.sqrt(np.where(holds_mark, least, 1)), 0)
-    found, gains = np.zeros(owner.shape, np.float32), np.zeros(owner.shape, np.float32)
-    found[kept] = np.clip(x * scales[which], -CLIP_DEVIATIONS, CLIP_DEVIATIONS)
-    gains[kept] = (slopes * scales)[which]
-    return DeltaReading(found, gains, False) if holds_mark.any() else None
-
-
-def _slopes(centers: np.ndarray, means: np.ndarray, errors: np.ndarray, overall: float) -> np.ndarray:
-    """The slope of F over at least two amplitudes in bins where it is much steeper than overall, as where it steps."""
-    if len(centers) < 3:
-        return np.full(len(centers), overall)
-    steps = np.maximum(np.gradient(centers), 1.0)
-    low, high = (np.clip(centers + sign * steps, centers[0], centers[-1]) for sign in (-1, 1))
-    apart = np.maximum(high - low, 1e-6)
-    slopes = (np.interp(high, centers, means) - np.interp(low, centers, means)) / apart
-    sure = slopes - SURE_DEVIATIONS * np.sqrt(2 * errors) / apart
-    return np.where(sure > (1 + STEEP) * overall, slopes, overall)
-
-
-def _bins_of(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Each value's bin of about equally many values, and how many bins there are."""
-    sample = values[:: max(1, len(values) // SAMPLE)]
-    low, high = np.quantile(sample, [0.001, 0.999])
-    if not high > low:
-        return np.zeros(len(values), np.intp), 1
-    bins = int(np.clip(len(values) // BIN_WEIGHTS, 1, BINS))
-    edges = np.quantile(sample, np.linspace(0, 1, bins + 1)[1:-1])
-    cells = np.linspace(low, high, CELLS)
-    table = np.searchsorted(edges, cells)
-    cell = np.clip((values - low) * ((CELLS - 1) / (high - low)), 0, CELLS - 1).astype(np.intp)
-    return table[cell], bins

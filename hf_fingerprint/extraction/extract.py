@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
@@ -205,7 +206,8 @@ class ExtractionSums:
             parts (sequence of [`CarrierRows`]): parts that were not added before.
             count (callable, *optional*): called with the weights of each part; see [`counting`].
         """
-        with ThreadPoolExecutor(THREADS) as pool:
+        # two tensors at a time, each on one core, are faster than one whose products use both
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
                 batch = parts[start : start + MAX_PENDING]
                 for part, found in zip(batch, pool.map(self._extract, batch), strict=True):

@@ -118,16 +118,19 @@ def _load_piece(place: TensorPlace, rows: slice, mixture: PruningMixture | None)
 
 
 def _add_delta(sums: "_Sums", place: TensorPlace, piece: _Piece) -> None:
-    """Adds the reading of one piece with the ancestor."""
+    """Adds the reading of one piece with the ancestor. Its difference to the base is overwritten."""
     ancestor = place.load_ancestor(piece.rows)
     assert ancestor is not None
     usable = piece.kept & np.isfinite(ancestor)
-    limit = MAX_DIFFERENCE * place.carrier.amplitude[piece.rows, None]
     with np.errstate(invalid="ignore", over="ignore"):
-        deltas = (np.where(usable, weights - ancestor, 0) for weights in (piece.theirs, piece.ours))
-        suspect, owner = (np.clip(delta, -limit, limit) for delta in deltas)
+        suspect, owner = np.subtract(piece.theirs, ancestor, out=piece.difference), piece.ours - ancestor
+    del ancestor
+    limit = MAX_DIFFERENCE * place.carrier.amplitude[piece.rows, None]
+    for delta in (suspect, owner):
+        delta[~usable] = 0
+        np.clip(delta, -limit, limit, out=delta)
     whole = piece.rows.stop - piece.rows.start == place.base_info.rows
-    found = read_delta(suspect, owner, piece.inverse, usable & (suspect != 0), whole)
+    found = read_delta(suspect, owner, piece.inverse, usable, whole)
     if found is not None:
         sums.add(piece._replace(kept=usable & (found.gains > 0)), found.values, found.gains, found.is_projected)
 
@@ -149,26 +152,30 @@ class _Sums:
             gains (`np.ndarray` of that shape, or `float`): at least 0.
             is_white (`bool`, *optional*, defaults to `False`): whether there is no drift to be divided out.
         """
-        kept = int(piece.kept.sum())
-        if not kept:
+        weights = np.multiply(gains, piece.kept, dtype=np.float32)
+        power = float(np.vdot(weights, weights))
+        if not 0 < power < np.inf:
             return
-        gain, level, values = 1.0, 1.0, values * piece.kept
+        gain, values = 1.0, np.multiply(values, piece.kept, out=values)
         if not is_white and min(values.shape) >= MIN_SIDE:
-            level = float(np.sqrt(np.sum(np.square(gains * piece.kept)) / kept))  # whitening is in units of the mark
-            values, gain = whiten(np.asarray(values / level, np.float32))
-            values *= piece.kept
-        energy = float(np.vdot(values, values)) / kept
+            level = np.float32(np.sqrt(power / piece.kept.sum()))  # whitening is in units of the mark
+            weights /= level
+            values /= level
+            values, gain = whiten(values)
+            power = float(np.vdot(weights, weights))
+        values *= weights
+        energy = float(np.vdot(values, values)) / power
         if not 0 < energy < np.inf or gain <= 0:
             return
-        weights = np.asarray(gains * piece.kept / level, np.float32)
-        offset = TensorProjection(self._base.secret, self._name, self._base.length, piece.rows.start * self._columns)
-        masses = np.square(weights)
+        projection = TensorProjection(
+            self._base.secret, self._name, self._base.length, piece.rows.start * self._columns
+        )
+        values *= gain / energy
+        projection.read(values, self._sums)
+        masses = np.square(weights, out=weights)
         masses *= gain**2 / energy
-        fold(masses.reshape(-1), offset.offset, self._masses)
+        fold(masses.reshape(-1), projection.offset, self._masses)
         self._marked += float(marked_mass(masses).sum(dtype=np.float64))
-        weights *= values
-        weights *= gain / energy
-        offset.read(weights, self._sums)
 
     def found(self) -> MarkSums | None:
         """The sums, or `None` if nothing was added."""

@@ -8,12 +8,11 @@ These stand out in the singular values s of x. With N = max(m, n) and k = min(m,
 
 which is two-sided whitening: `s^2 / N` and `s^2 / k` are the variances along the shorter and the longer side, in units
 of the squared amplitude, and the constants are ridges. The longer side has fewer samples of each direction, so its
-ridge is higher. The share of a whole mark that x' keeps is the divergence of this spectral map over m n (E. Candes,
-C. Sing-Long, J. Trzasko, "Unbiased risk estimates for singular value thresholding", IEEE Trans. Signal Processing
-61(19), 2013, eq. 9). None of it looks at a codeword.
+ridge is higher. With the Gram matrix G of the shorter side, x' is `N k (G + 3 N)^-1 (G + 300 k)^-1 x`. The share of a
+whole mark that it keeps is the divergence of this spectral map over m n (E. Candes, C. Sing-Long, J. Trzasko,
+"Unbiased risk estimates for singular value thresholding", IEEE Trans. Signal Processing 61(19), 2013, eq. 9). None of
+it looks at a codeword.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,45 +23,8 @@ MIN_SIDE = 8  # of a matrix with directions to compare
 SHORT_RIDGE, LONG_RIDGE = 3.0, 300.0  # squared amplitudes
 CLIP_DEVIATIONS = 5.0
 _MAD = 1.4826
+MAX_SINGLE_CONDITION = 1e4  # of a Gram matrix plus a ridge, for `float32`
 _TINY = 1e-12
-
-
-class Spectrum(NamedTuple):
-    """The singular values of a matrix, and the singular vectors of its shorter side.
-
-    Attributes:
-        squares (`np.ndarray` of shape `(k,)`): the squared singular values, largest first, `float64`.
-        vectors (`np.ndarray` of shape `(k, k)`): the singular vectors in its columns.
-        wide (`bool`): whether the shorter side is that of the rows.
-    """
-
-    squares: np.ndarray
-    vectors: np.ndarray
-    wide: bool
-
-    @classmethod
-    def of(cls, matrix: np.ndarray) -> "Spectrum":
-        """The spectrum of a matrix, from the Gram matrix of its shorter side."""
-        from scipy.linalg import eigh
-
-        wide = matrix.shape[0] <= matrix.shape[1]
-        gram = matrix @ matrix.T if wide else matrix.T @ matrix
-        squares, vectors = eigh(gram, driver="evd", check_finite=False, overwrite_a=True)
-        return cls(np.maximum(squares[::-1].astype(np.float64), 0), vectors[:, ::-1], wide)
-
-    def multiply(self, matrix: np.ndarray, factors: np.ndarray) -> np.ndarray:
-        """The matrix with each singular value times its factor, `factors` of shape `(k,)`."""
-        middle = (self.vectors * factors.astype(self.vectors.dtype)) @ self.vectors.T
-        return middle @ matrix if self.wide else matrix @ middle
-
-    def leading(self, matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        """The leading singular vectors of the matrix: those of the left in columns, `(m, rank)`, and those of the
-        right in rows, `(rank, n)`."""
-        vectors = self.vectors[:, :rank]
-        values = np.sqrt(self.squares[:rank])
-        other = (matrix.T if self.wide else matrix) @ (vectors / values)
-        left, right = (vectors, other.T) if self.wide else (other, vectors.T)
-        return left.astype(matrix.dtype), right.astype(matrix.dtype)
 
 
 def whiten(matrix: np.ndarray) -> tuple[np.ndarray, float]:
@@ -74,34 +36,53 @@ def whiten(matrix: np.ndarray) -> tuple[np.ndarray, float]:
     Returns:
         `(whitened, gain)`: a matrix of the same shape, and the share of a whole mark that it keeps.
     """
+    gram, wide = gram_matrix(matrix)
     longer, shorter = max(matrix.shape), min(matrix.shape)
-    spectrum = Spectrum.of(matrix)
-    squares = spectrum.squares
-    factors = 1 / ((squares / longer + SHORT_RIDGE) * (squares / shorter + LONG_RIDGE))
-    return spectrum.multiply(matrix, factors), spectral_divergence(squares, factors, longer) / matrix.size
+    ridges = SHORT_RIDGE * longer, LONG_RIDGE * shorter
+    if not float(np.trace(gram)) < MAX_SINGLE_CONDITION * min(ridges):
+        gram, _ = gram_matrix(matrix.astype(np.float64))
+    first, second = (_resolvent(gram, ridge) for ridge in ridges)
+    both = first @ second
+    gain = _divergence(first, second, both, ridges[0], longer - shorter)
+    both *= longer * shorter
+    middle = both.astype(matrix.dtype, copy=False)
+    return middle @ matrix if wide else matrix @ middle, gain
 
 
-def spectral_divergence(squares: np.ndarray, factors: np.ndarray, longer: int) -> float:
-    """The divergence of the spectral map that multiplies the singular values by factors, at a matrix.
+def gram_matrix(matrix: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The Gram matrix of the shorter side, and whether that is the side of the rows."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    return matrix @ matrix.T if wide else matrix.T @ matrix, wide
+
+
+def _resolvent(gram: np.ndarray, ridge: float) -> np.ndarray:
+    """The inverse of a Gram matrix plus a ridge."""
+    from scipy.linalg.lapack import get_lapack_funcs
+
+    factorize, invert = get_lapack_funcs(("potrf", "potri"), (gram,))
+    shifted = gram.T.copy(order="F")
+    shifted[np.diag_indices(len(gram))] += ridge
+    factor, _ = factorize(shifted, lower=True, overwrite_a=True)
+    half, _ = invert(factor, lower=True, overwrite_c=True)
+    found = np.tril(half)
+    return found + np.tril(half, -1).T
+
+
+def _divergence(first: np.ndarray, second: np.ndarray, both: np.ndarray, ridge: float, further: int) -> float:
+    """The mean derivative of what whitening makes of each entry in that entry.
+
+    With the eigenvalues l of G and the resolvents' a = 1 / (l + c) and b = 1 / (l + d), the map is s -> m n s a b. All
+    difference quotients of l a b = b - c a b are sums of products of a and b, so their sums are traces.
 
     Args:
-        squares (`np.ndarray` of shape `(k,)`): the squared singular values, largest first.
-        factors (`np.ndarray` of shape `(k,)`): the factors, a smooth function of the singular values.
-        longer (`int`): the longer side of the matrix.
+        first, second, both (`np.ndarray` of shape `(k, k)`): the resolvents A and B, and A B.
+        ridge (`float`): c, that of A.
+        further (`int`): by how much the longer side is longer.
     """
-    values = np.sqrt(squares)
-    mapped = values * factors
-    slopes = np.gradient(mapped, values) if _all_apart(values) else factors.copy()
-    weighted = squares * factors
-    apart = squares[:, None] - squares[None, :]
-    close = np.abs(apart) <= 1e-9 * max(float(squares[0]), _TINY)
-    pairs = np.where(close, factors[:, None], (weighted[:, None] - weighted) / np.where(close, 1.0, apart))
-    np.fill_diagonal(pairs, 0)
-    return float(slopes.sum() + (longer - len(squares)) * factors.sum() + pairs.sum())
-
-
-def _all_apart(values: np.ndarray) -> bool:
-    return len(values) > 1 and float(np.min(-np.diff(values))) > 1e-9 * max(float(values[0]), _TINY)
+    one, other, product = (float(np.trace(each, dtype=np.float64)) for each in (first, second, both))
+    slopes = ridge * (np.vdot(first, both) + np.vdot(second, both)) - np.vdot(second, second)
+    pairs = ridge * product * (one + other) - other**2
+    return float(slopes + pairs + (further - 1) * product)
 
 
 def is_colored(sample: np.ndarray) -> bool:

@@ -1,0 +1,108 @@
+"""The response to the owner's delta shows the mark wherever the delta was cut, and claims no more than is there."""
+
+import numpy as np
+import pytest
+
+from hf_fingerprint.extraction.delta_response import BINS, Response, read_response
+
+
+AMPLITUDE = 0.01
+
+
+class Case:
+    """An owner's delta, the marks of some colluders, and their average's delta."""
+
+    def __init__(self, seed=0, shape=(240, 400), ratio=8.0, colluders=1):
+        self.rng = np.random.default_rng(seed)
+        self.owner = (AMPLITUDE * ratio * self.rng.standard_normal(shape)).astype(np.float32)
+        self.marks = [np.where(self.rng.random(shape) < 0.5, -1, 1) for _ in range(colluders)]
+        self.copy = self.owner + AMPLITUDE * np.mean(self.marks, axis=0)
+        self.inverse = np.full(shape[0], 1 / AMPLITUDE, np.float32)
+
+    def read(self, suspect, mark=None):
+        """The score of a mark, and the one that the gains claim for it."""
+        suspect = suspect.astype(np.float32)
+        values, gains = read_response(suspect, self.owner, self.inverse, np.ones(suspect.shape, bool))
+        weighted = values * gains
+        score = np.vdot(weighted, self.marks[0] if mark is None else mark) / np.linalg.norm(weighted)
+        return float(score), float(np.linalg.norm(gains)) / len(self.marks)
+
+
+def ternary(delta, threshold):
+    size = np.abs(delta)
+    kept = size > threshold * size.mean()
+    return np.sign(delta) * kept * size[kept].mean()
+
+
+def trimmed(delta, share):
+    return delta * (np.abs(delta) > np.quantile(np.abs(delta), 1 - share))
+
+
+CHANGES = {
+    "ternary": lambda case: ternary(case.copy, 0.7),
+    "signs": lambda case: np.sign(case.copy) * np.abs(case.copy).mean(),
+    "trimmed": lambda case: trimmed(case.copy, 0.1),
+    "grid": lambda case: np.round(case.copy / (8 * AMPLITUDE)) * 8 * AMPLITUDE,
+    "thinned out": lambda case: 20 * case.copy * (case.rng.random(case.copy.shape) < 0.05),
+    "noise": lambda case: case.copy + 3 * AMPLITUDE * case.rng.standard_normal(case.copy.shape),
+}
+
+
+@pytest.mark.parametrize("colluders", [1, 10])
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_gains_claim_what_is_read_within_a_factor_of_two(change, colluders):
+    case = Case(colluders=colluders)
+    score, claimed = case.read(CHANGES[change](case))
+
+    assert score > 8
+    assert 0.5 < score / claimed < 2
+
+
+@pytest.mark.parametrize("threshold", [0.7, 1.4])
+def test_a_ternary_delta_shows_the_mark_where_weights_are_reset(threshold):
+    case = Case()
+    suspect = ternary(case.copy, threshold)
+    there = suspect != 0
+    values, gains = read_response(suspect.astype(np.float32), case.owner, case.inverse, there)
+    without = float(np.vdot(values * gains, case.marks[0]) / max(np.linalg.norm(values * gains), 1e-9))
+
+    assert case.read(suspect)[0] > 3 * abs(without)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_mark_scores_as_chance_has_it(change):
+    case = Case(colluders=2)
+    others = [np.where(case.rng.random(case.owner.shape) < 0.5, -1, 1) for _ in range(20)]
+    suspect = CHANGES[change](case)
+
+    assert max(abs(case.read(suspect, mark)[0]) for mark in others) < 4
+
+
+def test_taps_that_never_moved_claim_nothing():
+    case = Case(shape=(200, 900))
+    dead = np.arange(900) % 9 != 4
+    case.owner[:, dead] *= 1e-3
+    case.copy = case.owner + AMPLITUDE * case.marks[0]
+    suspect = ternary(case.copy, 1.4).astype(np.float32)
+    _, gains = read_response(suspect, case.owner, case.inverse, np.ones(suspect.shape, bool))
+
+    assert np.square(gains[:, dead]).sum() < 0.05 * np.square(gains[:, ~dead]).sum()
+
+
+def test_a_delta_that_only_drifted_is_left_to_the_other_readings():
+    case = Case()
+    suspect = case.copy + 3 * AMPLITUDE * case.rng.standard_normal(case.copy.shape)
+    args = suspect.astype(np.float32), case.owner, case.inverse, np.ones(suspect.shape, bool)
+
+    assert read_response(*args) is not None
+    assert read_response(*args, least_gain=1.05) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constants_have_no_response(value):
+    rng = np.random.default_rng(0)
+    deltas = rng.standard_normal(50_000)
+    which = np.clip((deltas + 4) * BINS / 8, 0, BINS - 1).astype(int)
+    response = Response.measure(which, deltas, np.full(len(deltas), value), 0.1)
+
+    assert not np.square(response.gains).max() > 1e-6
