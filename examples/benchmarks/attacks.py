@@ -49,7 +49,7 @@ def real_images(size: int, trained: int, test_count: int) -> tuple[str, LabeledI
     return "digits", (images[test_count:], labels[test_count:]), (images[:test_count], labels[:test_count])
 
 
-def make_ancestor(name: str, folder: Path, images: torch.Tensor, scale: float) -> Path | None:
+def make_ancestor(name: str, folder: Path, images: torch.Tensor, scale: float, seed: int = 0) -> Path | None:
     """Returns the public model that the owner's is fine-tuned from, or `None` if there is none. Keeps it between runs.
 
     Args:
@@ -57,11 +57,12 @@ def make_ancestor(name: str, folder: Path, images: torch.Tensor, scale: float) -
         folder: where to save the ancestor.
         images: images that nobody else has; those of `lite0` and `lite2` are not used.
         scale: factor on the training steps.
+        seed: another one gives another model.
     """
     if name not in PUBLIC and not name.endswith(TUNED):
         return None
     if not folder.exists():
-        torch.manual_seed(1)
+        torch.manual_seed(1 + 1000 * seed)
         arguments: dict[str, object] = {}
         if name in PUBLIC:
             model = PUBLIC[name]()
@@ -71,19 +72,25 @@ def make_ancestor(name: str, folder: Path, images: torch.Tensor, scale: float) -
             turns = torch.arange(len(images)) % 4
             rotated = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(images, turns, strict=True)])
             for part, (lr, steps) in enumerate([(2e-3, 400), (5e-4, 200)]):
-                steps = max(1, round(scale * steps))
-                fine_tune(model, rotated, turns, lr, steps, seed=part, label=f"the ancestor of {name} trains")
+                steps, own = max(1, round(scale * steps)), part + 1000 * seed
+                fine_tune(model, rotated, turns, lr, steps, seed=own, label=f"the ancestor of {name} trains")
         save(model, name, folder, arguments)
     return folder
 
 
 def make_base(
-    name: str, folder: Path, images: torch.Tensor, labels: torch.Tensor, scale: float, ancestor: Path | None = None
+    name: str,
+    folder: Path,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    scale: float,
+    ancestor: Path | None = None,
+    seed: int = 0,
 ) -> Path:
     """Returns the owner's model: its ancestor fine-tuned, or trained from scratch. Keeps it between runs."""
     if folder.exists():
         return folder
-    torch.manual_seed(0)
+    torch.manual_seed(1000 * seed)
     arguments: dict[str, object] = {}
     if name in PUBLIC:
         model, rates = PUBLIC[name](), FROM_ANCESTOR
@@ -101,7 +108,8 @@ def make_base(
         model = timm.create_model(ARCHITECTURES[name], num_classes=10, **VIT)
         rates = [(1e-3, 600), (3e-4, 400), (1e-4, 200)]
     for part, (lr, steps) in enumerate(rates):
-        fine_tune(model, images, labels, lr, max(1, round(scale * steps)), seed=part, label=f"the owner trains {name}")
+        steps, own = max(1, round(scale * steps)), part + 1000 * seed
+        fine_tune(model, images, labels, lr, steps, seed=own, label=f"the owner trains {name}")
     save(model, name, folder, arguments)
     return folder
 
@@ -131,6 +139,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="number of coalitions of each kind")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the owner's training steps and images")
+    parser.add_argument("--seed", type=int, default=0, help="of the owner's training: another gives another model")
     parser.add_argument("--max-kl", type=float, help="the mark's only budget on the output, in nats")
     parser.add_argument(
         "--own-images", action="store_true", help="calibrate on images of the owner, not on synthetic ones"
@@ -140,10 +149,15 @@ def main() -> None:
     owner_count, test_count = round(arguments.scale * OWNER_IMAGES), max(50, round(arguments.scale * TEST_IMAGES))
     known = owner_count + owner_count // 10
     name, train, test = real_images(SIZES[arguments.model], known + owner_count // 2, test_count)
-    folder, others = arguments.out / arguments.model, train[0][known:]
-    ancestor = make_ancestor(arguments.model, folder.with_name(f"{folder.name}_ancestor"), others, arguments.scale)
-    owners = (part[:owner_count] for part in train)
-    base = make_base(arguments.model, folder.with_name(f"{folder.name}_base"), *owners, arguments.scale, ancestor)
+    called = f"{arguments.model}-seed{arguments.seed}" if arguments.seed else arguments.model
+    folder, others = arguments.out / called, train[0][known:]
+    ancestor = make_ancestor(
+        arguments.model, folder.with_name(f"{called}_ancestor"), others, arguments.scale, arguments.seed
+    )
+    images, labels = (part[:owner_count] for part in train)
+    base = make_base(
+        arguments.model, folder.with_name(f"{called}_base"), images, labels, arguments.scale, ancestor, arguments.seed
+    )
     calibration = save_images(others[:CALIBRATION_IMAGES], folder.with_name(f"{folder.name}_calibration"))
     data = EvaluationData(name, (train[0][owner_count:known], train[1][owner_count:known]), test)
     folder.with_name(f"{folder.name}{COMMIT}").write_text(commit())
