@@ -120,13 +120,10 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
 def _conclude_passes(passes: Sequence[_Pass]) -> TracedSet:
     """The result of all passes. Without an accusation, it allows for a copy that is spread over several of them."""
     first, *others = passes
-    left = passes[-1].left
-    unexplained = Unexplained(left, sum(each.dissimilar for each in passes))
-    if not any(each.similar for each in passes):
-        unexplained = Unexplained(first.suspect)
+    unexplained = _unexplained(passes)
     if passes[-1].result.accused:
         return TracedSet(passes[-1].conclude(1.0), (), unexplained)
-    behind = Unexplained(left, sum(each.dissimilar for each in others))
+    behind = _unexplained(passes, 1)  # what the first pass compared is in its extractions
     others = [each for each in others if each.may_hold_copy()]
     times = sum(each.similar > 0 for each in (first, *others))
     # of k that a copy is spread over, one has at least a k-th of it, and the first at least what no other has
@@ -137,6 +134,17 @@ def _conclude_passes(passes: Sequence[_Pass]) -> TracedSet:
     reason = next(each.reason for each in results if each.outcome is outcome)
     result = replace(results[0], outcome=outcome, reason=reason, looks=passes[-1].result.looks)
     return TracedSet(result, first.cleared(behind), unexplained)
+
+
+def _unexplained(passes: Sequence[_Pass], begin: int = 0) -> Unexplained:
+    """What no pass found similar to a base, of what was compared from one of the passes on.
+
+    Where the last pass found nothing similar, it may have compared the tensors with another base than others did, so
+    these count by their shapes.
+    """
+    last = passes[-1]
+    compared, left = (passes, last.left) if last.similar else (passes[:-1], last.suspect)
+    return Unexplained(left, sum(each.dissimilar for each in compared[begin:]))
 
 
 def _read_once(request: TraceRequest, suspect: Checkpoint, found: BaseSelection, looks: int, sets: int) -> _Pass:
