@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.attacks.stream_slicing import fit_slices, is_sliced
+from hf_fingerprint.attacks.attack import fit_model
+from hf_fingerprint.attacks.stream_slicing import is_sliced
 from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, TensorReader, open_checkpoint
 from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.config import FingerprintConfig
@@ -170,9 +171,7 @@ class Testbed:
         widths, normalizations may be folded, names may be those of timm or transformers, blocks may be dropped, or
         inserted as identities, and the residual stream may be sliced."""
         if is_sliced(state):
-            model = fit_slices(self.build(), state)
-            model.load_state_dict(dict(state))
-            return model.eval()
+            return fit_model(self.build(), state)
         with open_checkpoint(state, suspect=True) as suspect:
             paired, _ = place_blocks(self.base, self._original, suspect, to_base_names(self.base, suspect))
             found = load_into_base_model(self.built, {}, suspect) if paired is suspect else None
