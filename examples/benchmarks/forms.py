@@ -85,7 +85,7 @@ def same_weights(base: Base, vault: Vault, form: Path, model: Path) -> Path | No
         found: dict[str, np.ndarray] = {}
         for source in find_weight_sets(form).sets:
             with open_checkpoint(source, suspect=True) as opened:
-                suspect, matches, _ = match_and_align(base, original, opened, aligned=False)
+                suspect, matches, *_ = match_and_align(base, original, opened, aligned=False)
                 for name, info in matches.items():
                     values = to_float32(suspect.read(info), info.dtype).reshape(base.tensors[name].shape)
                     found.setdefault(name, np.array(values, np.float32))

@@ -43,12 +43,7 @@ class Attacker:
 
     def model(self, state: State) -> "torch.nn.Module":
         """The model with these weights, as many blocks and a stream as wide, in evaluation mode."""
-        from hf_fingerprint.attacks.depth import fit_depth
-        from hf_fingerprint.attacks.stream_slicing import fit_slices
-
-        model = fit_slices(fit_depth(self.build(), state), state)
-        model.load_state_dict(dict(state))
-        return model.to(self.images.device).eval()
+        return fit_model(self.build(), state).to(self.images.device)
 
     def as_built_model(self, state: State) -> BuiltModel:
         """The same model on the CPU, as [`register`] takes it. Mean and deviation are set to 0.5: the attacker does
@@ -56,6 +51,16 @@ class Attacker:
         channels, height, width = self.images.shape[1:]
         half = (0.5,) * channels
         return BuiltModel(self.model(state).float().cpu(), (channels, height, width), half, half, _no_preprocessing)
+
+
+def fit_model(model: "torch.nn.Module", state: State) -> "torch.nn.Module":
+    """The model itself with these weights, as many blocks and a stream as wide, in evaluation mode."""
+    from hf_fingerprint.attacks.depth import fit_depth
+    from hf_fingerprint.attacks.stream_slicing import fit_slices
+
+    fitted = fit_slices(fit_depth(model, state), state)
+    fitted.load_state_dict(dict(state))
+    return fitted.eval()
 
 
 class AttackStep(Protocol):

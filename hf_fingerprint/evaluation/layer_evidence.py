@@ -1,28 +1,21 @@
 """Evidence by layer: a codeword's score in each marked tensor alone."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorReader
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.codes.residual import residual_signal
-from hf_fingerprint.extraction.aligning import match_and_align
-from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums
+from hf_fingerprint.extraction.aligning import AlignedSuspect
+from hf_fingerprint.extraction.extract import whole_carriers
+from hf_fingerprint.extraction.extraction_sums import Extraction, ExtractionSums
 from hf_fingerprint.vault import Base
-
-
-if TYPE_CHECKING:
-    import torch
 
 
 def evidence_by_layer(
     base: Base,
     original: Checkpoint,
-    suspect: TensorReader,
+    found: AlignedSuspect,
     codeword: np.ndarray,
-    aligned: bool = True,
-    device: "str | torch.device | None" = None,
     ancestor: TensorReader | None = None,
 ) -> tuple[float, ...]:
     """The score of a codeword in each marked tensor alone.
@@ -33,26 +26,20 @@ def evidence_by_layer(
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`TensorReader`]): the open suspect.
+        found ([`AlignedSuspect`]): the open suspect, as [`match_and_align`] returns it.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits.
-        aligned (`bool`, *optional*, defaults to `True`): whether to align permuted channels first.
-        device (`str` or `torch.device`, *optional*): see [`extract`].
         ancestor ([`TensorReader`], *optional*): see [`extract`].
 
     Returns:
         `tuple[float, ...]`: one score per carrier, in the order of `base.carriers`; 0 for missing tensors.
     """
     codebook = base.codebook()
-    suspect, matches, _ = match_and_align(base, original, suspect, aligned, device=device)
-    found = []
-    for carrier in base.carriers:
-        if carrier.name not in matches:
-            found.append(0.0)
-            continue
-        sums = ExtractionSums(base, original, suspect, ancestor)
-        sums.add([CarrierRows(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
-        found.append(_score(codebook, codeword, sums.extraction([carrier.name])))
-    return tuple(found)
+    scores = dict.fromkeys((carrier.name for carrier in base.carriers), 0.0)
+    for part in whole_carriers(base, found):
+        sums = ExtractionSums(base, original, found.suspect, ancestor)
+        sums.add([part])
+        scores[part.carrier.name] = _score(codebook, codeword, sums.extraction([part.carrier.name]))
+    return tuple(scores.values())
 
 
 def _score(codebook: Codebook, codeword: np.ndarray, extraction: Extraction) -> float:

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.attacks.stream_slicing import fit_slices, is_sliced
+from hf_fingerprint.attacks.attack import fit_model
+from hf_fingerprint.attacks.stream_slicing import is_sliced
 from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions, TensorReader, open_checkpoint
 from hf_fingerprint.codes import decode_readings
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
 from hf_fingerprint.evaluation.throwaway import throwaway_vault
-from hf_fingerprint.extraction import Extraction, extract, to_base_names
+from hf_fingerprint.extraction import Extraction, to_base_names
+from hf_fingerprint.extraction.aligning import AlignedSuspect, match_and_align
 from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
-from hf_fingerprint.extraction.extract import PLAIN, WHITENED
+from hf_fingerprint.extraction.extract import extract_aligned
+from hf_fingerprint.extraction.extraction_sums import PLAIN, WHITENED
 from hf_fingerprint.extraction.placing import place_blocks
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
@@ -168,9 +171,7 @@ class Testbed:
         widths, normalizations may be folded, names may be those of timm or transformers, blocks may be dropped, or
         inserted as identities, and the residual stream may be sliced."""
         if is_sliced(state):
-            model = fit_slices(self.build(), state)
-            model.load_state_dict(dict(state))
-            return model.eval()
+            return fit_model(self.build(), state)
         with open_checkpoint(state, suspect=True) as suspect:
             paired, _ = place_blocks(self.base, self._original, suspect, to_base_names(self.base, suspect))
             found = load_into_base_model(self.built, {}, suspect) if paired is suspect else None
@@ -191,15 +192,14 @@ class Testbed:
     def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
         """Traces a suspect made from the copies of `colluders`, recipients' indices. All others count as innocent."""
         with open_checkpoint(state, suspect=True) as suspect:
-            extraction = self._extract(suspect)
+            found = match_and_align(self.base, self._original, suspect, device=self._device)
+            extraction = self._extract(found)
             fields = unaligned_fields = self._decode(extraction, colluders)
             if extraction.aligned:
-                unaligned_fields = self._decode(self._extract(suspect, aligned=False), colluders)
+                unaligned = self._extract(AlignedSuspect.as_placed(found.placed))
+                unaligned_fields = self._decode(unaligned, colluders)
             codeword = self._codewords[colluders[0] if colluders else 0]
-            aligned = bool(extraction.aligned)
-            layers = evidence_by_layer(
-                self.base, self._original, suspect, codeword, aligned, self._device, self.ancestor
-            )
+            layers = evidence_by_layer(self.base, self._original, found, codeword, self.ancestor)
         return Verdict(
             **fields,
             unaligned=(unaligned_fields["innocents_accused"], unaligned_fields["highest_innocent"]),
@@ -211,8 +211,8 @@ class Testbed:
             **self._decode_fewer(extraction, colluders),
         )
 
-    def _extract(self, suspect: TensorReader, aligned: bool = True) -> Extraction:
-        return extract(self.base, self._original, suspect, None, aligned, self._device, self.ancestor)
+    def _extract(self, found: AlignedSuspect) -> Extraction:
+        return extract_aligned(self.base, self._original, found, ancestor=self.ancestor)
 
     def _decode_fewer(self, extraction: Extraction, colluders: Sequence[int]) -> dict[str, Any]:
         """The colluders' scores by the plain reading alone, and without the ancestor."""

@@ -4,7 +4,8 @@ Nothing here sees a codeword.
 """
 
 from hf_fingerprint.extraction.base_names import to_base_names
-from hf_fingerprint.extraction.extract import Extraction, Lineage, extract
+from hf_fingerprint.extraction.extract import extract
+from hf_fingerprint.extraction.extraction_sums import Extraction, Lineage
 from hf_fingerprint.extraction.looks import Looks
 
 

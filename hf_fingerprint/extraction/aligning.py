@@ -1,7 +1,7 @@
 """Presents a suspect under the base's names and in the base's order, where permuted, rescaled and rotated weights are
 aligned with the base's."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.extraction.alignment import align_suspect
@@ -14,6 +14,27 @@ if TYPE_CHECKING:
     import torch
 
 
+class AlignedSuspect(NamedTuple):
+    """A suspect under the base's names and in the base's order.
+
+    Attributes:
+        suspect ([`TensorReader`]): the suspect so.
+        matches (`dict[str, TensorInfo]`): its tensors by the carriers' names.
+        aligned (`int`): how many carriers were aligned.
+        placed ([`PlacedSuspect`]): the suspect before alignment.
+    """
+
+    suspect: TensorReader
+    matches: dict[str, TensorInfo]
+    aligned: int
+    placed: PlacedSuspect
+
+    @classmethod
+    def as_placed(cls, placed: PlacedSuspect) -> "AlignedSuspect":
+        """A suspect that is left in its own order."""
+        return cls(placed.suspect, placed.matches, 0, placed)
+
+
 def match_and_align(
     base: Base,
     original: Checkpoint,
@@ -21,31 +42,17 @@ def match_and_align(
     aligned: bool | Literal["always"] = True,
     progress: Progress | None = None,
     device: "str | torch.device | None" = None,
-) -> tuple[TensorReader, dict[str, TensorInfo], int]:
-    """The suspect under the base's names and in the base's order.
+) -> AlignedSuspect:
+    """Places a suspect's tensors onto the base's carriers, and aligns them.
 
     Args:
         base, original, suspect, aligned, progress, device: see [`extract`].
-
-    Returns:
-        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, how many were aligned.
     """
-    return align_placed(base, original, place_tensors(base, original, suspect), aligned, progress, device)
-
-
-def align_placed(
-    base: Base,
-    original: Checkpoint,
-    placed: PlacedSuspect,
-    aligned: bool | Literal["always"],
-    progress: Progress | None,
-    device: "str | torch.device | None",
-) -> tuple[TensorReader, dict[str, TensorInfo], int]:
-    """[`match_and_align`] for a suspect whose tensors were placed."""
-    suspect, matches = placed.suspect, placed.matches
-    alignment = None
+    placed = place_tensors(base, original, suspect)
+    own, matches, alignment = placed.suspect, placed.matches, None
     if aligned:
-        alignment = align_suspect(base, original, suspect, matches, progress, aligned == "always", device)
+        alignment = align_suspect(base, original, own, matches, progress, aligned == "always", device)
     if alignment is None:
-        return suspect, matches, 0
-    return alignment, matches | alignment.aligned_tensors, len(alignment.aligned_tensors)
+        return AlignedSuspect.as_placed(placed)
+    found = alignment.aligned_tensors
+    return AlignedSuspect(alignment, matches | found, len(found), placed)

@@ -1,11 +1,14 @@
-"""Presents a suspect under the base's tensor names, if it has those of the other library.
+"""Presents a suspect under the base's tensor names, if it has those of the other library, or with a prefix.
 
 timm and transformers name the same tensors differently, and one tensor in timm (`qkv`) is three in transformers. The
     bytes are the same, so nothing is copied.
 """
 
+from collections import Counter
+from collections.abc import Collection
+
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm
+from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm, to_transformers
 from hf_fingerprint.extraction.layouts import PLAIN
 from hf_fingerprint.extraction.placed import Piece, PlacedWeights, Placement, TensorView, full_bounds
 from hf_fingerprint.vault import Base
@@ -16,13 +19,29 @@ _FUSED, _SPLIT = ".attn.qkv.", (".attn.q.", ".attn.k.", ".attn.v.")
 
 def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
     """The suspect under the base's tensor names, or unchanged if it already has them or has too few of the tensors."""
-    suspect_names = {normalize_name(name) for name in suspect.tensors}
+    suspect_names = dict.fromkeys(map(normalize_name, suspect.tensors))  # in their order: of equals, the first counts
     if 2 * sum(normalize_name(name) in suspect_names for name in base.tensors) >= len(base.tensors):
         return suspect
-    by_timm_name = {to_timm(normalize_name(name)): info for name, info in suspect.tensors.items()}
+    stripped = _strip_prefix([normalize_name(name) for name in base.tensors], suspect_names)
+    infos = [(stripped.get(normalize_name(name), name), info) for name, info in suspect.tensors.items()]
+    by_timm_name = {to_timm(normalize_name(name)): info for name, info in infos}
     found = {name: find_placement(to_timm(normalize_name(name)), by_timm_name) for name in base.tensors}
     placements = {name: each for name, each in found.items() if each is not None}
     return PlacedWeights(suspect, placements) if 2 * len(placements) >= len(base.tensors) else suspect
+
+
+def _strip_prefix(wanted: Collection[str], names: Collection[str]) -> dict[str, str]:
+    """The names without the prefix that most names of a base have among them in either library, such as that of a
+    model in another one; only those that have it."""
+    known = {*wanted, *map(to_timm, wanted), *map(to_transformers, wanted)}
+    most_dots = max((name.count(".") for name in known), default=0)
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = name.rsplit(".", most_dots + 1)
+        ends = (".".join(parts[i:]) for i in range(len(parts)))
+        counts.update(name.removesuffix(end) for end in ends if end in known)
+    prefix = counts.most_common(1)[0][0] if counts else ""
+    return {name: name.removeprefix(prefix) for name in names if prefix and name.startswith(prefix)}
 
 
 def find_placement(name: str, by_timm_name: dict[str, TensorInfo]) -> Placement | None:

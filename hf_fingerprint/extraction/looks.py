@@ -13,7 +13,8 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, TensorInfo
 from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
-from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums, check_base_layout
+from hf_fingerprint.extraction.extract import check_base_layout
+from hf_fingerprint.extraction.extraction_sums import CarrierRows, Extraction, ExtractionSums
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier

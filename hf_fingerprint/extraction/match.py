@@ -26,6 +26,11 @@ def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     return Namesakes(suspect.tensors, normalize_name).find_shaped(base.carrier_shapes)
 
 
+def match_similar(base: Base, original: Checkpoint, suspect: TensorReader) -> dict[str, TensorInfo]:
+    """Those of [`match_names`] that are similar to the base's tensors."""
+    return similar_namesakes(original, suspect, match_names(base, suspect))
+
+
 def match_unmarked_names(base: Base, original: TensorReader, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The suspect's tensors that have the names and shapes of the base's unmarked tensors."""
     carriers = base.carrier_shapes

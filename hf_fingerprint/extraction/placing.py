@@ -16,7 +16,7 @@ from hf_fingerprint.extraction.base_names import to_base_names
 from hf_fingerprint.extraction.blocks import to_base_blocks
 from hf_fingerprint.extraction.codes import CodeTensors
 from hf_fingerprint.extraction.fused_branches import find_fused_branches
-from hf_fingerprint.extraction.match import match_names, similar_namesakes
+from hf_fingerprint.extraction.match import match_names, match_similar
 from hf_fingerprint.extraction.narrower import restore_channels
 from hf_fingerprint.extraction.padding import strip_padding
 from hf_fingerprint.extraction.placed import PlacedWeights, Placement, TensorView
@@ -67,18 +67,18 @@ def place_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> Pl
     if stripped is not named:
         suspect = named = stripped
     restored, complete = restore_channels(base, original, named)
-    similar = similar_namesakes(original, restored, match_names(base, restored))
+    similar = match_similar(base, original, restored)
     shares: dict[str, float] = {}
     if 2 * len(similar) < len(base.carriers):
         sliced = restore_stream(base, original, named)
         if len(sliced.shares) > len(similar):
             restored, shares = sliced
-            similar = similar_namesakes(original, restored, match_names(base, restored))
+            similar = match_similar(base, original, restored)
     found = _place_whole(base, original, suspect if restored is named else restored, restored, similar)
     if 2 * len(found.matches) < len(base.carriers):
         restored, complete = restore_channels(base, original, named, named=False)
         if restored is not named:
-            similar = similar_namesakes(original, restored, match_names(base, restored))
+            similar = match_similar(base, original, restored)
             found, shares = _place_whole(base, original, restored, restored, similar), {}
     return found._replace(complete=found.complete and complete, shares=shares)
 
@@ -101,9 +101,9 @@ def place_blocks(
         `(suspect, matches)`: the suspect, `named` itself if its blocks are in their places; and those of its tensors
         that are similar to their namesakes among the carriers.
     """
-    matches = similar_namesakes(original, named, match_names(base, named)) if similar is None else similar
+    matches = match_similar(base, original, named) if similar is None else similar
     placed = to_base_blocks(base, original, suspect, named, matches)
-    return placed, matches if placed is named else similar_namesakes(original, placed, match_names(base, placed))
+    return placed, matches if placed is named else match_similar(base, original, placed)
 
 
 def _place_whole(

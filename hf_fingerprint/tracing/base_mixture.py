@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.extraction import to_base_names
 from hf_fingerprint.extraction.aligning import match_and_align
-from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE
+from hf_fingerprint.extraction.extraction_sums import MIN_DESCENDANT_COSINE
 from hf_fingerprint.extraction.looks import plan_looks
 from hf_fingerprint.extraction.match import has_unambiguous_names, match_names
 from hf_fingerprint.extraction.placing import place_tensors
@@ -146,7 +146,8 @@ class BaseSelector:
         for i, group in enumerate(groups):
             if found[i] is not None:
                 continue
-            aligned, matches, _ = match_and_align(group.records[0], group.original, self._suspect, device=self._device)
+            base, original = group.records[0], group.original
+            aligned, matches, *_ = match_and_align(base, original, self._suspect, device=self._device)
             for j in range(i, len(groups)):
                 if found[j] is None and (i == j or mean_cosine(samples[i][0], samples[j][0]) >= _SAME_FAMILY_COSINE):
                     found[j] = self._sample_pair(groups[j], aligned, matches)

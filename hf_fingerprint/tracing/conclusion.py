@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, Source, TensorReader
+from hf_fingerprint.checkpoints import RangedCheckpoint, Source, TensorReader
 from hf_fingerprint.checkpoints.renamed import RemainingTensors
 from hf_fingerprint.extraction import Extraction, to_base_names
 from hf_fingerprint.extraction.match import match_names
@@ -22,34 +22,17 @@ from hf_fingerprint.tracing.readability import (
     few_bits,
     find_hidden,
     find_narrower,
-    fitting_weights,
     format_hidden,
     unreadable_tensors,
 )
 from hf_fingerprint.tracing.result import SkippedSource, TraceResult
 from hf_fingerprint.tracing.trace_request import ReadTarget
+from hf_fingerprint.tracing.unexplained import ALL_EXPLAINED, ClearedWeights, Unexplained
 from hf_fingerprint.tracing.verdict import AccusationLevel
 from hf_fingerprint.vault import Base
 
 
 CONVERT_HINT = "convert them to float tensors in the base's names and shapes, and trace that"
-
-MIN_SHOWN_SHARE = 0.5  # of the weights that may be a copy's: those that are similar to the base's
-
-
-class Unexplained(NamedTuple):
-    """What a suspect holds besides the weights that are similar to the base's.
-
-    Attributes:
-        tensors ([`Checkpoint`] or `None`): tensors that were compared with no carrier, if all were sought.
-        dissimilar (`int`): weights that other passes over the suspect compared, and that are not similar.
-    """
-
-    tensors: Checkpoint | None = None
-    dissimilar: int = 0
-
-
-ALL_EXPLAINED = Unexplained()
 
 
 class _Conclusion(NamedTuple):
@@ -142,7 +125,8 @@ def _conclude_base(
             f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
     if would_show_copy(base, extraction, recipients, alpha, share):
-        return _conclude_rest(base, extraction, unexplained)
+        doubt = ClearedWeights.of(base, extraction, unexplained).doubt()
+        return _Conclusion(doubt, Outcome.NOBODY if doubt is None else Outcome.NOT_READABLE)
     whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
     if not would_surely_detect(base, whole, recipients, alpha):
         return _Conclusion(
@@ -176,27 +160,6 @@ def _conclude_base(
         f"Another model than base {base.base_id}: {extraction.tensors_matched} of {len(base.carriers)} marked tensors "
         f"have a counterpart, and {compared}.",
         Outcome.NOT_COMPARABLE,
-    )
-
-
-def _conclude_rest(base: Base, extraction: Extraction, unexplained: Unexplained) -> _Conclusion:
-    """Nobody, unless a copy may be in the weights that are not similar to the base's.
-
-    A model in use has each of a copy's tensors once. Those that the rest can't hold would be among the similar ones,
-    and show the copy. So the rest first fills the places of the carriers that are not similar or missing.
-    """
-    similar = int(extraction.similar_counts.sum())
-    fits = 0 if unexplained.tensors is None else fitting_weights(base, unexplained.tensors)
-    rest = extraction.weights_read - similar + unexplained.dissimilar + fits
-    missing = base.carrier_weights - similar
-    shown = similar - max(0, rest - missing)
-    if shown >= MIN_SHOWN_SHARE * (similar + min(rest, missing)):
-        return _Conclusion(None, Outcome.NOBODY)
-    return _Conclusion(
-        f"No copy shows in the {similar:,} weights that are similar to those of base {base.base_id}, but {rest:,} "
-        f"others have the shapes of its marked tensors and may be a copy's in another order: give the base's whole "
-        f"folder, so that both models can be run to find the order, or get the model with its channels in the base's "
-        f"order."
     )
 
 

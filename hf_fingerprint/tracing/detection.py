@@ -14,7 +14,7 @@ import numpy as np
 from hf_fingerprint.carriers import keyed_offset, position_counts
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.extraction import Extraction
-from hf_fingerprint.extraction.extract import ExtractedSignal
+from hf_fingerprint.extraction.extraction_sums import ExtractedSignal
 from hf_fingerprint.extraction.weigh import MIN_VARIANCE
 from hf_fingerprint.vault import Base
 

@@ -38,6 +38,7 @@ from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import RecipientScore, SkippedSource, TraceResult
 from hf_fingerprint.tracing.trace_request import TraceRequest
+from hf_fingerprint.tracing.unexplained import conclude_sets
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
 
 
@@ -116,7 +117,7 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
     """Traces a model in memory, or by ranges if that is enough, else every set of weight files."""
     if not isinstance(suspect, str | Path):
         with open_checkpoint(suspect, suspect=True) as live:
-            return replace(trace_files(request, live), containers=(live.container,))
+            return replace(trace_files(request, live).result, containers=(live.container,))
     looks, options = 0, request.options
     try:
         ranged = None if full else open_ranged_checkpoint(suspect, max_bytes, options=options)
@@ -130,11 +131,13 @@ def _trace(request: TraceRequest, suspect: ModelInput, full: bool, max_bytes: in
         suspect, options = ranged.source.location, options.access
         max_bytes = None if max_bytes is None else max_bytes - ranged.bytes_fetched
     found = find_weight_sets(suspect, max_bytes, options=options)
-    results = []
+    traced = []
     for source in found.sets:
         with open_checkpoint(source, suspect=True) as opened:
-            traced = trace_files(request, opened, looks, len(found.sets))
-            results.append(replace(traced, files=source.shown_files, containers=(opened.container,)))
+            one = trace_files(request, opened, looks, len(found.sets))
+            result = replace(one.result, files=source.shown_files, containers=(opened.container,))
+            traced.append(one._replace(result=result))
+    results = conclude_sets(traced)
     if not results:
         results = [_unread_result(suspect, request, "No weight file of it can be read.")]
     return _apply_unread_files(_merge_results(results, found.unread))

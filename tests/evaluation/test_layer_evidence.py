@@ -7,6 +7,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes.decoding import prove_codeword
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
 from hf_fingerprint.extraction import extract
+from hf_fingerprint.extraction.aligning import match_and_align
 from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
 
@@ -24,7 +25,7 @@ def issued(tmp_path_factory):
 def evidence(issued, place):
     base, model, _, codeword = issued
     with open_checkpoint(model) as original, open_checkpoint(place) as suspect:
-        return evidence_by_layer(base, original, suspect, codeword)
+        return evidence_by_layer(base, original, match_and_align(base, original, suspect), codeword)
 
 
 def test_every_layer_of_a_copy_has_evidence_and_all_together_have_most(issued):
@@ -57,6 +58,6 @@ def test_a_stranger_has_no_evidence_anywhere(issued):
     base, model, copy, _ = issued
     stranger = np.packbits(np.random.default_rng(3).random(base.length) < base.codebook().probability)
     with open_checkpoint(model) as original, open_checkpoint(copy) as suspect:
-        found = evidence_by_layer(base, original, suspect, stranger)
+        found = evidence_by_layer(base, original, match_and_align(base, original, suspect), stranger)
 
     assert max(map(abs, found)) < 6

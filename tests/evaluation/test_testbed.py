@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from hf_fingerprint.attacks import ChannelPermutation, collude
+from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.evaluation import Testbed
+from hf_fingerprint.evaluation import testbed as module
+from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
 from hf_fingerprint.evaluation.testbed import BINS
 from hf_fingerprint.evaluation.throwaway import throwaway_vault
+from hf_fingerprint.extraction.aligning import match_and_align
 from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import SETTINGS
 from tests.helpers.small_models import save_plain
@@ -65,6 +69,30 @@ def test_colluders_are_caught_and_a_recipient_outside_the_coalition_is_innocent(
     assert judged.innocents == 501
     assert judged.innocents_accused == 0
     assert judged.highest_innocent < judged.threshold < min(judged.scores)
+
+
+@pytest.mark.parametrize("change", [dict, ChannelPermutation()])
+def test_a_trial_aligns_a_suspect_once_and_its_layers_show_what_they_do_by_themselves(
+    place, testbed, monkeypatch, change
+):
+    state, calls = change(testbed.copy(0)), []
+
+    def noting(*arguments, **options):
+        calls.append(match_and_align(*arguments, **options))
+        return calls[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "match_and_align", noting)
+        judged = testbed.trace_suspect(state)
+    (codeword,) = testbed.base.codebook().packed(testbed._keys[:1])
+    with open_checkpoint(place / "model") as original, open_checkpoint(state, suspect=True) as suspect:
+        found = match_and_align(testbed.base, original, suspect)
+        layers = evidence_by_layer(testbed.base, original, found, codeword)
+
+    assert len(calls) == 1
+    assert (found.aligned > 0) == (change is not dict)
+    assert judged.layers == layers
+    assert min(layers) > 2
 
 
 def test_with_wrong_colluders_the_true_one_counts_as_innocent(testbed):

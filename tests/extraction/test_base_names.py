@@ -3,7 +3,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer, trace
-from hf_fingerprint.attacks import Renaming
+from hf_fingerprint.attacks import ChannelPermutation, Renaming
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.tensor_names import to_timm
 from hf_fingerprint.extraction import to_base_names
@@ -55,6 +55,28 @@ def test_a_copy_in_the_other_librarys_names_is_traced_as_before(timm_vit, tmp_pa
     assert other.accused[0].score == pytest.approx(one.accused[0].score, rel=1e-6)
     assert other.tensors_matched == one.tensors_matched
     assert other.tensors_aligned == 0
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+@pytest.mark.parametrize("names", ["the base's", "the other library's"])
+def test_a_prefix_of_all_names_is_stripped(timm_vit, tmp_path, names, permuted):
+    """As in a checkpoint of a larger model, which has further tensors."""
+    import torch
+
+    vault, _, state = timm_vit
+    if permuted:
+        moved = ChannelPermutation()({name: torch.from_numpy(values) for name, values in state.items()})
+        state = {name: tensor.numpy() for name, tensor in moved.items()}
+    one = state if names == "the base's" else renamed(state)
+    more = {"net.encoder.gate.weight": np.ones((3, 5), np.float32), "decoder.weight": np.ones(7, np.float32)}
+    save_file(one, tmp_path / "one.safetensors")
+    save_file({f"net.encoder.{name}": values for name, values in one.items()} | more, tmp_path / "within.safetensors")
+
+    plain, within = (trace(tmp_path / f"{name}.safetensors", vault) for name in ("one", "within"))
+
+    assert [score.recipient for score in within.accused] == ["alice"]
+    assert within.accused[0].score == pytest.approx(plain.accused[0].score, rel=1e-6)
+    assert within.tensors_aligned == plain.tensors_aligned
 
 
 def test_a_base_of_transformers_is_found_in_timms_names(tmp_path):

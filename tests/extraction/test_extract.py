@@ -13,7 +13,7 @@ from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
-from hf_fingerprint.extraction.extract import clip_positions
+from hf_fingerprint.extraction.extraction_sums import clip_positions
 from hf_fingerprint.extraction.weigh import extract_tensor
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 

@@ -13,7 +13,7 @@ from hf_fingerprint.carriers import MarkDelta, TensorUpdate
 from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranged_checkpoint
 from hf_fingerprint.codes import Tardos
 from hf_fingerprint.extraction import Looks, extract
-from hf_fingerprint.extraction.extract import CarrierRows, ExtractionSums
+from hf_fingerprint.extraction.extraction_sums import CarrierRows, ExtractionSums
 from hf_fingerprint.extraction.looks import plan_looks
 from hf_fingerprint.extraction.match import has_unambiguous_names
 from hf_fingerprint.extraction.weigh import extract_tensor

@@ -107,6 +107,19 @@ def test_a_sliced_copy_is_traced_by_what_is_left_of_it(vit, change):
     assert max(after["bob"], after["carol"]) < 5
 
 
+def test_a_sliced_copy_behind_the_whole_base_is_traced(vit):
+    alone, _ = traced(vit, vit.state, StreamSlicing(0.2))
+
+    def behind(state, attacker):
+        sliced = StreamSlicing(0.2)(state, attacker)
+        return vit.unmarked | {f"another.{name}": values for name, values in sliced.items()}
+
+    found, result = traced(vit, vit.state, behind)
+
+    assert [score.recipient for score in result.accused] == ["alice"]
+    assert found["alice"] == pytest.approx(alone["alice"], rel=1e-6)
+
+
 def test_layer_scales_are_folded_in(scaled_vit):
     before, _ = traced(scaled_vit, scaled_vit.state, unchanged)
 
