@@ -40,6 +40,10 @@ class _Level:
     kl: float
     cap: float
 
+    def up_to(self, failed: "_Level") -> "_Level":
+        """The level between this one and one that spends too much."""
+        return _Level((self.kl * failed.kl) ** 0.5, (self.cap * failed.cap) ** 0.5)
+
 
 def make_carriers(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
     """Makes carriers from amplitudes relative to the rows' root mean squares."""
@@ -158,25 +162,30 @@ def _spend_budget(
     where: str,
 ) -> tuple[_Level, np.ndarray, OutputComparison]:
     best: tuple[_Level, np.ndarray, OutputComparison] | None = None
-    failures = 0
+    failed: _Level | None = None
+    failures, largest, enough = 0, level.cap, target_share
     for _ in range(max_steps):  # the second-order prediction is an estimate, so measure and correct
         eps = divide(level.kl, level.cap)
         found = measure(eps)
         spent = min(budget.spent(found) for budget in budgets)
         if spent <= 1:
             best = level, eps, found
-            if failures or spent >= target_share or (eps >= level.cap).all():
+            if spent >= enough or (eps >= largest).all():
                 break
-            level = replace(level, kl=level.kl * 0.9 / max(spent, 0.05))
-        elif best is not None:
-            break
-        elif failures:  # what has a wrong sensitivity or is rounded does not follow, so shrink all, faster each time
+            level = replace(level, kl=level.kl * 0.9 / max(spent, 0.05)) if failed is None else level.up_to(failed)
+            continue
+        failed, enough = level, CAPPED_BELOW
+        if best is not None:
+            if min(budget.spent(best[2]) for budget in budgets) >= enough:
+                break
+            level = best[0].up_to(failed)
+            continue
+        if failures:  # what has a wrong sensitivity or is rounded does not follow, so shrink all, faster each time
             share = 0.9 / spent * 0.81**failures
             level = _Level(level.kl * share, float(eps.max()) * share**0.5)
-            failures += 1
         else:
             level = replace(level, kl=level.kl * 0.9 / spent)
-            failures += 1
+        failures += 1
     if best is None:
         decisions = "" if budgets[-1].min_agreement is None else f" and an agreement of {found.agreement:.2%}"
         raise CarrierError(

@@ -278,6 +278,23 @@ def test_the_smaller_divergence_is_the_default_where_no_decisions_can_be_kept():
     assert found.agreement < 0.995
 
 
+@pytest.mark.parametrize("limit", [1.3e-4, 2e-4, 4e-4])
+def test_a_budget_is_spent_although_decisions_are_lost_all_at_once(limit):
+    """Where a little more would lose many decisions, the steps down from too much go too far at first."""
+
+    class Abrupt(TwoTensors):
+        def compare(self, *arguments: object, **named: object) -> OutputComparison:
+            found = super().compare(*arguments, **named)
+            lost = 0.001 if found.kl < limit else 0.02 * found.kl / limit
+            return replace(
+                found, predicted_agreement=(1 - lost, 1 - lost), agreeing=round((1 - lost) * found.decisions)
+            )
+
+    _, found = searched(Abrupt((1.0, 1.0)), (1.0, 1.0), [OutputBudget(1e-3, 0.995)])
+
+    assert 0.5 * limit < found.kl < limit
+
+
 def test_a_tensor_that_costs_more_than_was_believed_is_weakened_too():
     eps, found = searched(TwoTensors((1.0, 3.0)), (1.0, 1e-9), [OutputBudget(1e-4)])
 
