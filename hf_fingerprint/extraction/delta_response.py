@@ -95,7 +95,7 @@ def read_response(
 
     Returns:
         `(values, gains)`, `float32` of shape `(m, n)`: the mark times `gains` plus noise of variance 1, and `gains`,
-        which are 0 where nothing is read. `None` if there is less than `least_gain`.
+        which are 0 where nothing is read. `None` if nothing can be read, or less than `least_gain`.
     """
     amplitude = np.divide(1, inverse, out=np.zeros(len(inverse), np.float32), where=inverse > 0)
     chosen = _sample(kept)
