@@ -5,7 +5,7 @@ timm and transformers name the same tensors differently, and one tensor in timm 
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm, to_transformers
@@ -22,12 +22,19 @@ def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
     suspect_names = dict.fromkeys(map(normalize_name, suspect.tensors))  # in their order: of equals, the first counts
     if 2 * sum(normalize_name(name) in suspect_names for name in base.tensors) >= len(base.tensors):
         return suspect
-    stripped = _strip_prefix([normalize_name(name) for name in base.tensors], suspect_names)
-    infos = [(stripped.get(normalize_name(name), name), info) for name, info in suspect.tensors.items()]
-    by_timm_name = {to_timm(normalize_name(name)): info for name, info in infos}
+    found = _find_placements(base, {name: name for name in suspect.tensors}, suspect)
+    if 2 * len(found) < len(base.tensors):  # only then, so that no decoys under a prefix take their places
+        stripped = _strip_prefix([normalize_name(name) for name in base.tensors], suspect_names)
+        known = {name: stripped.get(normalize_name(name)) for name in suspect.tensors}
+        found |= _find_placements(base, {name: new for name, new in known.items() if new is not None}, suspect)
+    return PlacedWeights(suspect, found) if 2 * len(found) >= len(base.tensors) else suspect
+
+
+def _find_placements(base: Base, names: Mapping[str, str], suspect: TensorReader) -> dict[str, Placement]:
+    """Where the suspect has the base's tensors; `names` are those to know its tensors by."""
+    by_timm_name = {to_timm(normalize_name(known)): suspect.tensors[name] for name, known in names.items()}
     found = {name: find_placement(to_timm(normalize_name(name)), by_timm_name) for name in base.tensors}
-    placements = {name: each for name, each in found.items() if each is not None}
-    return PlacedWeights(suspect, placements) if 2 * len(placements) >= len(base.tensors) else suspect
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _strip_prefix(wanted: Collection[str], names: Collection[str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ MIN_MARK_ENERGY = 0.005  # of a whole mark's: an average of 200 copies still has
 MIN_OWN_NOISE = 0.01
 MIN_CHANGED = 0.99
 ROW_PRIOR = 32.0  # weights
+MAX_CHANNEL_ENERGY, USUAL_CHANNELS = 16.0, 0.75  # a row's or column's relative to the owner's, over that of this share
 CLIP_DEVIATIONS = 3.0
 ROUNDING = 1e-5  # of the values' root mean square
 _TINY = 1e-30
@@ -94,10 +95,14 @@ def read_response(
 
     Returns:
         `(values, gains)`, `float32` of shape `(m, n)`: the mark times `gains` plus noise of variance 1, and `gains`,
-        which are 0 where nothing is read. `None` if there is less than `least_gain`.
+        which are 0 where nothing is read. `None` if nothing can be read, or less than `least_gain`.
     """
     amplitude = np.divide(1, inverse, out=np.zeros(len(inverse), np.float32), where=inverse > 0)
     chosen = _sample(kept)
+    used_rows, used_columns = _used_channels(chosen, suspect, owner)
+    if not (used_rows.all() and used_columns.all()):
+        kept = kept & used_rows[:, None] & used_columns
+        chosen = chosen[kept.reshape(-1)[chosen]]
     deltas, values = (each.reshape(-1)[chosen].astype(np.float64) for each in (owner, suspect))
     if len(deltas) < BIN_WEIGHTS or not amplitude.any():
         return None
@@ -143,6 +148,20 @@ def _sample(kept: np.ndarray) -> np.ndarray:
         return np.flatnonzero(kept)
     chosen = np.random.default_rng(0).integers(0, kept.size, STATISTICS_WEIGHTS)
     return chosen[kept.reshape(-1)[chosen]]
+
+
+def _used_channels(chosen: np.ndarray, suspect: np.ndarray, owner: np.ndarray) -> Iterator[np.ndarray]:
+    """Which rows, and then which columns, moved by no more than others of the chosen weights show to be usual.
+
+    Channels that nothing uses can be moved at will, and one could outweigh all others in the statistics. Where a delta
+    was trimmed, few channels keep most of theirs, so it takes most to show what is usual.
+    """
+    squares = [np.square(each.reshape(-1)[chosen], dtype=np.float64) for each in (suspect, owner)]
+    for which, count in zip(np.divmod(chosen, owner.shape[1]), owner.shape, strict=True):
+        energy, own = (np.bincount(which, each, count) for each in squares)
+        ratios = energy / np.maximum(own + own.mean(), _TINY)
+        usual = np.quantile(ratios[ratios > 0], USUAL_CHANNELS, method="lower") if ratios.any() else 0.0
+        yield ratios <= MAX_CHANNEL_ENERGY * usual
 
 
 def _products(deltas: np.ndarray, values: np.ndarray) -> Iterator[np.ndarray | None]:

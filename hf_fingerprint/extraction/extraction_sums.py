@@ -1,8 +1,10 @@
 """An extraction that grows part by part, and what it gives: the readings, and what they were read from."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ POSITION_CLIP = 2.0
 MIN_DESCENDANT_COSINE = 0.2
 THREADS = 2
 MAX_PENDING = 8
+_LIMITING = Lock()
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,22 @@ class CarrierRows(NamedTuple):
     share: float = 1.0
 
 
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Limits BLAS to one thread each, unless another extraction of this process does.
+
+    The limit is the process's. Of two that overlap, the second would take the first one's for what to restore.
+    """
+    if not _LIMITING.acquire(blocking=False):
+        yield
+        return
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        _LIMITING.release()
+
+
 class ExtractionSums:
     """An extraction that grows part by part; for the arguments see [`extract`]."""
 
@@ -144,7 +163,7 @@ class ExtractionSums:
             count (callable, *optional*): called with the weights of each part; see [`counting`].
         """
         # two tensors at a time, each on one core, are faster than one whose products use both
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(THREADS) as pool:
+        with _one_blas_thread(), ThreadPoolExecutor(THREADS) as pool:
             for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
                 batch = parts[start : start + MAX_PENDING]
                 for part, found in zip(batch, pool.map(self._extract, batch), strict=True):

@@ -14,7 +14,7 @@ from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
 from hf_fingerprint.extraction.ancestor_delta import read_delta
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture
-from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, TensorPlace
+from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, MIN_VARIANCE, TensorPlace
 from hf_fingerprint.extraction.whiten import GROUP_ROWS, GROUPS, MIN_SIDE, is_colored, whiten
 
 
@@ -167,6 +167,8 @@ class _Sums:
         energy = float(np.vdot(values, values)) / power
         if not 0 < energy < np.inf or gain <= 0:
             return
+        # whitening leaves nothing of drift in few directions; without a mark in it, that would outweigh all tensors
+        energy = max(energy, MIN_VARIANCE * gain**2 * power / int(piece.kept.sum()))
         projection = TensorProjection(
             self._base.secret, self._name, self._base.length, piece.rows.start * self._columns
         )

@@ -11,6 +11,7 @@ from hf_fingerprint.vault import Base, Carrier
 
 
 MAX_DIFFERENCE = 1e6  # amplitudes
+MIN_VARIANCE = 0.1  # squared amplitudes: no weight counts for more, however little it moved
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction.further_readings import MarkSums, marked_mass, read_further
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
-from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, TensorPlace, dropped_mask
+from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, MIN_VARIANCE, TensorPlace, dropped_mask
 from hf_fingerprint.extraction.whiten import MIN_DRIFT_ENERGY
 from hf_fingerprint.vault import Base, Carrier
 
@@ -26,7 +26,6 @@ from hf_fingerprint.vault import Base, Carrier
 SAMPLE_ROWS, COLUMN_ROWS = 16, 256
 CLIP_DEVIATIONS, WEIGHT_CLIP_DEVIATIONS = 3.0, 1.5  # of a tensor's, and of a weight's own distribution
 MIN_CLIP = 1.5
-MIN_VARIANCE = 0.1
 DRIFT_THRESHOLD = 2.0  # amplitudes
 MIN_DRIFT, MIN_COUNT = 1e-8, 1e-3
 ROW_PRIOR = 4.0  # weights

@@ -23,7 +23,7 @@ MIN_SIDE = 8  # of a matrix with directions to compare
 SHORT_RIDGE, LONG_RIDGE = 3.0, 300.0  # squared amplitudes
 CLIP_DEVIATIONS = 5.0
 _MAD = 1.4826
-MAX_SINGLE_CONDITION = 1e4  # of a Gram matrix plus a ridge, for `float32`
+MAX_SINGLE_CONDITION, MAX_CONDITION = 1e4, 1e14  # of a Gram matrix plus a ridge, for `float32` and `float64`
 _TINY = 1e-12
 
 
@@ -41,6 +41,8 @@ def whiten(matrix: np.ndarray) -> tuple[np.ndarray, float]:
     ridges = SHORT_RIDGE * longer, LONG_RIDGE * shorter
     if not float(np.trace(gram)) < MAX_SINGLE_CONDITION * min(ridges):
         gram, _ = gram_matrix(matrix.astype(np.float64))
+        least = float(np.trace(gram)) / MAX_CONDITION  # less is lost in rounding, and no Cholesky factor is found
+        ridges = max(ridges[0], least), max(ridges[1], least)
     first, second = (_resolvent(gram, ridge) for ridge in ridges)
     both = first @ second
     gain = _divergence(first, second, both, ridges[0], longer - shorter)

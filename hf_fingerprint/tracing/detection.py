@@ -15,7 +15,7 @@ from hf_fingerprint.carriers import keyed_offset, position_counts
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.extraction import Extraction
 from hf_fingerprint.extraction.extraction_sums import ExtractedSignal
-from hf_fingerprint.extraction.weigh import MIN_VARIANCE
+from hf_fingerprint.extraction.tensor_place import MIN_VARIANCE
 from hf_fingerprint.vault import Base
 
 

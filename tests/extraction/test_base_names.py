@@ -79,6 +79,22 @@ def test_a_prefix_of_all_names_is_stripped(timm_vit, tmp_path, names, permuted):
     assert within.tensors_aligned == plain.tensors_aligned
 
 
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_decoys_do_not_take_the_places_of_the_suspects_tensors(timm_vit, tmp_path, prefix):
+    """Neither do more of them under a prefix, nor fewer of them without it."""
+    _, base, state = timm_vit
+    other = renamed(state)
+    decoys = {f"zzz.{name}": np.ones_like(values) for name, values in (other | state).items()}
+    if prefix:
+        decoys = {name: np.ones_like(values) for name, values in list(state.items())[: len(state) // 3]}
+    own = {f"{prefix}{name}": values for name, values in other.items()}
+    save_file(own | decoys, tmp_path / "suspect.safetensors")
+
+    with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
+        seen = to_base_names(base, suspect)
+        assert all(seen.read(seen.tensors[name]).tobytes() == values.tobytes() for name, values in state.items())
+
+
 def test_a_base_of_transformers_is_found_in_timms_names(tmp_path):
     model, vault = save_vit(tmp_path / "vit"), unlocked_vault(tmp_path / "vault")
     with Issuer(model, vault, SETTINGS) as issuer:

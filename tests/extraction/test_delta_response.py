@@ -58,6 +58,21 @@ def test_the_gains_claim_what_is_read_within_a_factor_of_two(change, colluders):
     assert 0.5 < score / claimed < 2
 
 
+@pytest.mark.parametrize("side", ["row", "column"])
+@pytest.mark.parametrize("size", [1e2, 1e6])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_channel_that_nothing_uses_hides_no_other(change, size, side):
+    case = Case()
+    suspect = CHANGES[change](case)
+    score, claimed = case.read(suspect)
+    idle = suspect[7] if side == "row" else suspect[:, 7]
+    idle[:] = size * case.owner.std() * case.rng.standard_normal(len(idle))
+    hidden, still = case.read(suspect)
+
+    assert hidden > 0.9 * score
+    assert still == pytest.approx(claimed, rel=0.1)
+
+
 @pytest.mark.parametrize("threshold", [0.7, 1.4])
 def test_a_ternary_delta_shows_the_mark_where_weights_are_reset(threshold):
     case = Case()

@@ -1,5 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
-from hf_fingerprint.extraction.extraction_sums import clip_positions
+from hf_fingerprint.extraction.extraction_sums import CarrierRows, ExtractionSums, clip_positions
 from hf_fingerprint.extraction.weigh import extract_tensor
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
@@ -48,6 +51,53 @@ def test_a_whole_mark_reads_as_mass_times_its_codeword(case, tmp_path):
         assert np.allclose(extraction.values, extraction.mass * codeword, rtol=1e-3)
         assert extraction.mass.min() > 40
     assert not np.array_equal(*case.codewords)
+
+
+def blas_threads():
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+
+@pytest.fixture
+def two_blas_threads():
+    """Set by a thread that ends, since only one thread at a time can set limits."""
+
+    def set_threads(limits):
+        thread = Thread(target=threadpool_limits, args=(limits, "blas"))
+        thread.start()
+        thread.join()
+
+    before = max(blas_threads())
+    set_threads(2)
+    yield
+    set_threads(before)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_extractions_that_overlap_leave_blas_with_its_threads(case, two_blas_threads, fails):
+    before, first_began, second_began, first_ended = blas_threads(), Event(), Event(), Event()
+    name = case.base.carriers[0].name
+    part = CarrierRows(case.base.carriers[0], case.original.tensors[name], slice(0, 8))
+
+    def first(_):
+        assert set(blas_threads()) == {1}
+        first_began.set()
+        assert second_began.wait(60)
+        if fails:
+            raise InterruptedError
+
+    def second(_):
+        second_began.set()
+        assert first_ended.wait(60)
+
+    sums = [ExtractionSums(case.base, case.original, case.original, None) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(sums[0].add, [part], first)
+        assert first_began.wait(60)
+        other = pool.submit(sums[1].add, [part], second)
+        assert isinstance(one.exception(60), InterruptedError) == fails
+        first_ended.set()
+        other.result(60)
+        assert blas_threads() == before
 
 
 def test_the_base_reads_as_nothing(case, tmp_path):

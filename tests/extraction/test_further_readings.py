@@ -145,6 +145,14 @@ def test_large_tensors_are_read_in_pieces(case, tmp_path, monkeypatch):
     assert match(parts, case.codeword) > 0.6 * match(whole, case.codeword)
 
 
+def test_a_tensor_without_a_mark_does_not_outweigh_the_others(case, tmp_path):
+    """One in which drift in one direction is all there is, as an attacker can make of a tensor that was not tuned."""
+    one = next(iter(case.amps))
+    weights = {**drifted(case, case.marked), one: drifted(case, case.own, energy=1e4)[one]}
+
+    assert match(read(case, weights, tmp_path).readings["whitened"], case.codeword) > 0.9
+
+
 @pytest.mark.parametrize("absurd", [np.inf, np.nan, 3e38, 0.0])
 def test_absurd_weights_do_no_harm(case, tmp_path, absurd):
     weights = drifted(case, case.marked)

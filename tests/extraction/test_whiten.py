@@ -92,6 +92,18 @@ def test_whitening_does_not_depend_on_which_side_is_longer(seed, rows, columns):
     assert gain == pytest.approx(other_gain, rel=1e-3)
 
 
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e12])
+@pytest.mark.parametrize("rows", [64, 200])
+def test_drift_beyond_what_float64_resolves_claims_nothing(rows, size):
+    rng = np.random.default_rng(4)
+    drift = size * np.sign(np.outer(rng.standard_normal(rows), rng.standard_normal(100)))
+
+    found, gain = whiten((drift + white(rng, rows, 100)).astype(np.float32))
+
+    assert 0 < gain < 2e-3
+    assert np.mean(np.square(found, dtype=np.float64)) > 0.5 * gain**2
+
+
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
 def test_extreme_matrices_stay_finite(value):
     matrix = np.full((16, 24), value, np.float32)
