@@ -131,6 +131,8 @@ def _one_blas_thread() -> Iterator[None]:
 
     The limit is the process's. Of two that overlap, the second would take the first one's for what to restore.
     """
+    import scipy.linalg  # noqa: F401 - brings a BLAS of its own, which the limit must find
+
     if not _LIMITING.acquire(blocking=False):
         yield
         return
