@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.extraction.delta_response import read_response
+from hf_fingerprint.extraction.delta_response import read_response, usual_channels
 from hf_fingerprint.extraction.whiten import gram_matrix
 
 
@@ -33,7 +33,7 @@ class DeltaReading(NamedTuple):
 
     Attributes:
         values (`np.ndarray` of shape `(m, n)`): the mark times `gains`, plus noise of variance 1.
-        gains (`np.ndarray` of shape `(m, n)` or `float`): the share of the mark in each value.
+        gains (`np.ndarray` of shape `(m, n)`, or `float` for all): the share of the mark in each value.
         is_projected (`bool`): whether it was read in the subspace of a truncated delta.
     """
 
@@ -57,10 +57,14 @@ def read_delta(
     Returns:
         [`DeltaReading`] or `None`: `None` if nothing can be read.
     """
+    rows, columns = usual_channels(suspect, owner, kept)
+    if not (rows.all() and columns.all()):
+        usual = rows[:, None] & columns
+        suspect, owner, kept = suspect * usual, owner * usual, kept & usual
     if np.mean(kept & (suspect != 0)) > 1 / 2 and _shrinkage(suspect, owner, inverse) > MIN_SHRINKAGE:
         projected = _read_subspace(suspect, owner, inverse, whole)
         if projected is not None:
-            return projected
+            return projected._replace(gains=projected.gains * kept)
     found = read_response(suspect, owner, inverse, kept, MIN_GAIN if whole else 0.0)
     return None if found is None else DeltaReading(*found, False)
 

@@ -99,10 +99,6 @@ def read_response(
     """
     amplitude = np.divide(1, inverse, out=np.zeros(len(inverse), np.float32), where=inverse > 0)
     chosen = _sample(kept)
-    used_rows, used_columns = _used_channels(chosen, suspect, owner)
-    if not (used_rows.all() and used_columns.all()):
-        kept = kept & used_rows[:, None] & used_columns
-        chosen = chosen[kept.reshape(-1)[chosen]]
     deltas, values = (each.reshape(-1)[chosen].astype(np.float64) for each in (owner, suspect))
     if len(deltas) < BIN_WEIGHTS or not amplitude.any():
         return None
@@ -142,26 +138,30 @@ def read_response(
     return found, gains
 
 
-def _sample(kept: np.ndarray) -> np.ndarray:
-    """Flat indices of kept weights: of all, or of some by chance, since steps could miss whole taps of a kernel."""
-    if kept.size <= STATISTICS_WEIGHTS:
-        return np.flatnonzero(kept)
-    chosen = np.random.default_rng(0).integers(0, kept.size, STATISTICS_WEIGHTS)
-    return chosen[kept.reshape(-1)[chosen]]
-
-
-def _used_channels(chosen: np.ndarray, suspect: np.ndarray, owner: np.ndarray) -> Iterator[np.ndarray]:
-    """Which rows, and then which columns, moved by no more than others of the chosen weights show to be usual.
+def usual_channels(suspect: np.ndarray, owner: np.ndarray, kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Which rows, and then which columns, moved by no more than most others.
 
     Channels that nothing uses can be moved at will, and one could outweigh all others in the statistics. Where a delta
     was trimmed, few channels keep most of theirs, so it takes most to show what is usual.
+
+    Args:
+        suspect, owner, kept: see [`read_response`].
     """
+    chosen = _sample(kept)
     squares = [np.square(each.reshape(-1)[chosen], dtype=np.float64) for each in (suspect, owner)]
     for which, count in zip(np.divmod(chosen, owner.shape[1]), owner.shape, strict=True):
         energy, own = (np.bincount(which, each, count) for each in squares)
         ratios = energy / np.maximum(own + own.mean(), _TINY)
         usual = np.quantile(ratios[ratios > 0], USUAL_CHANNELS, method="lower") if ratios.any() else 0.0
         yield ratios <= MAX_CHANNEL_ENERGY * usual
+
+
+def _sample(kept: np.ndarray) -> np.ndarray:
+    """Flat indices of kept weights: of all, or of some by chance, since steps could miss whole taps of a kernel."""
+    if kept.size <= STATISTICS_WEIGHTS:
+        return np.flatnonzero(kept)
+    chosen = np.random.default_rng(0).integers(0, kept.size, STATISTICS_WEIGHTS)
+    return chosen[kept.reshape(-1)[chosen]]
 
 
 def _products(deltas: np.ndarray, values: np.ndarray) -> Iterator[np.ndarray | None]:

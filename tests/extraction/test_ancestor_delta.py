@@ -55,6 +55,23 @@ def test_a_truncated_delta_is_read_in_its_subspace(rank, lessened):
     assert float(np.mean(found.values * tuned.mark)) == pytest.approx(found.gains, rel=0.15)
 
 
+@pytest.mark.parametrize("size", [1e2, 1e4])
+@pytest.mark.parametrize("idle", ["row", "column", "both"])
+def test_idle_channels_hide_no_truncated_delta(idle, size):
+    """Channels that nothing uses can be moved at will, and have the largest singular values then. Without one, the
+    subspace of the other side is not quite known."""
+    tuned = Tuned()
+    suspect = truncated(tuned.copy, 40)
+    _, match = tuned.read(suspect)
+    for side in {"row": [suspect[9]], "column": [suspect[:, 7]], "both": [suspect[9], suspect[:, 7]]}[idle]:
+        side += size * 30 * AMPLITUDE * np.sign(tuned.rng.standard_normal(len(side)))
+
+    found, still = tuned.read(suspect)
+
+    assert found.is_projected
+    assert still > 0.35 * match
+
+
 def test_of_a_part_of_the_rows_only_the_columns_space_is_read():
     tuned = Tuned()
     suspect = truncated(tuned.copy, 12)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_fingerprint.extraction.delta_response import BINS, Response, read_response
+from hf_fingerprint.extraction.delta_response import BINS, Response, read_response, usual_channels
 
 
 AMPLITUDE = 0.01
@@ -21,8 +21,9 @@ class Case:
 
     def read(self, suspect, mark=None):
         """The score of a mark, and the one that the gains claim for it."""
-        suspect = suspect.astype(np.float32)
-        values, gains = read_response(suspect, self.owner, self.inverse, np.ones(suspect.shape, bool))
+        suspect, kept = suspect.astype(np.float32), np.ones(suspect.shape, bool)
+        rows, columns = usual_channels(suspect, self.owner, kept)
+        values, gains = read_response(suspect, self.owner, self.inverse, rows[:, None] & columns)
         weighted = values * gains
         score = np.vdot(weighted, self.marks[0] if mark is None else mark) / np.linalg.norm(weighted)
         return float(score), float(np.linalg.norm(gains)) / len(self.marks)
