@@ -163,20 +163,22 @@ def _spend_budget(
 ) -> tuple[_Level, np.ndarray, OutputComparison]:
     best: tuple[_Level, np.ndarray, OutputComparison] | None = None
     failed: _Level | None = None
-    failures, largest, enough = 0, level.cap, target_share
+    failures, largest = 0, level.cap
     for _ in range(max_steps):  # the second-order prediction is an estimate, so measure and correct
         eps = divide(level.kl, level.cap)
         found = measure(eps)
         spent = min(budget.spent(found) for budget in budgets)
         if spent <= 1:
             best = level, eps, found
-            if spent >= enough or (eps >= largest).all():
-                break
-            level = replace(level, kl=level.kl * 0.9 / max(spent, 0.05)) if failed is None else level.up_to(failed)
-            continue
-        failed, enough = level, CAPPED_BELOW
-        if best is not None:
-            if min(budget.spent(best[2]) for budget in budgets) >= enough:
+            if failed is None:
+                if spent >= target_share or (eps >= largest).all():
+                    break
+                level = replace(level, kl=level.kl * 0.9 / max(spent, 0.05))
+                continue
+        else:
+            failed = level
+        if best is not None:  # from too much down, it may have gone too far: no mark is weaker than the last budget
+            if budgets[-1].spent(best[2]) >= CAPPED_BELOW:
                 break
             level = best[0].up_to(failed)
             continue

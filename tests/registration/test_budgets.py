@@ -248,6 +248,19 @@ class TwoTensors:
         return OutputComparison(kl, (kl, kl), 0.0, count, count, round((1 - lost) * count), (1 - lost, 1 - 1.2 * lost))
 
 
+class Abrupt(TwoTensors):
+    """A marked model that loses many decisions from some divergence on."""
+
+    def __init__(self, limit: float):
+        super().__init__((1.0, 1.0))
+        self.limit = limit
+
+    def compare(self, *arguments: object, **named: object) -> OutputComparison:
+        found = super().compare(*arguments, **named)
+        lost = 0.001 if found.kl < self.limit else 0.02 * found.kl / self.limit
+        return replace(found, predicted_agreement=(1 - lost, 1 - lost), agreeing=round((1 - lost) * found.decisions))
+
+
 def searched(marked: TwoTensors, believed: tuple[float, float], budgets: list[OutputBudget]) -> tuple:
     few, many = (LazyImages.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
 
