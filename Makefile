@@ -75,6 +75,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m examples.benchmarks.layouts --out bench_output/layouts --results $(DATA)/layouts.json
 	$(BIN)/python -m examples.benchmarks.reading_speed --out bench_output/reading_speed --results $(DATA)/reading-speed.json
 	$(BIN)/python -m examples.benchmarks.depth --out bench_output/depth --results $(DATA)/depth.json
+	$(BIN)/python -m examples.benchmarks.strength lite0 resnet vit --out bench_output/strength --results $(DATA)/strength.json
+	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1
+	$(BIN)/python -m examples.benchmarks.channels --out bench_output/channels --results $(DATA)/channels.json
 	$(BIN)/python -m examples.benchmarks.tampered_rows --out bench_output/vaults --results $(DATA)/tampered.json
 	$(BIN)/python -m examples.benchmarks.hostile_merges --results $(DATA)/merges.json
 	$(BIN)/python -m examples.benchmarks.vault_kills --results $(DATA)/kills.json
