@@ -24,8 +24,8 @@ MIN_SLOPE_WEIGHTS, MIN_MEAN_WEIGHTS = 50, 100
 SURE_SQUARES = 12.0  # squared standard errors
 MIN_VARIANCE = 0.2  # of what a whole mark does to the value
 MIN_MARK_ENERGY = 0.005  # of a whole mark's: an average of 200 copies still has as much
-MIN_OWN_NOISE = 0.01
-MIN_CHANGED = 0.99
+MIN_OWN_NOISE = 0.01  # of the window's variance
+MIN_CHANGED = 0.99  # of the weights: with more resets than that, other readings claim too much
 ROW_PRIOR = 32.0  # weights
 MAX_CHANNEL_ENERGY, USUAL_CHANNELS = 16.0, 0.75  # a row's or column's relative to the owner's, over that of this share
 CLIP_DEVIATIONS = 3.0
@@ -206,11 +206,10 @@ def _narrow_down(
         `(slopes, variances, means, centers)`: of shape `(bins,)`.
     """
     sums = np.vstack([sums, sums[0] * noise])
-    slopes, variances, means, centers = _of_windows(sums.sum(1, keepdims=True)).repeat(len(noise), 1)
+    slopes, _, variances, means, centers = _of_windows(sums.sum(1, keepdims=True)).repeat(len(noise), 1)
     for half in (len(noise) >> shift for shift in range(2, len(noise).bit_length() + 1)):
         window = _windows(sums, half)
-        fitted, variance, mean, center = _of_windows(window)
-        spread = _fit(window)[1]
+        fitted, spread, variance, mean, center = _of_windows(window)
         wide = (spread > least**2 * window[0]) & (window[0] > MIN_SLOPE_WEIGHTS)
         change = np.where(wide, fitted - slopes, 0)
         doubt = SURE_SQUARES * variance / np.maximum(spread, _TINY)
@@ -222,9 +221,9 @@ def _narrow_down(
 
 
 def _of_windows(sums: np.ndarray) -> np.ndarray:
-    """Slopes, variances, means and centers."""
-    counts = np.maximum(sums[0], 1)
-    return np.stack([_fit(sums)[0], sums[6] / counts, sums[3] / counts, sums[1] / counts])
+    """Slopes, the deltas' squared deviations, variances, means and centers."""
+    counts, (slopes, spread, _) = np.maximum(sums[0], 1), _fit(sums)
+    return np.stack([slopes, spread, sums[6] / counts, sums[3] / counts, sums[1] / counts])
 
 
 def _windows(sums: np.ndarray, half: int) -> np.ndarray:
