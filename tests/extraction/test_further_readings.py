@@ -4,24 +4,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.extraction import further_readings as module
-from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
+from tests.helpers.small_models import issue_plain
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A base, open, its weights, those of a copy, the copy's codeword, and an ancestor's weights."""
-    root = tmp_path_factory.mktemp("case")
-    vault = unlocked_vault(root / "vault")
-    with Issuer(save_plain(root / "model"), vault, PLAIN_SETTINGS) as issuer:
-        copy = issuer.issue("alice", root / "copies")
-        base = issuer.base
-    own = load_file(root / "model" / "model.safetensors")
+    vault, base, model, own, marked = issue_plain(tmp_path_factory.mktemp("case"))
     rng = np.random.default_rng(0)
     amplitudes = {carrier.name: carrier.amplitude for carrier in base.carriers}
     ancestor = {
@@ -29,9 +23,8 @@ def case(tmp_path_factory):
         for name, weights in own.items()
         if name in amplitudes
     }
-    with open_checkpoint(root / "model") as original:
+    with open_checkpoint(model) as original:
         codeword = base.codebook().codeword(vault.copy_keys(vault.copies())[0])
-        marked = load_file(copy.path / "model.safetensors")
         yield SimpleNamespace(
             base=base, original=original, own=own, marked=marked, codeword=codeword, ancestor=ancestor, amps=amplitudes
         )

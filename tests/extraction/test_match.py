@@ -3,23 +3,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction.match import match_names, match_tensors
-from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
+from tests.helpers.small_models import issue_plain
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A base, open, and the weights of one marked copy of it."""
-    root = tmp_path_factory.mktemp("case")
-    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), PLAIN_SETTINGS) as issuer:
-        copy = issuer.issue("alice", root / "copy")
-        arrays = load_file(copy.path / "model.safetensors")
-        with open_checkpoint(root / "model") as original:
-            yield SimpleNamespace(base=issuer.base, original=original, arrays=arrays)
+    plain = issue_plain(tmp_path_factory.mktemp("case"))
+    with open_checkpoint(plain.model) as original:
+        yield SimpleNamespace(base=plain.base, original=original, arrays=plain.copy)
 
 
 def matched(case: SimpleNamespace, arrays: dict[str, np.ndarray], tmp_path: Path) -> dict[str, str]:

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.extraction.fitting import carriers_with_fitting_shape
 from hf_fingerprint.extraction.placing import place_tensors
-from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, plain_arrays, save_plain
+from tests.helpers.small_models import issue_plain, plain_arrays
 
 
 QKV, FC1, FC2 = (f"blocks.{{}}.{part}.weight" for part in ("attn.qkv", "mlp.fc1", "mlp.fc2"))
@@ -23,12 +22,10 @@ QKV, FC1, FC2 = (f"blocks.{{}}.{part}.weight" for part in ("attn.qkv", "mlp.fc1"
 def case(tmp_path_factory):
     """A base, open, and the weights of one marked copy of it."""
     root = tmp_path_factory.mktemp("case")
-    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), PLAIN_SETTINGS) as issuer:
-        copy = issuer.issue("alice", root / "copy")
-        arrays = load_file(copy.path / "model.safetensors")
-        with open_checkpoint(root / "model") as original:
-            names = [carrier.name for carrier in issuer.base.carriers]
-            yield SimpleNamespace(base=issuer.base, original=original, arrays=arrays, names=names, root=root)
+    plain = issue_plain(root)
+    with open_checkpoint(plain.model) as original:
+        names = [carrier.name for carrier in plain.base.carriers]
+        yield SimpleNamespace(base=plain.base, original=original, arrays=plain.copy, names=names, root=root)
 
 
 def placed(case: SimpleNamespace, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

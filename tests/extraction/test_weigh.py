@@ -4,14 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
-from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
+from tests.helpers.small_models import issue_plain
 
 
 NAME = "blocks.1.mlp.fc1.weight"
@@ -20,14 +19,11 @@ NAME = "blocks.1.mlp.fc1.weight"
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A base, open, with one carrier in view, and the weights of a marked copy."""
-    root = tmp_path_factory.mktemp("case")
-    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), PLAIN_SETTINGS) as issuer:
-        copy = issuer.issue("alice", root / "copy")
-        arrays, base = load_file(copy.path / "model.safetensors"), issuer.base
-        (carrier,) = (c for c in base.carriers if c.name == NAME)
-        with open_checkpoint(root / "model") as original:
-            own = load_file(root / "model" / "model.safetensors")[NAME]
-            yield SimpleNamespace(base=base, carrier=carrier, original=original, own=own, theirs=arrays[NAME])
+    plain = issue_plain(tmp_path_factory.mktemp("case"))
+    (carrier,) = (c for c in plain.base.carriers if c.name == NAME)
+    with open_checkpoint(plain.model) as original:
+        own, theirs = plain.own[NAME], plain.copy[NAME]
+        yield SimpleNamespace(base=plain.base, carrier=carrier, original=original, own=own, theirs=theirs)
 
 
 def read(case: SimpleNamespace, theirs: np.ndarray, tmp_path: Path) -> TensorExtraction:

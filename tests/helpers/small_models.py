@@ -1,15 +1,17 @@
 """Small models, and vaults whose passphrase is fast to check."""
 
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.config import FingerprintConfig
+from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.models import BuiltModel, build_model
-from hf_fingerprint.vault import Vault
+from hf_fingerprint.vault import Base, Vault
 from tests.helpers.quick_age import lock_quickly
 
 
@@ -79,6 +81,24 @@ def save_plain(folder: Path, arrays: dict[str, np.ndarray] | None = None, **othe
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
+
+
+class PlainCopy(NamedTuple):
+    """One issued copy of the plain model: the unlocked vault, the base, its folder, its weights and the copy's."""
+
+    vault: Vault
+    base: Base
+    model: Path
+    own: dict[str, np.ndarray]
+    copy: dict[str, np.ndarray]
+
+
+def issue_plain(root: Path) -> PlainCopy:
+    """Saves the plain model, registers it in a new vault and issues one copy."""
+    vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
+        copy = load_file(issuer.issue("alice", root / "copy").path / "model.safetensors")
+        return PlainCopy(vault, issuer.base, model, plain_arrays(), copy)
 
 
 def save_timm(folder: Path, architecture: str = "test_vit", seed: int = 0, **arguments: object) -> Path:

@@ -6,26 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from hf_fingerprint import Issuer, Outcome, trace
+from hf_fingerprint import Outcome, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.tracing.detection import carrier_mass, drifted_copy_score, would_detect_copy, would_show_copy
-from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
+from tests.helpers.small_models import issue_plain, plain_arrays
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A base, open, its weights, those of a copy, and the vault, unlocked."""
     root = tmp_path_factory.mktemp("case")
-    vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
-    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
-        copy = load_file(issuer.issue("a", root / "copy").path / "model.safetensors")
-        base = issuer.base
-    with open_checkpoint(model) as original:
-        yield SimpleNamespace(base=base, original=original, own=plain_arrays(), copy=copy, vault=vault, root=root)
+    plain = issue_plain(root)
+    with open_checkpoint(plain.model) as original:
+        yield SimpleNamespace(**plain._asdict(), original=original, root=root)
 
 
 def carriers(case):

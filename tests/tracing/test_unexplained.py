@@ -1,24 +1,18 @@
 """A suspect of several files is cleared only as the same tensors in one file would be."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from hf_fingerprint import Issuer, Outcome, trace
-from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
+from tests.helpers.small_models import PLAIN_SETTINGS, issue_plain, plain_arrays, save_plain, unlocked_vault
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A base, its weights, those of a copy, and the vault, unlocked."""
-    root = tmp_path_factory.mktemp("case")
-    vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
-    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
-        copy = load_file(issuer.issue("a", root / "copy").path / "model.safetensors")
-        return SimpleNamespace(base=issuer.base, own=plain_arrays(), copy=copy, vault=vault)
+    return issue_plain(tmp_path_factory.mktemp("case"))
 
 
 def carriers(case):
