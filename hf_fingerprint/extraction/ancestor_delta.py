@@ -19,13 +19,12 @@ from hf_fingerprint.extraction.delta_response import read_response, usual_channe
 from hf_fingerprint.extraction.whiten import gram_matrix
 
 
-MIN_GAP, MAX_SLOPE, MAX_RANK_SHARE = 1.5, 0.5, 0.9
+MIN_GAP, MIN_COSINE, MAX_SLOPE, MAX_RANK_SHARE = 1.5, 0.5, 0.5, 0.9
 MIN_SHRINKAGE = 0.1  # squared amplitudes per weight
 MIN_LOST_ENERGY = 1.0  # squared amplitudes of the owner's delta outside the subspace, per weight
 MIN_SINGULAR, MIN_SINGLE_SINGULAR = 1e-5, 1e-3  # of the largest: what a Gram matrix in `float64` or `float32` resolves
 MIN_GAIN = 1.05  # in information, over a reading without the ancestor
 CLIP_DEVIATIONS = 3.0
-_MAD = 1.4826
 
 
 class DeltaReading(NamedTuple):
@@ -82,15 +81,17 @@ def _read_subspace(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, 
     found = _leading_vectors(suspect)
     if found is None:
         return None
-    left, right = found
+    left, values, right = found
+    within = owner @ right.T
+    if _cosine(values, left, within) < MIN_COSINE:
+        return None
     lost, beyond = _outside(owner, left if whole else None, right), _outside(suspect, left if whole else None, right)
     energy = float(np.vdot(lost, lost))
     slope = float(np.vdot(lost, beyond)) / energy if energy > 0 else 1.0
     lost *= inverse[:, None]
     if slope > MAX_SLOPE or float(np.mean(np.square(lost))) < MIN_LOST_ENERGY:
         return None
-    along = np.einsum("mr,mr->r", left, owner @ right.T)
-    mark = (left * along) @ right
+    mark = (left * np.einsum("mr,mr->r", left, within)) @ right
     mark -= owner
     mark *= inverse[:, None]
     mark += lost
@@ -98,9 +99,16 @@ def _read_subspace(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, 
     return _to_unit_variance(mark, rank * (rows + (columns - rank if whole else 0) - 1) / owner.size)
 
 
-def _leading_vectors(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The singular vectors above the largest gap in the singular values of a delta, if it has one: those of the left
-    in columns, `(m, rank)`, and those of the right in rows, `(rank, n)`."""
+def _cosine(values: np.ndarray, left: np.ndarray, within: np.ndarray) -> float:
+    """The cosine of the suspect's delta and the owner's in the subspace: that of unrelated drift is about 0."""
+    owners = left.T @ within
+    length = float(np.linalg.norm(values)) * float(np.linalg.norm(owners))
+    return float(values @ np.diagonal(owners)) / length if length > 0 else 0.0
+
+
+def _leading_vectors(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The singular vectors and values above the largest gap in the singular values of a delta, if it has one: vectors
+    of the left in columns, `(m, rank)`, values `(rank,)`, and vectors of the right in rows, `(rank, n)`."""
     from scipy.linalg import eigh
 
     largest = float(np.abs(delta).max())
@@ -117,8 +125,9 @@ def _leading_vectors(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     sides = len(squares) - rank, len(squares) - 1
     squares, vectors = eigh(gram, subset_by_index=sides, check_finite=False, overwrite_a=True)
     vectors = vectors.astype(delta.dtype, copy=False)
-    other = (delta.T if wide else delta) @ (vectors / (largest * np.sqrt(squares)).astype(delta.dtype))
-    return (vectors, other.T) if wide else (other, vectors.T)
+    values = (largest * np.sqrt(squares)).astype(delta.dtype)
+    other = (delta.T if wide else delta) @ (vectors / values)
+    return (vectors, values, other.T) if wide else (other, values, vectors.T)
 
 
 def _rank(squares: np.ndarray, least: float) -> int | None:
@@ -135,7 +144,8 @@ def _outside(matrix: np.ndarray, left: np.ndarray | None, right: np.ndarray) -> 
 
 
 def _to_unit_variance(values: np.ndarray, gain: float) -> DeltaReading | None:
-    limit = CLIP_DEVIATIONS * _MAD * float(np.median(np.abs(values)))
-    clipped = np.clip(values, -limit, limit)
-    deviation = float(np.sqrt(np.mean(np.square(clipped))))
-    return DeltaReading(clipped / deviation, gain / deviation, True) if deviation > 0 and gain > 0 else None
+    deviation = float(np.sqrt(np.mean(np.square(values))))
+    if not (deviation > 0 and gain > 0):
+        return None
+    values /= deviation
+    return DeltaReading(np.clip(values, -CLIP_DEVIATIONS, CLIP_DEVIATIONS, out=values), gain / deviation, True)

@@ -1,84 +1,78 @@
 """Reads the mark from a delta that was scaled, trimmed, thinned out or rounded weight by weight.
 
 The owner's delta D to the ancestor is known, and the suspect's is E = F(D + M) with a mark M that is small. What E
-says about M is the derivative of log p(E | D) in D. It has two parts: whether the weight was reset to the ancestor's
-(E = 0), and the value of one that was not. Each has a mean H(D), its response. What exceeds H is the mark times H'(D)
-plus noise, and counts by H' over the noise's variance. So at the threshold of a trimmed or rounded delta it is the
-reset itself that shows the mark; where weights were reset by chance, it says nothing.
+says about M is the derivative of log p(E | D) in D. It has two parts: whether the weight was reset to the ancestor's,
+and the value it has then. Each has a mean H(D), its response, and what exceeds it counts by H' over the noise's
+variance; see `response.py`. So at the threshold of a trimmed or rounded delta it is the reset itself that shows the
+mark; where weights were reset by chance, it says nothing.
 
-H' and the variance are measured in bins of D, in windows from all bins down to one: a window half as wide corrects
-the slope as far as it is sure to differ (W. James, C. Stein, "Estimation with quadratic loss", 1961). None of it looks
-at a codeword.
+A weight that was reset has E = 0. If the suspect was trained or rounded after it, its E is far smaller than others.
+None of it looks at a codeword.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from hf_fingerprint.extraction.response import BIN_WEIGHTS, Bins, Response
 
-BINS, CELLS, BIN_WEIGHTS = 512, 8192, 200
-STATISTICS_WEIGHTS, EDGE_WEIGHTS, CHUNK_WEIGHTS = 1 << 19, 1 << 16, 1 << 16
-MIN_WINDOW = 0.25  # standard deviation of D in a window, in amplitudes: the mark itself blurs what is finer
-MIN_SLOPE_WEIGHTS, MIN_MEAN_WEIGHTS = 50, 100
-SURE_SQUARES = 12.0  # squared standard errors
-MIN_VARIANCE = 0.2  # of what a whole mark does to the value
-MIN_MARK_ENERGY = 0.005  # of a whole mark's: an average of 200 copies still has as much
-MIN_OWN_NOISE = 0.01  # of the window's variance
+
+STATISTICS_WEIGHTS, CHUNK_WEIGHTS = 1 << 19, 1 << 16
 MIN_CHANGED = 0.99  # of the weights: with more resets than that, other readings claim too much
 ROW_PRIOR = 32.0  # weights
-MAX_CHANNEL_ENERGY, USUAL_CHANNELS = 16.0, 0.75  # a row's or column's relative to the owner's, over that of this share
-CLIP_DEVIATIONS = 3.0
-ROUNDING = 1e-5  # of the values' root mean square
-_TINY = 1e-30
+MAX_CHANNEL_ENERGY, USUAL_CHANNELS = 16.0, 0.75  # a channel's relative to the owner's, over that of this share
+RESET_DEVIATIONS = 4.0
+MAX_EXACT_RESETS = 0.1  # of the weights: with more, these alone were reset
+_TINY, _MAD = 1e-30, 1.4826
 
 
-class Response(NamedTuple):
-    """What a value says about the mark, in each bin of the owner's delta.
+class _DeltaResponse(NamedTuple):
+    """The responses of whether a weight was reset, and of its value.
 
     Attributes:
-        intercepts, slopes (`np.ndarray` of shape `(bins,)`): H(D) is about `intercepts + slopes D`.
-        factors (`np.ndarray` of shape `(bins,)`): of what exceeds H, for noise of variance 1; they have the slope's
-            sign, and are 0 where nothing is read.
-        gains (`np.ndarray` of shape `(bins,)`): the share of M that is in it then, in units of 1 / M.
-        overall (`float`): the slope over all bins.
+        bins ([`Bins`]): the bins of the owner's delta.
+        limit (`float`): the size up to which a weight was reset.
+        of_values ([`Response`]): of the values of weights that were not reset.
+        of_resets ([`Response`] or `None`): of the resets, if there are any.
+        of_drift ([`Response`] or `None`): of the values of weights that were reset, if these are not all 0.
     """
 
-    intercepts: np.ndarray
-    slopes: np.ndarray
-    factors: np.ndarray
-    gains: np.ndarray
-    overall: float
+    bins: Bins
+    limit: float
+    of_values: Response
+    of_resets: Response | None
+    of_drift: Response | None
 
     @classmethod
-    def measure(cls, which: np.ndarray, deltas: np.ndarray, values: np.ndarray, amplitude: float) -> "Response":
-        """Measures the response of values to the owner's deltas.
+    def measure(cls, deltas: np.ndarray, values: np.ndarray, amplitude: float) -> Self:
+        """Measures the responses on a sample of D and E, `float64` of shape `(count,)`."""
+        bins, limit = Bins.of(deltas), _reset_limit(values)
+        which, reset = bins.find(deltas), np.abs(values) <= limit
+        return cls(
+            bins,
+            limit,
+            Response.measure(which[~reset], deltas[~reset], values[~reset], amplitude),
+            Response.measure(which, deltas, reset.astype(np.float64), amplitude) if reset.any() else None,
+            Response.measure(which[reset], deltas[reset], values[reset], amplitude) if limit > 0 else None,
+        )
 
-        Args:
-            which (`np.ndarray` of shape `(count,)`): each delta's bin.
-            deltas, values (`np.ndarray` of shape `(count,)`): `float64`.
-            amplitude (`float`): the mark's.
-        """
-        sums = np.stack([np.bincount(which, each, BINS) for each in _products(deltas, values)])
-        noise = _noise(sums)
-        slopes, variances, means, centers = _narrow_down(sums, noise, MIN_WINDOW * amplitude)
-        mark = np.square(slopes * amplitude)
-        # Where a bin varies less than its window does, H is as much flatter there, as on both sides of a threshold.
-        own = np.minimum(1, noise / np.maximum(variances, _TINY))
-        read = (variances > MIN_MARK_ENERGY * mark) & (own > MIN_OWN_NOISE) & (sums[0] > 0)
-        deviations = np.sqrt(own * np.maximum(variances, np.maximum(MIN_VARIANCE * mark, _TINY)))
-        factors = np.where(read, np.sign(slopes) / np.maximum(deviations, _TINY), 0)
-        overall, *_ = _fit(sums.sum(1, keepdims=True))
-        intercepts, gains = means - slopes * centers, factors * own * slopes
-        intercepts, slopes, factors, gains = (each.astype(np.float32) for each in (intercepts, slopes, factors, gains))
-        return cls(intercepts, slopes, factors, gains, float(overall[0]))
-
-    def read(self, which: np.ndarray, deltas: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What values say about M: `(excess, gains)`, M times `gains` plus noise of variance 1, and `gains`."""
-        excess = values - self.slopes[which] * deltas
-        excess -= self.intercepts[which]
-        excess *= self.factors[which]
-        return np.clip(excess, -CLIP_DEVIATIONS, CLIP_DEVIATIONS, out=excess), self.gains[which]
+    def read(self, deltas: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What D and E, of one shape, say about M: the derivative of log p in M, and its variance."""
+        which = self.bins.find(deltas)
+        excess, gain = self.of_values.read(which, deltas, values)
+        score, information = excess * gain, np.square(gain)
+        if self.of_resets is None:
+            return score, information
+        reset = np.abs(values) <= self.limit
+        score[reset] = information[reset] = 0
+        if self.of_drift is not None:
+            excess, gain = self.of_drift.read(which[reset], deltas[reset], values[reset])
+            score[reset], information[reset] = excess * gain, np.square(gain)
+        excess, gain = self.of_resets.read(which, deltas, reset.astype(np.float32))
+        score += excess * gain
+        information += np.square(gain)
+        return score, information
 
 
 def read_response(
@@ -102,36 +96,20 @@ def read_response(
     deltas, values = (each.reshape(-1)[chosen].astype(np.float64) for each in (owner, suspect))
     if len(deltas) < BIN_WEIGHTS or not amplitude.any():
         return None
-    bins = _Bins.of(deltas)
-    which, size = bins.find(deltas), float(np.sqrt(np.mean(np.square(amplitude[amplitude > 0]))))
-    there = values != 0
-    of_values = Response.measure(which[there], deltas[there], values[there], size)
-    of_resets = None if there.all() else Response.measure(which, deltas, (~there).astype(np.float64), size)
-    information = np.square(of_values.gains[which]) * there
-    if of_resets is not None:
-        information += np.square(of_resets.gains[which])
+    response = _DeltaResponse.measure(deltas, values, float(np.sqrt(np.mean(np.square(amplitude[amplitude > 0])))))
+    information = response.read(deltas, values)[1]
     mean = float(information.mean())
-    if not of_values.overall > 0 or not mean > 0:
+    if not response.of_values.overall > 0 or not mean > 0:
         return None
-    if there.mean() > MIN_CHANGED and mean * float(np.mean(np.square(values - deltas))) < least_gain:
+    are_changed = np.mean(np.abs(values) > response.limit) > MIN_CHANGED
+    if are_changed and mean * float(np.mean(np.square(values - deltas))) < least_gain:
         return None
+    prior = ROW_PRIOR * float(np.mean(np.square(information))) / mean  # as many weights that say most
     found, gains = np.zeros(owner.shape, np.float32), np.zeros(owner.shape, np.float32)
     for rows in _chunks(owner):
-        e, d = suspect[rows], owner[rows]
-        which = bins.find(d)
-        excess, gain = of_values.read(which, d, e)
-        score, information = excess * gain, np.square(gain)
-        if of_resets is not None:
-            reset = e == 0
-            score[reset] = information[reset] = 0
-            excess, gain = of_resets.read(which, d, reset.astype(np.float32))
-            score += excess * gain
-            information += np.square(gain)
-        score *= kept[rows]
-        information *= kept[rows]
-        power = np.square(score).sum(1) + ROW_PRIOR * mean
-        power /= information.sum(1) + ROW_PRIOR * mean
-        scale = 1 / np.sqrt(power)[:, None]
+        score, information = (each * kept[rows] for each in response.read(owner[rows], suspect[rows]))
+        power = (np.square(score).sum(1) + prior) / (information.sum(1) + prior)
+        scale = 1 / np.sqrt(np.maximum(power, 1))[:, None]  # of rows that drifted more than others
         np.sqrt(information, out=gains[rows])
         np.divide(score * scale, gains[rows], out=found[rows], where=information > 0)
         gains[rows] *= scale * amplitude[rows, None]
@@ -139,21 +117,42 @@ def read_response(
 
 
 def usual_channels(suspect: np.ndarray, owner: np.ndarray, kept: np.ndarray) -> Iterator[np.ndarray]:
-    """Which rows, and then which columns, moved by no more than most others.
+    """Which rows, and then which columns, moved by no more than others did for their part in the owner's delta.
 
-    Channels that nothing uses can be moved at will, and one could outweigh all others in the statistics. Where a delta
-    was trimmed, few channels keep most of theirs, so it takes most to show what is usual.
+    Channels that nothing uses can be moved at will, and one could outweigh all others in the statistics. They have
+    little of the owner's delta. Where most weights were reset, a channel with few others is compared with those that
+    have any.
 
     Args:
         suspect, owner, kept: see [`read_response`].
     """
     chosen = _sample(kept)
-    squares = [np.square(each.reshape(-1)[chosen], dtype=np.float64) for each in (suspect, owner)]
+    values, deltas = (each.reshape(-1)[chosen].astype(np.float64) for each in (suspect, owner))
+    there = np.abs(values) > _reset_limit(values)
+    squares = np.square(values) * there, np.square(deltas), there
     for which, count in zip(np.divmod(chosen, owner.shape[1]), owner.shape, strict=True):
-        energy, own = (np.bincount(which, each, count) for each in squares)
+        energy, own, changed = (np.bincount(which, each, count) for each in squares)
         ratios = energy / np.maximum(own + own.mean(), _TINY)
-        usual = np.quantile(ratios[ratios > 0], USUAL_CHANNELS, method="lower") if ratios.any() else 0.0
-        yield ratios <= MAX_CHANNEL_ENERGY * usual
+        of_all, of_changed = _most(ratios, own), _most(ratios, own * (ratios > 0))
+        is_changed = 2 * changed > np.bincount(which, minlength=count)
+        yield ratios <= MAX_CHANNEL_ENERGY * np.where(is_changed, of_all, of_changed)
+
+
+def _most(values: np.ndarray, weights: np.ndarray) -> float:
+    """What values that have most of the weight are up to."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(total, USUAL_CHANNELS * total[-1])]])
+
+
+def _reset_limit(values: np.ndarray) -> float:
+    """The size up to which a weight was reset. If most are small and few have most of the energy, most were."""
+    size = np.abs(values)
+    if not size.any() or np.mean(size == 0) > MAX_EXACT_RESETS:
+        return 0.0
+    limit = RESET_DEVIATIONS * _MAD * float(np.median(size))
+    squares = np.square(values)
+    return limit if 2 * squares[size > limit].sum() > squares.sum() else 0.0
 
 
 def _sample(kept: np.ndarray) -> np.ndarray:
@@ -164,101 +163,6 @@ def _sample(kept: np.ndarray) -> np.ndarray:
     return chosen[kept.reshape(-1)[chosen]]
 
 
-def _products(deltas: np.ndarray, values: np.ndarray) -> Iterator[np.ndarray | None]:
-    yield None
-    yield deltas
-    yield np.square(deltas)
-    yield values
-    yield deltas * values
-    yield np.square(values)
-
-
-def _fit(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The slopes of lines through the values, the deltas' squared deviations, and what the lines leave of the values'.
-
-    Args:
-        sums (`np.ndarray` of shape `(6, bins)`): of 1, D, D^2, E, D E, and E^2.
-    """
-    counts = np.maximum(sums[0], 1)
-    spread = np.maximum(sums[2] - np.square(sums[1]) / counts, 0)
-    shared = sums[4] - sums[1] * sums[3] / counts
-    slopes = np.divide(shared, spread, out=np.zeros_like(spread), where=spread > _TINY)
-    return slopes, spread, np.maximum(sums[5] - np.square(sums[3]) / counts - slopes * shared, 0)
-
-
-def _noise(sums: np.ndarray) -> np.ndarray:
-    """Each bin's variance about its own line, after one more weight with the variance of all; more than rounding's."""
-    left, total = _fit(sums)[2], max(sums[0].sum(), 1)
-    return (left + left.sum() / total) / (sums[0] + 1) + ROUNDING**2 * sums[5].sum() / total
-
-
-def _narrow_down(
-    sums: np.ndarray, noise: np.ndarray, least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Measures each bin in windows around it, each half as wide as the one before.
-
-    Args:
-        sums (`np.ndarray` of shape `(6, bins)`): see [`_fit`].
-        noise (`np.ndarray` of shape `(bins,)`): the variance of each bin's values.
-        least (`float`): the least standard deviation of the deltas in a window.
-
-    Returns:
-        `(slopes, variances, means, centers)`: of shape `(bins,)`.
-    """
-    sums = np.vstack([sums, sums[0] * noise])
-    slopes, _, variances, means, centers = _of_windows(sums.sum(1, keepdims=True)).repeat(len(noise), 1)
-    for half in (len(noise) >> shift for shift in range(2, len(noise).bit_length() + 1)):
-        window = _windows(sums, half)
-        fitted, spread, variance, mean, center = _of_windows(window)
-        wide = (spread > least**2 * window[0]) & (window[0] > MIN_SLOPE_WEIGHTS)
-        change = np.where(wide, fitted - slopes, 0)
-        doubt = SURE_SQUARES * variance / np.maximum(spread, _TINY)
-        slopes = slopes + change * np.maximum(0, 1 - doubt / np.maximum(np.square(change), _TINY))
-        variances = np.where(wide, variance, variances)
-        enough = window[0] >= MIN_MEAN_WEIGHTS
-        means, centers = np.where(enough, mean, means), np.where(enough, center, centers)
-    return slopes, variances, means, centers
-
-
-def _of_windows(sums: np.ndarray) -> np.ndarray:
-    """Slopes, the deltas' squared deviations, variances, means and centers."""
-    counts, (slopes, spread, _) = np.maximum(sums[0], 1), _fit(sums)
-    return np.stack([slopes, spread, sums[6] / counts, sums[3] / counts, sums[1] / counts])
-
-
-def _windows(sums: np.ndarray, half: int) -> np.ndarray:
-    """The sums over each bin and `half` of its neighbors on either side."""
-    ends = np.concatenate([np.zeros((len(sums), 1)), np.cumsum(sums, 1)], 1)
-    bins = np.arange(sums.shape[1])
-    return ends[:, np.minimum(bins + half + 1, len(bins))] - ends[:, np.maximum(bins - half, 0)]
-
-
 def _chunks(matrix: np.ndarray) -> Iterator[slice]:
     rows = max(1, CHUNK_WEIGHTS // max(1, matrix.shape[1]))
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
-
-
-class _Bins(NamedTuple):
-    """Bins of about equally many deltas, found by a table of narrow cells."""
-
-    low: float
-    cells: float
-    table: np.ndarray
-
-    @classmethod
-    def of(cls, deltas: np.ndarray) -> "_Bins":
-        """The bins of a sample."""
-        count = int(np.clip(len(deltas) // BIN_WEIGHTS, 1, BINS))
-        if len(deltas) > EDGE_WEIGHTS:
-            deltas = np.random.default_rng(0).choice(deltas, EDGE_WEIGHTS)
-        low, high = np.quantile(deltas, [0.001, 0.999])
-        if not high > low:
-            return cls(float(low), 0.0, np.zeros(1, np.int32))
-        edges = np.quantile(deltas, np.linspace(0, 1, count + 1)[1:-1])
-        table = np.searchsorted(edges, np.linspace(low, high, CELLS)).astype(np.int32)
-        return cls(float(low), (CELLS - 1) / float(high - low), table)
-
-    def find(self, deltas: np.ndarray) -> np.ndarray:
-        """Each delta's bin."""
-        cells = (deltas - self.low) * self.cells
-        return self.table[np.clip(cells, 0, len(self.table) - 1, out=cells).astype(np.int32)]

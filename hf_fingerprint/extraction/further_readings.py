@@ -19,7 +19,7 @@ from hf_fingerprint.extraction.whiten import GROUP_ROWS, GROUPS, MIN_SIDE, is_co
 
 
 MAX_PIECE_WEIGHTS, MAX_GRAM_SIDE = 1 << 22, 1024
-MIN_PROBABILITY = 0.5
+MIN_PROBABILITY, MIN_SPREAD = 0.5, 0.25
 
 
 class MarkSums(NamedTuple):
@@ -135,6 +135,12 @@ def _add_delta(sums: "_Sums", place: TensorPlace, piece: _Piece) -> None:
         sums.add(piece._replace(kept=usable & (found.gains > 0)), found.values, found.gains, found.is_projected)
 
 
+def _are_spread(weights: np.ndarray, power: float, count: int) -> bool:
+    """Whether many of the weights count. Whitening's gain is a mean over all, and not that of a few large values."""
+    squares = np.square(weights).reshape(-1)
+    return power**2 > MIN_SPREAD * count * float(np.vdot(squares, squares))
+
+
 class _Sums:
     """The sums of one reading, piece by piece."""
 
@@ -157,7 +163,7 @@ class _Sums:
         if not 0 < power < np.inf:
             return
         gain, values = 1.0, np.multiply(values, piece.kept, out=values)
-        if not is_white and min(values.shape) >= MIN_SIDE:
+        if not is_white and min(values.shape) >= MIN_SIDE and _are_spread(weights, power, int(piece.kept.sum())):
             level = np.float32(np.sqrt(power / piece.kept.sum()))  # whitening is in units of the mark
             weights /= level
             values /= level

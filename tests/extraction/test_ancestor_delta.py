@@ -88,6 +88,27 @@ def test_of_a_part_of_the_rows_only_the_columns_space_is_read():
     assert correlation(part.values, tuned.mark[half]) == pytest.approx(np.sqrt(12 / COLUMNS), rel=0.1)
 
 
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize("size", [1, 30, 1000])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_drift_in_few_directions_is_not_taken_for_a_truncated_delta(rank, size, narrow):
+    """Its claims would outweigh all other tensors'. Where most of the owner's delta is in few weights, what is outside
+    of those directions varies by as little as a mark."""
+    tuned = Tuned()
+    if narrow:
+        tuned.owner[:, COLUMNS // 8 :] *= 1e-3
+        tuned.copy = tuned.owner + AMPLITUDE * tuned.mark
+    kept = tuned.rng.random(tuned.copy.shape) < 0.01
+    sides = tuned.rng.standard_normal((ROWS, rank)), tuned.rng.standard_normal((rank, COLUMNS))
+    suspect = 100 * tuned.copy * kept + size * AMPLITUDE * (sides[0] @ sides[1])
+
+    found = tuned.read(suspect)
+
+    claimed = 0.0 if found is None else float(np.square(np.broadcast_to(found[0].gains, tuned.owner.shape)).sum())
+    read = 0.0 if found is None else found[1] * np.sqrt(claimed)
+    assert claimed < 100 or read > claimed / 4
+
+
 CHANGES = {
     "scaled": lambda t: 0.3 * t.copy,
     "trimmed": lambda t: np.where(np.abs(t.copy) > np.quantile(np.abs(t.copy), 0.8), t.copy, 0),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_fingerprint.extraction.delta_response import BINS, Response, read_response, usual_channels
+from hf_fingerprint.extraction.delta_response import read_response, usual_channels
 
 
 AMPLITUDE = 0.01
@@ -39,14 +39,26 @@ def trimmed(delta, share):
     return delta * (np.abs(delta) > np.quantile(np.abs(delta), 1 - share))
 
 
+def drift(case):
+    return AMPLITUDE * case.rng.standard_normal(case.copy.shape)
+
+
 CHANGES = {
     "ternary": lambda case: ternary(case.copy, 0.7),
     "signs": lambda case: np.sign(case.copy) * np.abs(case.copy).mean(),
     "trimmed": lambda case: trimmed(case.copy, 0.1),
     "grid": lambda case: np.round(case.copy / (8 * AMPLITUDE)) * 8 * AMPLITUDE,
     "thinned out": lambda case: 20 * case.copy * (case.rng.random(case.copy.shape) < 0.05),
+    "few left": lambda case: 250 * case.copy * (case.rng.random(case.copy.shape) < 0.004),
+    "few left, trained": lambda case: CHANGES["few left"](case) + drift(case),
+    "coarse grid": lambda case: np.round(case.copy / np.abs(case.copy).max()) * np.abs(case.copy).max(),
+    "coarse grid, trained": lambda case: CHANGES["coarse grid"](case) + drift(case),
+    "trimmed, trained": lambda case: CHANGES["trimmed"](case) + drift(case),
     "noise": lambda case: case.copy + 3 * AMPLITUDE * case.rng.standard_normal(case.copy.shape),
 }
+
+
+FEW_SHOW_IT = {"few left", "few left, trained", "coarse grid", "coarse grid, trained"}
 
 
 @pytest.mark.parametrize("colluders", [1, 10])
@@ -55,7 +67,7 @@ def test_the_gains_claim_what_is_read_within_a_factor_of_two(change, colluders):
     case = Case(colluders=colluders)
     score, claimed = case.read(CHANGES[change](case))
 
-    assert score > 8
+    assert score > (3 if colluders > 1 and change in FEW_SHOW_IT else 8)
     assert 0.5 < score / claimed < 2
 
 
@@ -72,6 +84,19 @@ def test_a_channel_that_nothing_uses_hides_no_other(change, size, side):
 
     assert hidden > 0.9 * score
     assert still == pytest.approx(claimed, rel=0.1)
+
+
+@pytest.mark.parametrize("change", ["scaled", "trimmed", "coarse grid", "coarse grid, trained"])
+def test_channels_that_were_tuned_are_usual_where_most_were_not(change):
+    """Most input channels of a last layer may be dead: all of the owner's delta is in a few."""
+    case = Case()
+    dead = np.arange(case.owner.shape[1]) % 9 != 4
+    case.owner[:, dead] *= 1e-3
+    case.copy = case.owner + AMPLITUDE * case.marks[0]
+    suspect = 0.9 * case.copy if change == "scaled" else CHANGES[change](case)
+
+    for usual in usual_channels(suspect.astype(np.float32), case.owner, np.ones(suspect.shape, bool)):
+        assert usual.all()
 
 
 @pytest.mark.parametrize("threshold", [0.7, 1.4])
@@ -112,13 +137,3 @@ def test_a_delta_that_only_drifted_is_left_to_the_other_readings():
 
     assert read_response(*args) is not None
     assert read_response(*args, least_gain=1.05) is None
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_constants_have_no_response(value):
-    rng = np.random.default_rng(0)
-    deltas = rng.standard_normal(50_000)
-    which = np.clip((deltas + 4) * BINS / 8, 0, BINS - 1).astype(int)
-    response = Response.measure(which, deltas, np.full(len(deltas), value), 0.1)
-
-    assert not np.square(response.gains).max() > 1e-6

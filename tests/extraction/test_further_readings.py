@@ -111,6 +111,28 @@ def test_a_truncated_delta_is_read_with_the_ancestor(case, tmp_path):
     assert match(readings["ancestor"], case.codeword) > 2 * abs(match(readings["plain"], case.codeword))
 
 
+def coarsely_rounded(case, weights):
+    """Each tensor's deltas on a grid of two bits."""
+
+    def how(name, matrix):
+        start = case.ancestor[name].reshape(matrix.shape)
+        largest = np.abs(matrix - start).max()
+        return start + np.round((matrix - start) / largest) * largest
+
+    return change(case, weights, how)
+
+
+def test_few_weights_that_show_the_mark_are_not_whitened(case, tmp_path, monkeypatch):
+    """Whitening's gain is a mean over all weights, and takes far less of the others for theirs."""
+    weights = coarsely_rounded(case, case.marked)
+    found = read(case, weights, tmp_path, with_ancestor=True).readings["ancestor"]
+    monkeypatch.setattr(module, "MIN_SPREAD", 0.0)
+    whitened = read(case, weights, tmp_path, with_ancestor=True).readings["ancestor"]
+
+    assert match(found, case.codeword) > 1.5 * match(whitened, case.codeword)
+    assert found.mass.sum() < whitened.mass.sum()
+
+
 @pytest.mark.parametrize("change_of", [drifted, truncated])
 def test_an_unmarked_base_treated_likewise_shows_nothing(case, tmp_path, change_of):
     for name, reading in read(case, change_of(case, case.own), tmp_path, with_ancestor=True).readings.items():
