@@ -13,6 +13,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES
 from hf_fingerprint.checkpoints.formats.contained import Container
+from hf_fingerprint.checkpoints.formats.safetensors_files import EMPTY
 from hf_fingerprint.checkpoints.renamed import RenamedCheckpoint
 from hf_fingerprint.checkpoints.tensor_names import is_optimizer_state, normalize_name
 from hf_fingerprint.extraction import to_base_names
@@ -89,7 +90,8 @@ def find_hidden(
     """Finds tensors of a suspect that may hold the carriers without a counterpart.
 
     These have a carrier's size in another shape, or an unreadable type and its size or module, or can't be opened, or
-    are too long for a bias: a model's parameters in one row, one after the other.
+    are too long for a bias: a model's parameters in one row, one after the other. A tensor without elements counts
+    under a carrier's name only, whatever comes before it.
 
     Args:
         base, suspect: see [`extract`].
@@ -139,7 +141,12 @@ def find_hidden(
                 weights_left -= weights
                 take(carrier, info.name, f"{info.dtype}, {_count_weights(info):,} weights in one row")
     largest = sorted(left, key=lambda carrier: -int(np.prod(left[carrier])))
-    for carrier, name in zip(largest, [name for name in left_out if name not in taken], strict=False):
+    any_other = [
+        name
+        for name, reason in left_out.items()
+        if name not in taken and (reason != EMPTY or name.endswith(tuple(largest)))
+    ]
+    for carrier, name in zip(largest, any_other, strict=False):
         take(carrier, name, left_out[name])
     return found
 

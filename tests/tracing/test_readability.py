@@ -266,6 +266,20 @@ def test_an_empty_tensor_under_a_carriers_name_is_left_out_and_counted(case, tmp
     assert result.tensors_left_out >= 1
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model.of.mine."])
+def test_a_suspect_without_elements_is_not_readable(case, tmp_path, prefix):
+    result = traced(case, {prefix + name: np.zeros(0, np.float32) for name in case.copies["a"]}, tmp_path)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert "no elements" in result.reason
+
+
+def test_an_empty_tensor_makes_no_other_model_unreadable(case, tmp_path):
+    other = {f"layer{i}.weight": np.full((70, 90), 0.01 * i, np.float32) for i in range(6)}
+
+    assert traced(case, other | {"nothing": np.zeros((0, 7), np.float32)}, tmp_path).outcome is Outcome.NOT_COMPARABLE
+
+
 @pytest.mark.parametrize("nest", ["weights", "a list", "two deep"])
 def test_a_nest_next_to_a_tensor_is_read(case, tmp_path, nest):
     state = {n: torch.from_numpy(w.copy()) for n, w in case.copies["b"].items()}
