@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.extraction.delta_response import read_response, usual_channels
+from hf_fingerprint.extraction.delta_response import read_response, tuned_channels, usual_channels
 from hf_fingerprint.extraction.whiten import gram_matrix
 
 
@@ -64,8 +64,21 @@ def read_delta(
         projected = _read_subspace(suspect, owner, inverse, whole)
         if projected is not None:
             return projected._replace(gains=projected.gains * kept)
-    found = read_response(suspect, owner, inverse, kept, MIN_GAIN if whole else 0.0)
+    found = _read_weights(suspect, owner, inverse, kept, MIN_GAIN if whole else 0.0)
     return None if found is None else DeltaReading(*found, False)
+
+
+def _read_weights(
+    suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, kept: np.ndarray, least_gain: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Reads weight by weight, with a response of its own for channels that the owner hardly tuned."""
+    rows, columns = tuned_channels(owner, inverse, kept)
+    if rows.all() and columns.all():
+        return read_response(suspect, owner, inverse, kept, least_gain)
+    tuned = rows[:, None] & columns
+    parts = [read_response(suspect, owner, inverse, kept & part, least_gain) for part in (tuned, ~tuned)]
+    found = [part for part in parts if part is not None]
+    return (sum(each[0] for each in found), sum(each[1] for each in found)) if found else None
 
 
 def _shrinkage(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray) -> float:

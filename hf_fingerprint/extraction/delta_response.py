@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from hf_fingerprint.extraction.response import BIN_WEIGHTS, Bins, Response
+from hf_fingerprint.extraction.response import BIN_WEIGHTS, MIN_WINDOW, Bins, Response
 
 
 STATISTICS_WEIGHTS, CHUNK_WEIGHTS = 1 << 19, 1 << 16
@@ -136,6 +136,22 @@ def usual_channels(suspect: np.ndarray, owner: np.ndarray, kept: np.ndarray) -> 
         of_all, of_changed = _most(ratios, own), _most(ratios, own * (ratios > 0))
         is_changed = 2 * changed > np.bincount(which, minlength=count)
         yield ratios <= MAX_CHANNEL_ENERGY * np.where(is_changed, of_all, of_changed)
+
+
+def tuned_channels(owner: np.ndarray, inverse: np.ndarray, kept: np.ndarray) -> Iterator[np.ndarray]:
+    """In which rows, and then in which columns, the owner's delta is larger than the mark's blur.
+
+    In the others, such as taps of a kernel that only ever see padding, the copy's delta is the mark. What became of
+    it is no part of the response to a delta that is larger.
+
+    Args:
+        owner, inverse, kept: see [`read_response`].
+    """
+    chosen = _sample(kept)
+    places = np.divmod(chosen, owner.shape[1])
+    energy = np.square(owner.reshape(-1)[chosen] * inverse[places[0]], dtype=np.float64)
+    for which, count in zip(places, owner.shape, strict=True):
+        yield np.bincount(which, energy, count) > MIN_WINDOW**2 * np.bincount(which, minlength=count)
 
 
 def _most(values: np.ndarray, weights: np.ndarray) -> float:

@@ -146,18 +146,23 @@ def _narrow_down(
         `(slopes, variances, means, centers)`: of shape `(bins,)`.
     """
     sums = np.vstack([sums, sums[0] * noise])
-    slopes, _, variances, means, centers = _of_windows(sums.sum(1, keepdims=True)).repeat(len(noise), 1)
+    slopes, spread, variances, means, centers = _of_windows(sums.sum(1, keepdims=True)).repeat(len(noise), 1)
+    slopes = _as_far_as_sure(slopes, spread, variances)
     for half in (len(noise) >> shift for shift in range(2, len(noise).bit_length() + 1)):
         window = _windows(sums, half)
         fitted, spread, variance, mean, center = _of_windows(window)
         wide = (spread > least**2 * window[0]) & (window[0] > MIN_SLOPE_WEIGHTS)
-        change = np.where(wide, fitted - slopes, 0)
-        doubt = SURE_SQUARES * variance / np.maximum(spread, _TINY)
-        slopes = slopes + change * np.maximum(0, 1 - doubt / np.maximum(np.square(change), _TINY))
+        slopes = slopes + _as_far_as_sure(np.where(wide, fitted - slopes, 0), spread, variance)
         variances = np.where(wide, variance, variances)
         enough = window[0] >= MIN_MEAN_WEIGHTS
         means, centers = np.where(enough, mean, means), np.where(enough, center, centers)
     return slopes, variances, means, centers
+
+
+def _as_far_as_sure(changes: np.ndarray, spread: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """Changes of slopes, lessened by the square of their standard errors."""
+    doubt = SURE_SQUARES * variances / np.maximum(spread, _TINY)
+    return changes * np.maximum(0, 1 - doubt / np.maximum(np.square(changes), _TINY))
 
 
 def _of_windows(sums: np.ndarray) -> np.ndarray:

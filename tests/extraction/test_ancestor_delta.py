@@ -130,6 +130,22 @@ def test_a_delta_that_was_changed_weight_by_weight_is_read_better_than_without_t
     assert match > GAIN[change] * abs(tuned.plain(suspect)) and match > 0.05
 
 
+@pytest.mark.parametrize("change", ["ternary", "coarse grid"])
+def test_channels_that_the_owner_did_not_tune_claim_nothing_once_they_were_reset(change):
+    """Training moves only the others then: whether a weight was reset shows the channel, and no mark."""
+    tuned = Tuned()
+    dead = np.arange(COLUMNS) % 9 != 4
+    tuned.owner[:, dead] *= 1e-4
+    tuned.copy = tuned.owner + AMPLITUDE * tuned.mark
+    size = np.abs(tuned.copy)
+    step, least = (size.max(), 0.5 * size.max()) if change == "coarse grid" else (size[:, ~dead].mean(), 4 * AMPLITUDE)
+    drift = AMPLITUDE * tuned.rng.standard_normal(size.shape) * np.where(dead, 1e-3, 1)
+    found, _ = tuned.read(np.sign(tuned.copy) * step * (size > least) + drift)
+
+    claimed = np.square(found.gains)
+    assert claimed[:, dead].sum() < 0.05 * claimed[:, ~dead].sum()
+
+
 def test_weights_that_were_reset_to_the_ancestor_say_nothing():
     tuned = Tuned()
     reset = tuned.rng.random(tuned.copy.shape) < 0.6
