@@ -157,6 +157,8 @@ def _measure(architecture: str, options: argparse.Namespace, images: _Images) ->
         base.reset_classifier(10)
     else:
         base = timm.create_model(architecture, num_classes=10, **arguments)
+    half, size = (0.5, 0.5, 0.5), (3, options.size, options.size)
+    base.pretrained_cfg = dict(base.pretrained_cfg, input_size=size, crop_pct=1.0, mean=half, std=half)
     fine_tune(base, *images.train, LEARNING_RATE, options.base_steps, BATCH)
     save_for_hf(base, folder / "model", model_args=arguments or None, safe_serialization=True)
     vault = Vault.create(folder / "vault", PASSPHRASE)
