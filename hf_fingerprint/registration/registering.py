@@ -1,5 +1,6 @@
 """Registers a base once: its hash, carriers, amplitudes, code and secret. Issuing a copy then takes one pass."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
-from hf_fingerprint.errors import CarrierError, CodeError, VaultError
+from hf_fingerprint.errors import CarrierError, CodeError, FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.progress import Progress, shows_progress, silent
@@ -256,6 +257,13 @@ def analyze_base(
         compact = CompactMark(share, score_after_drift(spread, sizes, whole))
     progress("computing the certified coalition", 0, None)
     certified = coalition_by_simulation(codebook, planned, alpha, drift_noise(counts, eps, length))
+    if not certified.size:
+        message = (
+            f"No copy of {where} can be named after a drift of 2 %: its mark has up to {eps.max():.1e} of each row's "
+            f"root mean square. See that its config has the input size that it was trained at, give images of your own "
+            f"(--calibration) or allow more (--max-kl); a small model may have too few weights."
+        )
+        warnings.warn(message, FingerprintWarning, stacklevel=2)
     return Base(
         base_id=scan.content_hash[:8] + derive(secret, "base").hex()[:4],
         source=checkpoint.source.name,

@@ -12,7 +12,14 @@ from safetensors.numpy import load_file, save_file
 from hf_fingerprint import FingerprintConfig, register
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.errors import BuildError, CarrierError, CheckpointError, CodeError, FingerprintError
+from hf_fingerprint.errors import (
+    BuildError,
+    CarrierError,
+    CheckpointError,
+    CodeError,
+    FingerprintError,
+    FingerprintWarning,
+)
 from hf_fingerprint.registration import analyze_base, predicted_score
 from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.prediction import code_length, drift_noise
@@ -245,6 +252,17 @@ def test_drift_hides_a_weak_mark_more_than_a_strong_one(models):
     assert noise == pytest.approx(1)  # a weight a position, with a drift as large as the mark
     assert drift_noise(counts, eps, 17 * 25, drift=0.003) == pytest.approx(0.5)
     assert drift_noise(np.zeros(0), np.zeros(0), 64) == np.inf
+
+
+def test_a_mark_that_no_drift_leaves_is_warned_of(models):
+    with pytest.warns(FingerprintWarning, match="No copy of .* can be named after a drift of 2 %"):
+        examined(models.vit, amplitude=1e-6)
+
+
+def test_a_mark_that_withstands_drift_is_not_warned_of(models):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FingerprintWarning)
+        assert examined(models.vit, amplitude=0.05).certified > 0
 
 
 def test_every_registration_draws_its_own_secret(models):
