@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_fingerprint.extraction.delta_response import read_response, tuned_channels, usual_channels
+from hf_fingerprint.extraction.response import MIN_MARK_ENERGY, MIN_VARIANCE
 from hf_fingerprint.extraction.whiten import gram_matrix
 
 
@@ -25,6 +26,8 @@ MIN_LOST_ENERGY = 1.0  # squared amplitudes of the owner's delta outside the sub
 MIN_SINGULAR, MIN_SINGLE_SINGULAR = 1e-5, 1e-3  # of the largest: what a Gram matrix in `float64` or `float32` resolves
 MIN_GAIN = 1.05  # in information, over a reading without the ancestor
 CLIP_DEVIATIONS = 3.0
+CHANNEL_PRIOR = 16.0  # directions
+_TINY = 1e-30
 
 
 class DeltaReading(NamedTuple):
@@ -108,8 +111,7 @@ def _read_subspace(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, 
     mark -= owner
     mark *= inverse[:, None]
     mark += lost
-    (rows, columns), rank = owner.shape, len(right)
-    return _to_unit_variance(mark, rank * (rows + (columns - rank if whole else 0) - 1) / owner.size)
+    return _to_unit_variance(mark, _kept_shares(left if whole else None, right))
 
 
 def _cosine(values: np.ndarray, left: np.ndarray, within: np.ndarray) -> float:
@@ -156,9 +158,34 @@ def _outside(matrix: np.ndarray, left: np.ndarray | None, right: np.ndarray) -> 
     return outside if left is None else outside - left @ (left.T @ outside)
 
 
-def _to_unit_variance(values: np.ndarray, gain: float) -> DeltaReading | None:
-    deviation = float(np.sqrt(np.mean(np.square(values))))
-    if not (deviation > 0 and gain > 0):
+def _kept_shares(left: np.ndarray | None, right: np.ndarray) -> np.ndarray:
+    """The share of each weight's own mark that is in its projected value, `(m, n)` or, without `left`, `(1, n)`."""
+    across = np.square(right)
+    columns = across.sum(0)
+    if left is None:
+        return columns[None, :]
+    down = np.square(left)
+    rows = down.sum(1)[:, None]
+    return rows + (1 - rows) * columns - down @ across
+
+
+def _to_unit_variance(values: np.ndarray, shares: np.ndarray) -> DeltaReading | None:
+    """Divides each value by its deviation. A projected mark alone has the variance `shares`; columns and rows in which
+    the suspect drifted have more, by a factor each. Columns with far less hold no mark."""
+    if not values.any():
         return None
-    values /= deviation
-    return DeltaReading(np.clip(values, -CLIP_DEVIATIONS, CLIP_DEVIATIONS, out=values), gain / deviation, True)
+    shares = np.broadcast_to(shares, values.shape)
+    squares = np.square(values)
+    columns = _excess(squares, shares, 0)
+    rows = _excess(squares / np.maximum(columns, MIN_VARIANCE), shares, 1)[:, None]
+    drift = np.maximum(columns, MIN_VARIANCE) * np.maximum(rows, MIN_VARIANCE)
+    values /= np.sqrt(np.maximum(shares * drift, _TINY))
+    gains = np.sqrt(np.maximum(shares, 0) / drift) * (columns > MIN_MARK_ENERGY)
+    return DeltaReading(np.clip(values, -CLIP_DEVIATIONS, CLIP_DEVIATIONS, out=values), gains, True)
+
+
+def _excess(squares: np.ndarray, shares: np.ndarray, axis: int) -> np.ndarray:
+    """The ratio of squares to shares along an axis, after some more directions with the median ratio. A channel's
+    shares add up to its number of directions."""
+    found, expected = squares.sum(axis), np.maximum(shares.sum(axis), _TINY)
+    return (found + CHANNEL_PRIOR * np.median(found / expected)) / (expected + CHANNEL_PRIOR)
