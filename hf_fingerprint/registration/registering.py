@@ -259,9 +259,9 @@ def analyze_base(
     certified = coalition_by_simulation(codebook, planned, alpha, drift_noise(counts, eps, length))
     if not certified.size:
         message = (
-            f"No copy of {where} can be named after a drift of 2 %: its mark is up to {eps.max():.1e} of each row's root "
-            f"mean square. See that its config has the input size that it was trained at, give images of your own "
-            f"(--calibration) or allow more (--max-kl); a small model may have too few weights."
+            f"No copy of {where} can be named after a drift of 2 %: its mark is up to {eps.max():.0e} of each row's "
+            f"root mean square. See that its config has the input size that it was trained at, give images of your "
+            f"own (--calibration) or allow more (--max-kl); a small model may have too few weights."
         )
         warnings.warn(message, FingerprintWarning, stacklevel=2)
     return Base(
