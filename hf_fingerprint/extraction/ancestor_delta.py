@@ -79,9 +79,10 @@ def _read_weights(
     if rows.all() and columns.all():
         return read_response(suspect, owner, inverse, kept, least_gain)
     tuned = rows[:, None] & columns
-    parts = [read_response(suspect, owner, inverse, kept & part, least_gain) for part in (tuned, ~tuned)]
-    found = [part for part in parts if part is not None]
-    return (sum(each[0] for each in found), sum(each[1] for each in found)) if found else None
+    one, other = (read_response(suspect, owner, inverse, kept & part, least_gain) for part in (tuned, ~tuned))
+    if one is None or other is None:
+        return other if one is None else one
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _shrinkage(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray) -> float:
