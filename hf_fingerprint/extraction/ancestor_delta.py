@@ -22,6 +22,7 @@ from hf_fingerprint.extraction.whiten import gram_matrix
 
 MIN_GAP, MIN_COSINE, MAX_SLOPE, MAX_RANK_SHARE = 1.5, 0.5, 0.5, 0.9
 MIN_SHRINKAGE = 0.1  # squared amplitudes per weight
+SAMPLE_ROWS = 64
 MIN_LOST_ENERGY = 1.0  # squared amplitudes of the owner's delta outside the subspace, per weight
 MIN_SINGULAR, MIN_SINGLE_SINGULAR = 1e-5, 1e-3  # of the largest: what a Gram matrix in `float64` or `float32` resolves
 MIN_GAIN = 1.05  # in information, over a reading without the ancestor
@@ -63,7 +64,7 @@ def read_delta(
     if not (rows.all() and columns.all()):
         usual = rows[:, None] & columns
         suspect, owner, kept = suspect * usual, owner * usual, kept & usual
-    if np.mean(kept & (suspect != 0)) > 1 / 2 and _shrinkage(suspect, owner, inverse) > MIN_SHRINKAGE:
+    if np.mean(kept & (suspect != 0)) > 1 / 2 and _may_be_truncated(suspect, owner, inverse):
         projected = _read_subspace(suspect, owner, inverse, whole)
         if projected is not None:
             return projected._replace(gains=projected.gains * kept)
@@ -102,17 +103,37 @@ def _read_subspace(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, 
     within = owner @ right.T
     if _cosine(values, left, within) < MIN_COSINE:
         return None
-    lost, beyond = _outside(owner, left if whole else None, right), _outside(suspect, left if whole else None, right)
-    energy = float(np.vdot(lost, lost))
-    slope = float(np.vdot(lost, beyond)) / energy if energy > 0 else 1.0
-    lost *= inverse[:, None]
-    if slope > MAX_SLOPE or float(np.mean(np.square(lost))) < MIN_LOST_ENERGY:
+    lost = _lost(suspect, owner, inverse, left if whole else None, right)
+    if lost is None:
         return None
     mark = (left * np.einsum("mr,mr->r", left, within)) @ right
     mark -= owner
     mark *= inverse[:, None]
     mark += lost
     return _to_unit_variance(mark, _kept_shares(left if whole else None, right))
+
+
+def _lost(
+    suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, left: np.ndarray | None, right: np.ndarray
+) -> np.ndarray | None:
+    """What the suspect lost of the owner's delta beyond a subspace, in amplitudes; `None` if it lost too little."""
+    lost, beyond = _outside(owner, left, right), _outside(suspect, left, right)
+    energy = float(np.vdot(lost, lost))
+    slope = float(np.vdot(lost, beyond)) / energy if energy > 0 else 1.0
+    lost *= inverse[:, None]
+    return None if slope > MAX_SLOPE or float(np.mean(np.square(lost))) < MIN_LOST_ENERGY else lost
+
+
+def _may_be_truncated(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray) -> bool:
+    """Whether the owner's delta shrank, or some rows of the suspect's lack what is beyond a few directions.
+
+    Where the suspect was trained after it, what its drift adds along the owner's delta can outweigh what is gone.
+    """
+    if _shrinkage(suspect, owner, inverse) > MIN_SHRINKAGE:
+        return True
+    rows = slice(None, None, max(1, len(suspect) // SAMPLE_ROWS))
+    found = _leading_vectors(suspect[rows])
+    return found is not None and _lost(suspect[rows], owner[rows], inverse[rows], None, found[2]) is not None
 
 
 def _cosine(values: np.ndarray, left: np.ndarray, within: np.ndarray) -> float:

@@ -57,6 +57,14 @@ def test_a_truncated_delta_is_read_in_its_subspace(rank, lessened):
     )
 
 
+def test_a_truncated_delta_that_was_enlarged_is_read_in_its_subspace():
+    """Training may add more along the owner's delta than the truncation took away."""
+    tuned = Tuned()
+    found, _ = tuned.read(5 * truncated(tuned.copy, 12))
+
+    assert found.is_projected
+
+
 @pytest.mark.parametrize("size", [1e2, 1e4])
 @pytest.mark.parametrize("idle", ["row", "column", "both"])
 def test_idle_channels_hide_no_truncated_delta(idle, size):
