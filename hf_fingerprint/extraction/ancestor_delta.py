@@ -36,12 +36,12 @@ class DeltaReading(NamedTuple):
 
     Attributes:
         values (`np.ndarray` of shape `(m, n)`): the mark times `gains`, plus noise of variance 1.
-        gains (`np.ndarray` of shape `(m, n)`, or `float` for all): the share of the mark in each value.
+        gains (`np.ndarray` of shape `(m, n)`): the share of the mark in each value.
         is_projected (`bool`): whether it was read in the subspace of a truncated delta.
     """
 
     values: np.ndarray
-    gains: "np.ndarray | float"
+    gains: np.ndarray
     is_projected: bool
 
 

@@ -162,9 +162,9 @@ class _Sums:
         power = float(np.vdot(weights, weights))
         if not 0 < power < np.inf:
             return
-        gain, values = 1.0, np.multiply(values, piece.kept, out=values)
-        if not is_white and min(values.shape) >= MIN_SIDE and _are_spread(weights, power, int(piece.kept.sum())):
-            level = np.float32(np.sqrt(power / piece.kept.sum()))  # whitening is in units of the mark
+        gain, values, count = 1.0, np.multiply(values, piece.kept, out=values), int(piece.kept.sum())
+        if not is_white and min(values.shape) >= MIN_SIDE and _are_spread(weights, power, count):
+            level = np.float32(np.sqrt(power / count))  # whitening is in units of the mark
             weights /= level
             values /= level
             values, gain = whiten(values)
@@ -174,7 +174,7 @@ class _Sums:
         if not 0 < energy < np.inf or gain <= 0:
             return
         # whitening leaves nothing of drift in few directions; without a mark in it, that would outweigh all tensors
-        energy = max(energy, MIN_VARIANCE * gain**2 * power / int(piece.kept.sum()))
+        energy = max(energy, MIN_VARIANCE * gain**2 * power / count)
         projection = TensorProjection(
             self._base.secret, self._name, self._base.length, piece.rows.start * self._columns
         )
