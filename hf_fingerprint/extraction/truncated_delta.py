@@ -5,10 +5,10 @@ outside both of the subspaces U and V that it keeps. To first order in M, what r
 
     T(M) = M - (1 - P_U) M (1 - P_V),
 
-and so is that of D, whose own subspaces are known. Then `x = E - T(D)` is T(M) + N. N is whitened as in `whiten.py`,
-and `T(whiten(x))` is the matched filter. How much of the mark it keeps is measured by a probe: T of random signs is
-added to x, and the change compared with it (S. Ramani, T. Blu, M. Unser, "Monte-Carlo SURE", IEEE Trans. Image
-Processing 17(9), 2008, eq. 12). None of it looks at a codeword.
+and so is that of D, whose own subspaces are known. Then `x = E - T(D)` is T(M) + N. N is divided by its size in each
+column, whitened as in `whiten.py` and divided once more; T of that is the matched filter. How much of the mark it
+keeps is measured by a probe: T of random signs is added to x, and the change compared with it (S. Ramani, T. Blu,
+M. Unser, "Monte-Carlo SURE", IEEE Trans. Image Processing 17(9), 2008, eq. 12). None of it looks at a codeword.
 """
 
 from typing import NamedTuple
@@ -78,14 +78,18 @@ def read_truncated(
     scale = inverse[:, None]
     amplitude = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     difference *= scale
+    level = 1 / np.sqrt(1 + np.mean(np.square(difference), axis=0))  # the mark's in each column, over mark and drift
+    level /= np.sqrt(np.mean(np.square(level)))
+    difference *= level
     signs = np.random.default_rng(0).integers(0, 2, difference.shape, np.int8) * np.float32(2) - 1
-    probe = scale * subspace.part(amplitude * signs)
+    probe = scale * subspace.part(amplitude * signs) * level
     white, _ = whiten(difference)
     difference += PROBE * probe
     kept = float(np.vdot(probe, whiten(difference)[0] - white)) / PROBE
+    white *= level
     values = amplitude * subspace.part(scale * white)
-    shares = np.broadcast_to(subspace.shares(), values.shape)
-    energy, total = float(np.vdot(values, values)), float(shares.sum())
+    shares = subspace.shares() * np.square(level)
+    energy, total = float(np.vdot(values, values)), float(np.broadcast_to(shares, values.shape).sum())
     if not (energy > 0 and kept > 0):
         return None
     values /= np.sqrt(np.maximum(shares * (energy / total), _TINY))
