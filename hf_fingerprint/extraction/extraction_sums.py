@@ -190,6 +190,7 @@ class ExtractionSums:
     def _add_sums(self, found: TensorExtraction, share: float) -> None:
         """Adds a tensor to all readings: to those that can't be made of it, as the one before.
 
+        Whitened, it can show less than plainly, as where few columns drifted. Then it is taken plainly.
         A whole mark has only a share of its energy in the directions that are left, and so has the noise. Of a sliced
         tensor, further readings are expected to show what the plain one does.
         """
@@ -197,7 +198,9 @@ class ExtractionSums:
         kept = found.coefficient if _lineage(found.sample.products).descends else 0.0
         plain = MarkSums(found.weight * found.sums, masses, found.evidence)
         parts = np.empty((2, 2, self._base.length))
-        for name, further in zip(self._sums, (plain, found.whitened, found.by_ancestor), strict=False):
+        shows_more = found.whitened is not None and float(found.whitened.masses.sum()) > float(masses.sum())
+        whitened = found.whitened if shows_more else None
+        for name, further in zip(self._sums, (plain, whitened, found.by_ancestor), strict=False):
             if further is not None:
                 self._used.add(name)
                 np.multiply(share, further.sums, out=parts[0, 0])

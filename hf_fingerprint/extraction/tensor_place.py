@@ -27,6 +27,7 @@ class TensorPlace:
         info ([`TensorInfo`]): the suspect's tensor, of the same shape.
         ancestor (pair of [`TensorReader`] and [`TensorInfo`], *optional*): the ancestor's, of the same shape.
         rows (`slice`): the rows to read; both ends are multiples of 8, or the tensor's end.
+        scale (`float`, *optional*, defaults to 1): what the suspect's weights are divided by; see [`common_scale`].
     """
 
     base: Base
@@ -37,6 +38,7 @@ class TensorPlace:
     info: TensorInfo
     ancestor: tuple[TensorReader, TensorInfo] | None
     rows: slice
+    scale: float = 1.0
 
     @cached_property
     def inverse(self) -> np.ndarray:
@@ -46,7 +48,13 @@ class TensorPlace:
 
     def load_pair(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Some rows of the base's tensor and of the suspect's, `float32` of shape `(rows, columns)`."""
-        return _load_rows(self.original, self.base_info, rows), _load_rows(self.suspect, self.info, rows)
+        return _load_rows(self.original, self.base_info, rows), self.rescaled(
+            _load_rows(self.suspect, self.info, rows)
+        )
+
+    def rescaled(self, theirs: np.ndarray) -> np.ndarray:
+        """The suspect's weights, divided by their scale; the same array if that is 1."""
+        return theirs if self.scale == 1 else theirs / np.float32(self.scale)
 
     def load_ancestor(self, rows: slice) -> np.ndarray | None:
         """Some rows of the ancestor's tensor, in the same form, if it is known."""

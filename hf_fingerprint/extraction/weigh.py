@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.checkpoints.row_samples import sample_row_indices
+from hf_fingerprint.extraction.common_scale import common_scale
 from hf_fingerprint.extraction.further_readings import MarkSums, marked_mass, read_further
 from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
 from hf_fingerprint.extraction.tensor_place import MAX_DIFFERENCE, MIN_VARIANCE, TensorPlace, dropped_mask
@@ -109,7 +110,11 @@ def extract_tensor(
     first, last = (0, base_info.rows) if rows is None else (rows.start, rows.stop)
     part = replace(base_info, shape=(last - first, *base_info.shape[1:]), nbytes=(last - first) * base_info.row_bytes)
     place = TensorPlace(base, carrier, original, base_info, suspect, info, ancestor, slice(first, last))
-    inverse, sample = place.inverse, _compare_sample(place)
+    sample = _compare_sample(place)
+    if sample.drifted and sample.mixture is None and (scale := common_scale(place, sample.products)) != 1:
+        place = replace(place, scale=scale)
+        sample = replace(_compare_sample(place), products=sample.products)
+    inverse = place.inverse
     projection = TensorProjection(base.secret, carrier.name, base.length, first * base_info.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
@@ -122,7 +127,7 @@ def extract_tensor(
         start, stop = first + block.start, first + block.stop
         raw = original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, buffers[0])
         suspect_raw = suspect.read(info, start * info.row_bytes, stop * info.row_bytes, buffers[1])
-        theirs = to_float32(suspect_raw, info.dtype)
+        theirs = place.rescaled(to_float32(suspect_raw, info.dtype))
         with np.errstate(invalid="ignore", over="ignore"):
             ours = to_float32(raw, base_info.dtype)
             difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, base_info.columns)
@@ -163,7 +168,7 @@ def extract_tensor(
     whitened, by_ancestor = read_further(place, sample.mixture) if sample.drifted else (None, None)
     weight = 1.0 if masses is not None else 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
     evidence = 1 / (1 + weight) if masses is None else marked / mass if mass else 0.0
-    coefficient = float(np.clip(both / own, 0, 1)) if own and np.isfinite(both) else 0.0
+    coefficient = float(np.clip(place.scale * both / own, 0, 1)) if own and np.isfinite(both) else 0.0
     missing = missing if masses is None else None
     return TensorExtraction(
         sums,
