@@ -18,7 +18,7 @@ import numpy as np
 from hf_fingerprint.extraction.response import BIN_WEIGHTS, MIN_WINDOW, Bins, Response
 
 
-STATISTICS_WEIGHTS, CHUNK_WEIGHTS = 1 << 19, 1 << 16
+STATISTICS_WEIGHTS, CHANNEL_WEIGHTS, CHUNK_WEIGHTS = 1 << 19, 1 << 18, 1 << 16
 MIN_CHANGED = 0.99  # of the weights: with more resets than that, other readings claim too much
 ROW_PRIOR = 32.0  # weights
 MAX_CHANNEL_ENERGY, USUAL_CHANNELS = 16.0, 0.75  # a channel's relative to the owner's, over that of this share
@@ -126,7 +126,7 @@ def usual_channels(suspect: np.ndarray, owner: np.ndarray, kept: np.ndarray) -> 
     Args:
         suspect, owner, kept: see [`read_response`].
     """
-    chosen = _sample(kept)
+    chosen = _sample(kept, CHANNEL_WEIGHTS)
     values, deltas = (each.reshape(-1)[chosen].astype(np.float64) for each in (suspect, owner))
     there = np.abs(values) > _reset_limit(values)
     squares = np.square(values) * there, np.square(deltas), there
@@ -147,7 +147,7 @@ def tuned_channels(owner: np.ndarray, inverse: np.ndarray, kept: np.ndarray) -> 
     Args:
         owner, inverse, kept: see [`read_response`].
     """
-    chosen = _sample(kept)
+    chosen = _sample(kept, CHANNEL_WEIGHTS)
     places = np.divmod(chosen, owner.shape[1])
     energy = np.square(owner.reshape(-1)[chosen] * inverse[places[0]], dtype=np.float64)
     for which, count in zip(places, owner.shape, strict=True):
@@ -171,11 +171,11 @@ def _reset_limit(values: np.ndarray) -> float:
     return limit if 2 * squares[size > limit].sum() > squares.sum() else 0.0
 
 
-def _sample(kept: np.ndarray) -> np.ndarray:
-    """Flat indices of kept weights: of all, or of some by chance, since steps could miss whole taps of a kernel."""
-    if kept.size <= STATISTICS_WEIGHTS:
+def _sample(kept: np.ndarray, count: int = STATISTICS_WEIGHTS) -> np.ndarray:
+    """Flat indices of kept weights: of all, or of `count` by chance, since steps could miss whole taps of a kernel."""
+    if kept.size <= count:
         return np.flatnonzero(kept)
-    chosen = np.random.default_rng(0).integers(0, kept.size, STATISTICS_WEIGHTS)
+    chosen = np.random.default_rng(0).integers(0, kept.size, count)
     return chosen[kept.reshape(-1)[chosen]]
 
 

@@ -155,10 +155,11 @@ class _Sums:
 
         Args:
             values (`np.ndarray` of shape `(rows, columns)`): may be changed.
-            gains (`np.ndarray` of that shape, or `float`): at least 0.
+            gains (`np.ndarray` of that shape, or `float`): at least 0; may be changed.
             is_white (`bool`, *optional*, defaults to `False`): whether there is no drift to be divided out.
         """
-        weights = np.multiply(gains, piece.kept, dtype=np.float32)
+        own = gains if isinstance(gains, np.ndarray) else None
+        weights = np.multiply(gains, piece.kept, out=own, dtype=np.float32)
         power = float(np.vdot(weights, weights))
         if not 0 < power < np.inf:
             return
