@@ -102,7 +102,8 @@ def read_response(
     if not response.of_values.overall > 0 or not mean > 0:
         return None
     are_changed = np.mean(np.abs(values) > response.limit) > MIN_CHANGED
-    if are_changed and mean * float(np.mean(np.square(values - deltas))) < least_gain:
+    plain = response.of_values.overall**2 / max(float(np.mean(np.square(values - deltas))), _TINY)
+    if are_changed and mean < least_gain * plain:
         return None
     prior = ROW_PRIOR * float(np.mean(np.square(information))) / mean  # as many weights that say most
     found, gains = np.zeros(owner.shape, np.float32), np.zeros(owner.shape, np.float32)

@@ -156,6 +156,25 @@ def test_channels_that_the_owner_did_not_tune_claim_nothing_once_they_were_reset
     assert claimed[:, dead].sum() < 0.05 * claimed[:, ~dead].sum()
 
 
+def test_a_delta_of_which_little_is_left_is_read_for_what_it_shows():
+    """Without the ancestor it would claim the whole mark, where most of it is gone, and outweigh other tensors."""
+    tuned = Tuned()
+    kept = np.abs(tuned.copy) > np.quantile(np.abs(tuned.copy), 0.98)
+    drift = 40 * AMPLITUDE * tuned.rng.standard_normal(tuned.copy.shape)
+    suspect = np.where(kept, tuned.copy, 0) + drift
+    found, _ = tuned.read(suspect)
+
+    claimed = np.square(found.gains).sum()
+    claimed_without = tuned.mark.size / np.mean(np.square((suspect - tuned.owner) / AMPLITUDE))
+    assert claimed < 0.3 * claimed_without
+
+
+def test_a_delta_that_drifted_alone_is_not_read_with_the_ancestor():
+    tuned = Tuned()
+
+    assert tuned.read(tuned.copy + 5 * AMPLITUDE * tuned.rng.standard_normal(tuned.copy.shape)) is None
+
+
 def test_weights_that_were_reset_to_the_ancestor_say_nothing():
     tuned = Tuned()
     reset = tuned.rng.random(tuned.copy.shape) < 0.6
