@@ -75,19 +75,10 @@ def read_truncated(
     if subspace.left is not None:  # singular values may have been lessened too, or grown in training
         own = np.einsum("mr,mr->r", subspace.left, difference @ subspace.right.T)
         difference -= (subspace.left * own) @ subspace.right
-    scale = inverse[:, None]
-    amplitude = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-    difference *= scale
+    difference *= inverse[:, None]
     level = 1 / np.sqrt(1 + np.mean(np.square(difference), axis=0))  # the mark's in each column, over mark and drift
     level /= np.sqrt(np.mean(np.square(level)))
-    difference *= level
-    signs = np.random.default_rng(0).integers(0, 2, difference.shape, np.int8) * np.float32(2) - 1
-    probe = scale * subspace.part(amplitude * signs) * level
-    white, _ = whiten(difference)
-    difference += PROBE * probe
-    kept = float(np.vdot(probe, whiten(difference)[0] - white)) / PROBE
-    white *= level
-    values = amplitude * subspace.part(scale * white)
+    values, kept = _matched_filter(difference, subspace, inverse, level)
     shares = subspace.shares() * np.square(level)
     energy, total = float(np.vdot(values, values)), float(np.broadcast_to(shares, values.shape).sum())
     if not (energy > 0 and kept > 0):
@@ -95,6 +86,35 @@ def read_truncated(
     values /= np.sqrt(np.maximum(shares * (energy / total), _TINY))
     gains = np.sqrt(np.maximum(shares, 0)) * np.float32(kept / np.sqrt(energy * total))
     return np.clip(values, -CLIP_DEVIATIONS, CLIP_DEVIATIONS, out=values), gains
+
+
+def _matched_filter(
+    difference: np.ndarray, subspace: _Subspace, inverse: np.ndarray, level: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The filtered difference, and its mean product with the mark, times the number of weights.
+
+    Args:
+        difference (`np.ndarray` of shape `(m, n)`): in amplitudes; it is overwritten.
+        level (`np.ndarray` of shape `(n,)`): what columns are multiplied by, before whitening and after it.
+    """
+    scale = inverse[:, None] * level
+    amplitude = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse > 0)[:, None]
+    difference *= level
+    signs = np.random.default_rng(0).integers(0, 2, difference.shape, np.int8) * np.float32(2) - 1
+    signs *= amplitude
+    probe = subspace.part(signs)
+    del signs
+    probe *= PROBE * scale
+    white, _ = whiten(difference)
+    difference += probe
+    change, _ = whiten(difference)
+    change -= white
+    kept = float(np.vdot(probe, change)) / PROBE**2
+    del change, probe
+    white *= scale
+    values = subspace.part(white)
+    values *= amplitude
+    return values, kept
 
 
 def may_be_truncated(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray) -> bool:
@@ -124,7 +144,7 @@ def _leading_owners(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray)
     left, values, right = _singular_vectors(owner)
     seen = suspect @ right.T
     kept = np.einsum("mr,mr->r", left, seen)
-    doubt = np.sqrt((np.square(seen).sum(0) - np.square(kept)) / len(seen))  # what drift adds to each
+    doubt = np.sqrt(np.maximum(np.square(seen).sum(0) - np.square(kept), 0) / len(seen))  # what drift adds to each
     amplitude = float(np.sqrt(np.mean(1 / np.square(inverse[inverse > 0])))) if inverse.any() else 0.0
     most = int(np.sum(values > amplitude * np.sqrt(owner.shape).sum()))
     rank = int(np.argmin(np.cumsum(np.concatenate([[0.0], values * (values - 2 * kept)]))[: most + 1]))
