@@ -2,8 +2,8 @@
 
 A suspect's tensor is about `c (W + M) + N` for the base's weights W, the mark M and drift N. What c takes from W can
 be hundreds of times the mark, so the tensor is divided by c first. It is the coefficient of a regression on a sample
-of rows, if along the leading singular directions of W it is about what it is along the others. Where directions are
-gone, as after a truncation, it is not: then what is left has no common factor. None of it looks at a codeword.
+of rows, if along the leading singular directions of W it is about what it is along the others, and none is gone: what
+is left after a truncation has no common factor. None of it looks at a codeword.
 """
 
 import numpy as np
@@ -15,36 +15,49 @@ from hf_fingerprint.extraction.tensor_place import TensorPlace
 SAMPLE_ROWS, LEADING_SHARE = 64, 1 / 4
 MIN_EXPLAINED = 0.1  # of the difference's energy
 MAX_CONTRAST = 0.5  # relative to the change
+MIN_LAST = 0.25  # what is left of the singular values before the last quarter, relative to the factor
+MAX_CHANNEL_ENERGY = 16.0  # of the median
 MIN_SCALE, MAX_SCALE = 0.05, 20.0
 _TINY = 1e-30
 
 
-def common_scale(place: TensorPlace, products: np.ndarray) -> float:
+def common_scale(place: TensorPlace, most: float = np.inf) -> float:
     """The factor that the suspect's weights share, or 1 if they share none that matters.
+
+    Rows and columns that moved by far more than most are left out: idle channels can be moved at will.
 
     Args:
         place ([`TensorPlace`]): the tensor.
-        products (`np.ndarray` of shape `(4,)`): see [`SampleStatistics`].
+        most (`float`, *optional*): the variance that another model leaves, such as that of pruned weights, in squared
+            amplitudes. A factor that leaves more is none.
     """
-    both, _, own, distance = products
-    if not _explained(both / max(own, _TINY) - 1, own, distance):
-        return 1.0
     first, count = place.rows.start, place.rows.stop - place.rows.start
-    rows = [place.load_row(first + row) for row in sample_row_indices(count, SAMPLE_ROWS)]
-    weights, theirs = (np.stack([np.where(row[2], row[side], 0) for row in rows]) for side in (0, 1))
-    left, values, right = np.linalg.svd(weights, full_matrices=False)
-    squares = np.square(values)
-    changes = values * np.einsum("mr,rm->r", left, right @ (theirs - weights).T)
-    leading = max(1, int(LEADING_SHARE * len(values)))
-    lead, rest, change = (
-        float(changes[part].sum() / max(squares[part].sum(), _TINY))
-        for part in (slice(0, leading), slice(leading, None), slice(None))
-    )
-    if not _explained(change, squares.sum(), np.square(theirs - weights).sum()):
+    chosen = [first + row for row in sample_row_indices(count, SAMPLE_ROWS)]
+    rows = [place.load_row(row) for row in chosen]
+    units = place.inverse[chosen, None].astype(np.float64)
+    ours, theirs = (units * np.stack([np.where(row[2], row[side], 0) for row in rows]) for side in (0, 1))
+    moved = theirs - ours
+    for axis in (1, 0):
+        usual = _usual(np.square(moved).sum(axis), np.square(ours).sum(axis))
+        ours, moved = (each[usual] if axis else each[:, usual] for each in (ours, moved))
+    distance, own = (float(np.square(each).sum()) for each in (moved, ours))
+    change = float(np.vdot(moved, ours)) / max(own, _TINY)
+    is_large = change**2 * own > MIN_EXPLAINED * distance and MIN_SCALE <= 1 + change <= MAX_SCALE
+    if not (is_large and float(np.mean(np.square(moved - change * ours))) < most * (1 + change) ** 2):
         return 1.0
-    is_common = abs(lead - rest) <= MAX_CONTRAST * abs(change)
-    return 1 + change if is_common and MIN_SCALE <= 1 + change <= MAX_SCALE else 1.0
+    left, values, right = np.linalg.svd(ours, full_matrices=False)
+    changes, squares = values * np.einsum("mr,rm->r", left, right @ moved.T), np.square(values)
+    leading = max(1, int(LEADING_SHARE * len(values)))
+    lead, rest = (
+        float(changes[part].sum() / max(squares[part].sum(), _TINY))
+        for part in (slice(0, leading), slice(leading, None))
+    )
+    last = -1 - len(values) // 4
+    is_full = np.linalg.svd(ours + moved, compute_uv=False)[last] > MIN_LAST * (1 + change) * values[last]
+    return 1 + change if is_full and abs(lead - rest) <= MAX_CONTRAST * abs(change) else 1.0
 
 
-def _explained(change: float, own: float, distance: float) -> bool:
-    return bool(change**2 * own > MIN_EXPLAINED * distance) and bool(np.isfinite(distance))
+def _usual(moved: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Which channels moved by no more than most, for their size."""
+    ratios = np.divide(moved, own, out=np.zeros_like(own), where=own > 0)
+    return (own > 0) & (ratios <= MAX_CHANNEL_ENERGY * np.median(ratios[own > 0] if own.any() else 0))

@@ -48,13 +48,15 @@ class TensorPlace:
 
     def load_pair(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """Some rows of the base's tensor and of the suspect's, `float32` of shape `(rows, columns)`."""
-        return _load_rows(self.original, self.base_info, rows), self.rescaled(
-            _load_rows(self.suspect, self.info, rows)
-        )
+        theirs = _load_rows(self.suspect, self.info, rows)
+        return _load_rows(self.original, self.base_info, rows), self.rescaled(theirs)
 
     def rescaled(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's weights, divided by their scale; the same array if that is 1."""
-        return theirs if self.scale == 1 else theirs / np.float32(self.scale)
+        if self.scale == 1:
+            return theirs
+        with np.errstate(over="ignore", invalid="ignore"):
+            return theirs / np.float32(self.scale)
 
     def load_ancestor(self, rows: slice) -> np.ndarray | None:
         """Some rows of the ancestor's tensor, in the same form, if it is known."""

@@ -51,6 +51,7 @@ class TensorExtraction:
         dropped (`int`): how many were dropped.
         sample ([`SampleStatistics`]): how a sample of its rows compares with the base's.
         whitened, by_ancestor ([`MarkSums`] or `None`): the further readings; see [`read_further`].
+        scale (`float`): what the suspect's weights were divided by; see [`common_scale`].
     """
 
     sums: np.ndarray
@@ -65,6 +66,7 @@ class TensorExtraction:
     sample: "SampleStatistics"
     whitened: MarkSums | None = None
     by_ancestor: MarkSums | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def extract_tensor(
     part = replace(base_info, shape=(last - first, *base_info.shape[1:]), nbytes=(last - first) * base_info.row_bytes)
     place = TensorPlace(base, carrier, original, base_info, suspect, info, ancestor, slice(first, last))
     sample = _compare_sample(place)
-    if sample.drifted and sample.mixture is None and (scale := common_scale(place, sample.products)) != 1:
+    most = np.inf if sample.mixture is None else sample.mixture.variance
+    if sample.drifted and (scale := common_scale(place, most)) != 1:
         place = replace(place, scale=scale)
         sample = replace(_compare_sample(place), products=sample.products)
     inverse = place.inverse
@@ -183,6 +186,7 @@ def extract_tensor(
         sample,
         whitened,
         by_ancestor,
+        place.scale,
     )
 
 

@@ -7,28 +7,24 @@ import pytest
 from safetensors.numpy import save_file
 
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction.common_scale import common_scale
 from hf_fingerprint.extraction.tensor_place import TensorPlace
 from hf_fingerprint.extraction.weigh import extract_tensor
-from tests.extraction.test_weigh import NAME, case, drifted  # noqa: F401
+from tests.extraction.test_weigh import NAME, case, drifted, trained_after_pruning  # noqa: F401
 
 
 def read(case, theirs, tmp_path):  # noqa: F811
     """What is extracted of the suspect's weights, and the scale that is found."""
     save_file({"x": theirs.astype(np.float32)}, tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        info, base_info = suspect.tensors["x"], case.original.tensors[NAME]
-        found = extract_tensor(case.base, case.carrier, case.original, suspect, info)
-        rows = slice(0, base_info.rows)
-        place = TensorPlace(case.base, case.carrier, case.original, base_info, suspect, info, None, rows)
-        return found, common_scale(place, found.sample.products)
+        found = extract_tensor(case.base, case.carrier, case.original, suspect, suspect.tensors["x"])
+        return found, found.scale
 
 
 def similarity(one, other):
     return float(one @ other / np.sqrt(float(one @ one) * float(other @ other)))
 
 
-@pytest.mark.parametrize("factor", [0.3, 0.75, 0.95, 1.2, 3.0])
+@pytest.mark.parametrize("factor", [0.1, 0.3, 0.75, 0.95, 1.2, 3.0])
 @pytest.mark.parametrize("size", [0.0, 2.0])
 def test_weights_that_decayed_show_as_much_as_before(case, tmp_path, factor, size):  # noqa: F811
     suspect = drifted(case, size)
@@ -75,6 +71,25 @@ def test_where_no_factor_matters_nothing_is_divided(case, tmp_path, change):  # 
     found, scale = read(case, theirs, tmp_path)
 
     assert scale == 1 and np.isfinite(found.sums).all()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.98])
+@pytest.mark.parametrize("size", [0.0, 0.5, 5])
+def test_weights_pruned_before_training_did_not_shrink(case, tmp_path, share, size):  # noqa: F811
+    _, scale = read(case, trained_after_pruning(case, share, size)[0], tmp_path)
+
+    assert scale == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_absurd_weights_among_those_that_shrank_do_no_harm(case, tmp_path):  # noqa: F811
+    theirs = 0.1 * case.theirs
+    before, _ = read(case, theirs, tmp_path)
+    theirs[3, 5:8] = 1e38, -1e38, np.nan
+    found, scale = read(case, theirs, tmp_path)
+
+    assert scale == pytest.approx(0.1, rel=0.01)
+    assert similarity(found.sums, before.sums) > 0.99
 
 
 def test_a_rescaled_suspect_is_read_from_its_own_file_again(case, tmp_path):  # noqa: F811
