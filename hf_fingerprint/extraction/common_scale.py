@@ -17,6 +17,7 @@ MIN_EXPLAINED = 0.1  # of the difference's energy
 MAX_CONTRAST = 0.5  # relative to the change
 MIN_LAST = 0.25  # what is left of the singular values before the last quarter, relative to the factor
 MAX_CHANNEL_ENERGY = 16.0  # of the median
+LEAST_CHANNELS, MAX_SPOILED = 0.05, 1.1  # the share of the channels that moved least, and how much more they may have
 MIN_SCALE, MAX_SCALE = 0.05, 20.0
 _TINY = 1e-30
 
@@ -43,7 +44,10 @@ def common_scale(place: TensorPlace, most: float = np.inf) -> float:
     distance, own = (float(np.square(each).sum()) for each in (moved, ours))
     change = float(np.vdot(moved, ours)) / max(own, _TINY)
     is_large = change**2 * own > MIN_EXPLAINED * distance and MIN_SCALE <= 1 + change <= MAX_SCALE
-    if not (is_large and float(np.mean(np.square(moved - change * ours))) < most * (1 + change) ** 2):
+    left_over = moved - change * ours
+    if not (is_large and float(np.mean(np.square(left_over))) < most * (1 + change) ** 2):
+        return 1.0
+    if _spoils_channels(moved, left_over):
         return 1.0
     left, values, right = np.linalg.svd(ours, full_matrices=False)
     changes, squares = values * np.einsum("mr,rm->r", left, right @ moved.T), np.square(values)
@@ -55,6 +59,15 @@ def common_scale(place: TensorPlace, most: float = np.inf) -> float:
     last = -1 - len(values) // 4
     is_full = np.linalg.svd(ours + moved, compute_uv=False)[last] > MIN_LAST * (1 + change) * values[last]
     return 1 + change if is_full and abs(lead - rest) <= MAX_CONTRAST * abs(change) else 1.0
+
+
+def _spoils_channels(moved: np.ndarray, left_over: np.ndarray) -> bool:
+    """Whether the channels that moved least would have moved more, as where only some channels shrank."""
+    before, after = (
+        [float(np.quantile(np.square(each).mean(axis), LEAST_CHANNELS)) for axis in (0, 1)]
+        for each in (moved, left_over)
+    )
+    return any(new > MAX_SPOILED * old for old, new in zip(before, after, strict=True))
 
 
 def _usual(moved: np.ndarray, own: np.ndarray) -> np.ndarray:

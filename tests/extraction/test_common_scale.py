@@ -73,6 +73,17 @@ def test_where_no_factor_matters_nothing_is_divided(case, tmp_path, change):  # 
     assert scale == 1 and np.isfinite(found.sums).all()
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.8])
+def test_channels_that_did_not_shrink_are_left_as_they_are(case, tmp_path, share, side):  # noqa: F811
+    """They show the mark as before. A factor that others share would bury it."""
+    shrank = np.random.default_rng(5).random(case.own.shape[side]) < share
+    factors = np.where(shrank, 0.9, 1)
+    _, scale = read(case, case.theirs * (factors if side else factors[:, None]), tmp_path)
+
+    assert scale == 1
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.98])
 @pytest.mark.parametrize("size", [0.0, 0.5, 5])
 def test_weights_pruned_before_training_did_not_shrink(case, tmp_path, share, size):  # noqa: F811
