@@ -47,8 +47,12 @@ def common_scale(place: TensorPlace, most: float = np.inf) -> float:
     left_over = moved - change * ours
     if not (is_large and float(np.mean(np.square(left_over))) < most * (1 + change) ** 2):
         return 1.0
-    if _spoils_channels(moved, left_over):
-        return 1.0
+    is_common = not _spoils_channels(moved, left_over) and _holds_in_all_directions(change, ours, moved)
+    return 1 + change if is_common else 1.0
+
+
+def _holds_in_all_directions(change: float, ours: np.ndarray, moved: np.ndarray) -> bool:
+    """Whether the base's leading directions changed as much as the others, and none is gone."""
     left, values, right = np.linalg.svd(ours, full_matrices=False)
     changes, squares = values * np.einsum("mr,rm->r", left, right @ moved.T), np.square(values)
     leading = max(1, int(LEADING_SHARE * len(values)))
@@ -58,7 +62,7 @@ def common_scale(place: TensorPlace, most: float = np.inf) -> float:
     )
     last = -1 - len(values) // 4
     is_full = np.linalg.svd(ours + moved, compute_uv=False)[last] > MIN_LAST * (1 + change) * values[last]
-    return 1 + change if is_full and abs(lead - rest) <= MAX_CONTRAST * abs(change) else 1.0
+    return bool(is_full) and abs(lead - rest) <= MAX_CONTRAST * abs(change)
 
 
 def _spoils_channels(moved: np.ndarray, left_over: np.ndarray) -> bool:

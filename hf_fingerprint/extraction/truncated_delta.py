@@ -158,12 +158,12 @@ def _leading_owners(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray)
     if not shares[0] - shares[1] > max(MIN_CONTRAST, SURE_DEVIATIONS * np.sqrt(variance)):
         return None
     subspace = _Subspace(left[:, :rank], right[:rank])
-    return subspace if _is_lost(owner, inverse, subspace) else None
+    return subspace if _matters(owner - subspace.part(owner), inverse) else None
 
 
-def _is_lost(owner: np.ndarray, inverse: np.ndarray, subspace: _Subspace) -> bool:
-    lost = (owner - subspace.part(owner)) * inverse[:, None]
-    return float(np.mean(np.square(lost))) >= MIN_LOST_ENERGY
+def _matters(lost: np.ndarray, inverse: np.ndarray) -> bool:
+    """Whether what was lost of the owner's delta is as large as a mark."""
+    return float(np.mean(np.square(lost * inverse[:, None]))) >= MIN_LOST_ENERGY
 
 
 def _leading_suspects(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarray, whole: bool) -> _Subspace | None:
@@ -180,7 +180,7 @@ def _leading_suspects(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarra
     lost = owner - subspace.part(owner)
     energy = float(np.vdot(lost, lost))
     left_of_it = float(np.vdot(lost, suspect)) / energy if energy > 0 else 1.0
-    return subspace if left_of_it < MIN_CONTRAST and _is_lost(owner, inverse, subspace) else None
+    return subspace if left_of_it < MIN_CONTRAST and _matters(lost, inverse) else None
 
 
 def _singular_vectors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -192,8 +192,7 @@ def _singular_vectors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     squares, vectors = eigh(gram, check_finite=False, overwrite_a=True, driver="evd")
     squares, vectors = squares[::-1], vectors[:, ::-1]
     values = np.sqrt(np.maximum(squares, _TINY + MIN_SINGLE_SINGULAR**2 * squares[0]))
-    other = (matrix.T if wide else matrix) @ (vectors / values)
-    return (vectors, values, other.T) if wide else (other, values, vectors.T)
+    return _with_other_side(matrix, vectors, values, wide)
 
 
 def _vectors_above_gap(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -216,7 +215,14 @@ def _vectors_above_gap(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     squares, vectors = eigh(gram, subset_by_index=sides, check_finite=False, overwrite_a=True)
     vectors = vectors.astype(delta.dtype, copy=False)
     values = (largest * np.sqrt(squares)).astype(delta.dtype)
-    other = (delta.T if wide else delta) @ (vectors / values)
+    return _with_other_side(delta, vectors, values, wide)
+
+
+def _with_other_side(
+    matrix: np.ndarray, vectors: np.ndarray, values: np.ndarray, wide: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Singular vectors of both sides from those of the shorter one, and the values between them."""
+    other = (matrix.T if wide else matrix) @ (vectors / values)
     return (vectors, values, other.T) if wide else (other, values, vectors.T)
 
 
