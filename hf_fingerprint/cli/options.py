@@ -227,12 +227,26 @@ def _parameter(field: "Field[Any]", panel: str | None) -> Parameter:
 
 
 def unlocked_vault(folder: Path, passphrase_file: Path | None, identity: Path | None) -> "Vault":
-    """The vault in a folder, unlocked."""
-    from hf_fingerprint.vault import Vault, find_passphrase
+    """The vault in a folder, unlocked; see [`unlock`]."""
+    from hf_fingerprint.vault import Vault
 
     vault = Vault(folder)
-    vault.unlock(find_passphrase(passphrase_file), identity)
+    unlock(vault, passphrase_file, identity)
     return vault
+
+
+def unlock(vault: "Vault", passphrase_file: Path | None, identity: Path | None) -> None:
+    """Unlocks a vault: with the identity that `vault unlock` keeps open, where a passphrase would be prompted for."""
+    from hf_fingerprint.vault import find_passphrase
+    from hf_fingerprint.vault.agent import find_identity
+    from hf_fingerprint.vault.passphrase import is_prompted
+    from hf_fingerprint.vault.sealing import AgeIdentity
+
+    kept = find_identity(vault.public_key) if is_prompted(passphrase_file) else None
+    if kept is None:
+        vault.unlock(find_passphrase(passphrase_file), identity)
+    else:
+        vault.unlock_with(AgeIdentity(kept))
 
 
 def model_reference(model: str, file: str | None) -> str:

@@ -75,7 +75,7 @@ def query(
     token = options.read_token(token_env)
     from hf_fingerprint.blackbox import query as run_query
     from hf_fingerprint.blackbox.querying.proof import check_proof_path, write_proof
-    from hf_fingerprint.vault import Vault, find_passphrase
+    from hf_fingerprint.vault import Vault
 
     if proof is not None:
         check_proof_path(proof)
@@ -83,7 +83,7 @@ def query(
     opened_vault = Vault(vault)
     names = load_base_labels(labels, opened_vault, base)
     client = open_suspect(suspect, names, request_format, field, token, rate, user_agent)
-    opened_vault.unlock(find_passphrase(passphrase_file), identity)
+    options.unlock(opened_vault, passphrase_file, identity)
     with output.progress_bars() as progress:
         result = run_query(
             client,

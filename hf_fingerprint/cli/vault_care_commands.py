@@ -1,11 +1,13 @@
 """`hf-fingerprint vault ...`: changes the passphrase, backs up and checks a vault."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from hf_fingerprint.cli import options, output
 from hf_fingerprint.cli.options import argument, option
 from hf_fingerprint.cli.vault_commands import app
+from hf_fingerprint.errors import FingerprintError
 
 
 @app.command()
@@ -41,6 +43,47 @@ def passphrase(
 
 
 @app.command()
+def unlock(
+    vault: options.VaultFolder,
+    duration: Annotated[
+        str, option("--for", "How long: a number of seconds, minutes or hours, such as 90s, 15m or 8h.")
+    ] = "15m",
+    identity: options.Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+) -> None:
+    """Keep the tracing identity open for a while, for commands of this user that would ask for the passphrase.
+
+    A process holds it in memory. It ends after the time, or by `vault lock`.
+    """
+    from hf_fingerprint.vault import find_passphrase
+    from hf_fingerprint.vault.agent import keep_identity
+    from hf_fingerprint.vault.store import Vault
+
+    seconds, opened = _parse_duration(duration), Vault(vault)
+    opened.unlock(find_passphrase(passphrase_file), identity)
+    keep_identity(opened.age_identity().export(), opened.public_key, seconds)
+    output.echo(f"{vault} is unlocked for {duration}, for this user on this machine. Lock it with `vault lock`.")
+
+
+@app.command()
+def lock(vault: options.VaultFolder) -> None:
+    """End what `vault unlock` began."""
+    from hf_fingerprint.vault.agent import release_identity
+    from hf_fingerprint.vault.store import Vault
+
+    released = release_identity(Vault(vault).public_key)
+    output.echo(f"{vault} is locked." if released else f"{vault} was locked already.")
+
+
+def _parse_duration(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    found = re.fullmatch(r"([0-9]{1,6})([smh])", text)
+    if found is None:
+        raise FingerprintError(f"--for {text} is no duration: give a number with s, m or h, such as 15m.")
+    return float(found[1]) * units[found[2]]
+
+
+@app.command()
 def backup(file: Annotated[Path, argument("New file for the backup.")], vault: options.VaultFolder) -> None:
     """Copy the vault's database to a file, and check the copy. Other processes can use the vault meanwhile.
 
@@ -69,12 +112,12 @@ def check(
 
     With the identity, every record of a copy is opened and checked against its commitment.
     """
-    from hf_fingerprint.vault import Vault, find_passphrase
+    from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.check import check_vault
 
     opened = Vault(vault)
     if not locked:
-        opened.unlock(find_passphrase(passphrase_file), identity)
+        options.unlock(opened, passphrase_file, identity)
     faults = check_vault(opened)
     if as_json:
         output.print_json([fault.to_dict() for fault in faults])

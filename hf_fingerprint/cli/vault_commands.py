@@ -207,11 +207,14 @@ def rotate(
     ] = None,
 ) -> None:
     """Give the vault a new tracing identity, after the old one may have leaked, and seal all records to it."""
+    from hf_fingerprint.vault.agent import release_identity
     from hf_fingerprint.vault.rotation import rotate as rotate_vault
 
     opened = options.unlocked_vault(vault, passphrase_file, identity)
+    old_public_key = opened.public_key
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
+    release_identity(old_public_key)
     output.echo(f"{vault}: {rotation.records} records are sealed to the new identity.")
     for fault in rotation.faults:
         output.echo_err(f"Warning: {fault.describe()}: it is not changed.")

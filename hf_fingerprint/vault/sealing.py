@@ -128,6 +128,10 @@ class AgeIdentity:
         """The public key of this identity."""
         return str(self._identity.to_public())
 
+    def export(self) -> str:
+        """The identity as age writes it: the secret itself."""
+        return str(self._identity)
+
     def decrypt(self, content: bytes) -> bytes | None:
         """The content that [`encrypt`] encrypted; `None` if it isn't encrypted to this key, or is damaged."""
         try:

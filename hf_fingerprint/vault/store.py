@@ -97,7 +97,10 @@ class Vault(RecordStore):
         Raises:
             [`PassphraseError`]: if the passphrase is wrong, or the identity is not this vault's.
         """
-        age_identity = open_identity(identity or self.identity, passphrase)
+        self.unlock_with(open_identity(identity or self.identity, passphrase))
+
+    def unlock_with(self, age_identity: AgeIdentity) -> None:
+        """[`unlock`] with an identity that is open already."""
         if age_identity.public_key != self.public_key:
             self.check_identity_unchanged()
             if not opens_most_records(self, age_identity):
@@ -141,7 +144,7 @@ class Vault(RecordStore):
         opened = open_copies(self, records)
         for fault in opened.faults:
             raise RowError(fault)
-        return opened.keys
+        return list(opened.keys)
 
     def age_identity(self) -> AgeIdentity:
         """The open tracing identity; the vault must be unlocked."""
