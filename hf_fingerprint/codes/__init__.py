@@ -5,6 +5,7 @@ Nothing here knows what a model is.
 
 from hf_fingerprint.choices import FAMILIES, FORGERIES
 from hf_fingerprint.codes.bounds import MAX_ALPHA, check_alpha
+from hf_fingerprint.codes.certified import certify
 from hf_fingerprint.codes.coalition import coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.collusion import forge
@@ -44,6 +45,7 @@ __all__ = [
     "FairSigns",
     "Nuida",
     "Tardos",
+    "certify",
     "check_alpha",
     "coalition_by_formula",
     "coalition_by_simulation",

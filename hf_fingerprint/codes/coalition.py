@@ -86,11 +86,12 @@ def coalition_by_simulation(
         limit (`int`, *optional*, defaults to 64): the largest size tried.
     """
     low, high = 0, min(limit, recipients) + 1
+    strategies = sorted(POSITION_STRATEGIES, key=lambda strategy: strategy != "random pick")  # few withstand more
     while high - low > 1:
         size = (low + high) // 2
         withstands = all(
             count_accused_in_simulation(codebook, size, strategy, recipients, alpha, noise, trial) == size
-            for strategy in POSITION_STRATEGIES
+            for strategy in strategies
             for trial in range(trials)
         )
         low, high = (size, high) if withstands else (low, size)

@@ -14,7 +14,7 @@ from hf_fingerprint.carriers import select_by_name, spend_budget
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.memory import ModelInput
-from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
+from hf_fingerprint.codes import FairSigns, Tardos, certify, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive, new_secret
@@ -256,7 +256,7 @@ def analyze_base(
         whole = spend(every, allowed, largest_eps(budgets[0].max_kl))
         compact = CompactMark(share, score_after_drift(spread, sizes, whole))
     progress("computing the certified coalition", 0, None)
-    certified = coalition_by_simulation(codebook, planned, alpha, drift_noise(counts, eps, length))
+    certified = certify(codebook, planned, alpha, drift_noise(counts, eps, length))
     if not certified.size:
         message = (
             f"No copy of {where} can be named after a drift of 2 %: its mark is up to {eps.max():.0e} of each row's "
