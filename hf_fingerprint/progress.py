@@ -32,7 +32,7 @@ VERBOSITY = "HF_FINGERPRINT_VERBOSITY"
 _LOGGER = logging.getLogger("hf_fingerprint")
 _COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 _UNCOUNTED = "{desc} {elapsed}"
-_LINE_INTERVAL = 30.0  # seconds between two lines of one step
+_LINE_INTERVAL, _FIRST_LINE = 30.0, 5.0  # seconds between two lines of one step, and before the first estimate
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -149,26 +149,40 @@ def above_bars() -> AbstractContextManager[None]:
 
 
 def log_progress(write: Callable[[str], None]) -> Progress:
-    """Returns a [`Progress`] that writes a line when a step begins, and if it can be counted every half minute and
-    when it is done.
+    """Returns a [`Progress`] that writes a line when a step begins, and if it can be counted every half minute, with
+    the time that is left, and when it is done.
 
     Args:
         write (callable): takes each line, such as `logger.info`.
     """
+    begun: dict[str, tuple[float, int]] = {}  # when each step began, and what was done then
     written: dict[str, float] = {}  # when each step's last line was written
 
     def log(step: str, done: int, total: int | None) -> None:
+        now, shown = monotonic(), printable(step)
         if step not in written:
-            written[step] = monotonic()
-            write(printable(step))
-        if total is not None and done >= total:
-            del written[step]
-            write(f"{printable(step)}: done")
-        elif total is not None and monotonic() - written[step] >= _LINE_INTERVAL:
-            written[step] = monotonic()
-            write(f"{printable(step)}: {done / total:.0%}")
+            begun[step], written[step] = (now, done), now
+            write(shown)
+        if total is None:
+            return
+        began, before = begun[step]
+        if done >= total:
+            del written[step], begun[step]
+            write(f"{shown}: done")
+        elif now - written[step] >= _LINE_INTERVAL or (done > before and written[step] == began < now - _FIRST_LINE):
+            written[step] = now
+            left = (now - began) / (done - before) * (total - done) if done > before else None
+            write(f"{shown}: {done / total:.0%}" + ("" if left is None else f", about {format_duration(left)} left"))
 
     return log
+
+
+def format_duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours, whichever says it in a few digits."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def progress_disabled() -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import hf_fingerprint
+from hf_fingerprint import progress
 from hf_fingerprint.progress import counting, part_of, show_progress, shows_progress, silent
 from tests.helpers.screens import show_bars
 
@@ -112,6 +113,23 @@ def test_where_no_terminal_is_steps_are_logged(caplog, capsys):
 
     assert caplog.messages == ["hashing\\x1b", "working", "working: done"]
     assert capsys.readouterr().err == ""
+
+
+def test_lines_say_how_much_time_is_left(monkeypatch):
+    lines, now = [], [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    log = progress.log_progress(lines.append)
+    for at, done in ((0, 4), (3, 4), (20, 5), (25, 6), (49, 7), (50, 8), (51, 20)):
+        now[0] = at
+        log("trials", done, 20)
+    assert lines == ["trials", "trials: 25%, about 5 min left", "trials: 40%, about 2 min left", "trials: done"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.2, "0 s"), (99, "99 s"), (100, "2 min"), (5400, "90 min"), (7380, "2 h 3 min")]
+)
+def test_durations_are_short(seconds, shown):
+    assert progress.format_duration(seconds) == shown
 
 
 def test_a_given_progress_is_the_one_that_is_called():

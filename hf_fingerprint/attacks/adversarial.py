@@ -19,6 +19,7 @@ from hf_fingerprint.carriers import select_from_model, spend_budget
 from hf_fingerprint.config import MAX_KL
 from hf_fingerprint.errors import CarrierError, FingerprintError
 from hf_fingerprint.logits import logits_of
+from hf_fingerprint.models import for_convolutions
 
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class _CarrierWalk:
 
         fisher = [torch.zeros_like(weight) for weight in self._weights]
         for part in images.split(batch):
-            logits = logits_of(model(part))
+            logits = logits_of(model(for_convolutions(part)))
             chance = logits.detach().float().softmax(-1).cpu()
             drawn = torch.multinomial(chance, 1, generator=self._generator).to(part.device)
             score = logits.float().log_softmax(-1).gather(1, drawn)

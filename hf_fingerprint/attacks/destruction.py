@@ -9,6 +9,7 @@ from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_ten
 from hf_fingerprint.attacks.training_loop import cpu_state_dict
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.logits import logits_of
+from hf_fingerprint.models import for_convolutions
 
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class BatchNormReestimation(Attack):
         with torch.no_grad():
             batches = attacker.images.split(attacker.batch)
             for number, batch in enumerate(batches, 1):
-                logits_of(model(batch))
+                logits_of(model(for_convolutions(batch)))
                 attacker.progress("resetting statistics", number, len(batches))
         fresh = cpu_state_dict(model)
         found = {name: tensor.clone() for name, tensor in state.items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from hf_fingerprint.attacks.attack import Attacker, Loss
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.logits import logits_of
+from hf_fingerprint.models import for_convolutions
 
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def train(
         torch.manual_seed(seed)
         for step in range(steps):
             pick = torch.randint(len(images), (attacker.batch,), generator=generator).to(images.device)
-            value = loss(logits_of(model(images[pick])), pick)
+            value = loss(logits_of(model(for_convolutions(images[pick]))), pick)
             if not value.isfinite():
                 raise FingerprintError(f"Training diverged at step {step + 1}: choose a smaller learning rate.")
             optimizer.zero_grad()
@@ -83,7 +84,7 @@ def predict_logits(model: "torch.nn.Module", images: "torch.Tensor", batch: int)
     import torch
 
     with torch.no_grad():
-        return torch.cat([logits_of(model(part)) for part in images.split(batch)])
+        return torch.cat([logits_of(model(for_convolutions(part))) for part in images.split(batch)])
 
 
 def kl_divergence(logits: "torch.Tensor", expected: "torch.Tensor", temperature: float = 1.0) -> "torch.Tensor":

@@ -152,5 +152,6 @@ def _fail(sentence: str, error: BaseException | None = None) -> int:
 
 def run() -> None:
     """The console script."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch takes memory in large pages, which are quicker to get
     sys.excepthook = terminal.show_traceback
     sys.exit(main())

@@ -64,6 +64,15 @@ class Job:
         return self.attack if self.attack_step is None else repr(self.attack_step)
 
     @property
+    def label(self) -> str:
+        """The attack and its strength, for the progress."""
+        if self.attack_step is None:
+            return self.attack
+        return (
+            f"{self.attack} of {self.colluders}" if self.kind == COLLUSION else f"{self.attack} at {self.strength:g}"
+        )
+
+    @property
     def strength(self) -> float:
         """The attack's strength. That of a [`Collusion`], and of a suspect without an attack, is its number of
         copies."""

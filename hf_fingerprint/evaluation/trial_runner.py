@@ -1,7 +1,6 @@
 """Runs the trials of an evaluation: each suspect is made, measured and traced, or taken from the results on disk."""
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from hf_fingerprint.evaluation.planning import Job
 from hf_fingerprint.evaluation.testbed import Testbed
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, SINGLE, ResultStore, Trial, trial_key
 from hf_fingerprint.logits import logits_of
+from hf_fingerprint.models import for_convolutions
 from hf_fingerprint.progress import Progress
 
 
@@ -68,11 +68,16 @@ class TrialRunner:
     def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
         """The trial of each job. A sweep ends once nobody is accused and accuracy is at chance."""
         ended: set[str] = set()
-        done: Counter[str] = Counter()
-        for job in jobs:
+        begun = False  # trials on the disk take no time, so the time that is left is estimated without them
+        for number, job in enumerate(jobs):
             if job.attack not in ended:
+                key = self._key(job)
+                known = self._store.trials.get(key)
+                if known is None and not begun:
+                    begun = True
+                    progress("trials", number, len(jobs))
                 try:
-                    trial = self._trial(job)
+                    trial = self._store.add(key, self._measure(job, progress)) if known is None else known
                 except _CannotAttackError as reason:
                     self.skipped[job.attack] = str(reason)
                     ended.add(job.attack)
@@ -80,13 +85,12 @@ class TrialRunner:
                     yield trial
                     if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
                         ended.add(job.attack)
-            done[job.kind] += 1
-            step = {SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack)
-            progress(step, done[job.kind], sum(other.kind == job.kind for other in jobs))
+            if begun:
+                progress("trials", number + 1, len(jobs))
 
-    def _trial(self, job: Job) -> Trial:
+    def _key(self, job: Job) -> str:
         testbed = self._testbed
-        key = trial_key(
+        return trial_key(
             version=hf_fingerprint.__version__,
             base=testbed.base.base_id,
             model=testbed.base.content_hash,
@@ -100,11 +104,13 @@ class TrialRunner:
             **({} if job.members == tuple(range(job.colluders)) else {"members": job.members}),
             **({"ancestor": self._ancestor.content_hash} if self._ancestor else {}),
         )
-        known = self._store.trials.get(key)
-        return self._store.add(key, self._measure(job)) if known is None else known
 
-    def _measure(self, job: Job) -> Trial:
+    def _measure(self, job: Job, progress: Progress) -> Trial:
         began = time.monotonic()
+        progress(job.label, 0, None)
+        self._attacker = replace(
+            self._attacker, progress=lambda step, done, total: progress(f"{job.label}, {step}", done, total)
+        )
         state, shares = self._make_suspect(job)
         verdict = self._testbed.trace_suspect(state, job.members)
         predicted = self._predict(state)
@@ -175,6 +181,7 @@ class TrialRunner:
         model = model.to(images.device)
         try:
             with torch.inference_mode():
-                return torch.cat([logits_of(model(part)).argmax(-1) for part in images.split(self._attacker.batch)])
+                parts = map(for_convolutions, images.split(self._attacker.batch))
+                return torch.cat([logits_of(model(part)).argmax(-1) for part in parts])
         except RuntimeError:
             raise _CannotAttackError("The attack changes the model's widths, so accuracy can't be measured.") from None

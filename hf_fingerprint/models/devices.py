@@ -44,4 +44,13 @@ def device_of(module: "torch.nn.Module") -> "torch.device":
 
 def run_model(module: "torch.nn.Module", images: "torch.Tensor") -> Any:
     """The output of a model for images on any device, on the model's device."""
-    return module(images.to(device_of(module)))
+    return module(for_convolutions(images.to(device_of(module))))
+
+
+def for_convolutions(images: "torch.Tensor") -> "torch.Tensor":
+    """The same images in the order in which a processor's convolutions take half the time: channels last."""
+    import torch
+
+    if images.dim() != 4 or images.device.type != "cpu":
+        return images
+    return images.contiguous(memory_format=torch.channels_last)

@@ -247,7 +247,7 @@ def test_where_no_terminal_is_long_work_says_what_it_does_every_half_minute(caps
         for done in range(5):
             progress("extracting", done, 4)
 
-    lines = ["one [bold]step", "extracting", "extracting: 50%", "extracting: done"]
+    lines = ["one [bold]step", "extracting", "extracting: 50%, about 11 s left", "extracting: done"]
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
 
 

@@ -232,7 +232,8 @@ def test_a_sweep_ends_where_mark_and_model_are_gone(place, evaluation):
     assert not trial.accused
     assert trial.threshold is None
     assert trial.accuracy <= found.chance
-    assert [step for step in steps if step[0] == "single copies"] == [("single copies", 1, 2), ("single copies", 2, 2)]
+    assert [step for step in steps if step[0] == "trials"] == [("trials", done, 4) for done in (2, 3, 4)]
+    assert ("zero at 0.5", 0, None) in steps and ("zero at 1", 0, None) not in steps
 
 
 def test_unknown_attacks_are_refused_before_anything_is_made(place, tmp_path):
