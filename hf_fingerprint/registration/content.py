@@ -23,6 +23,7 @@ from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.checkpoints.naming import IN_MEMORY
 from hf_fingerprint.checkpoints.source import resolve_cached
 from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.registration.hash_cache import cache_hash, cached_hash
 from hf_fingerprint.registration.same_weights import Names, find_same_weights
 from hf_fingerprint.vault import Base, Vault, current_bases
 
@@ -78,18 +79,6 @@ def has_hash(opened: Checkpoint, vault: Vault, expected: str) -> bool:
             return False
         stack.pop_all()
     return True
-
-
-def cached_hash(checkpoint: Checkpoint, vault: Vault) -> str | None:
-    """The content hash of an open checkpoint from the vault's cache; `None` if it is not known, or is in memory."""
-    source = checkpoint.source
-    return None if source.in_memory else vault.cached_content_hash(source.name, checkpoint.state())
-
-
-def cache_hash(checkpoint: Checkpoint, vault: Vault, known: str) -> None:
-    """Caches the content hash of an open checkpoint, unless it is in memory, where it may change unnoticed."""
-    if not checkpoint.source.in_memory:
-        vault.cache_content_hash(checkpoint.source.name, checkpoint.state(), known)
 
 
 def open_base(base: Base, vault: Vault, options: HubOptions = NO_OPTIONS) -> Checkpoint:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, content_hash, digest_tensors
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.tensor_names import canonical_name
-from hf_fingerprint.vault import Base, CopyRecord
+from hf_fingerprint.registration.hash_cache import cache_hash, cached_hash
+from hf_fingerprint.vault import Base, CopyRecord, Vault
 
 
 Content = tuple[str, tuple[int, ...], str]  # dtype, shape, digest
@@ -39,21 +40,35 @@ def find_same_weights(
 def find_recorded_copies(
     model: Checkpoint, bases: Sequence[Base], copies: Sequence[CopyRecord], digests: Mapping[str, str] | None = None
 ) -> list[CopyRecord]:
-    """The copies on record whose content hash is a model's, under its own tensor names or under those of a base.
+    """The copies on record whose content hash is a model's; see [`possible_hashes`], which takes the arguments."""
+    hashed = [copy for copy in copies if copy.content_hash is not None]
+    hashes = possible_hashes(model, bases, digests) if hashed else set()
+    return [copy for copy in hashed if copy.content_hash in hashes]
+
+
+def possible_hashes(
+    model: Checkpoint, bases: Sequence[Base], digests: Mapping[str, str] | None = None, vault: Vault | None = None
+) -> set[str]:
+    """The content hashes that a copy on record has if it is a model: under its own tensor names or those of a base.
 
     Args:
         model ([`Checkpoint`]): the open model. It is hashed if it has tensors for all weights of a base.
-        bases (sequence of [`Base`]), copies (sequence of [`CopyRecord`]): the records.
+        bases (sequence of [`Base`]): the bases on record.
         digests (mapping of `str` to `str`, *optional*): hexadecimal SHA-256 of each tensor, if they are known.
+        vault ([`Vault`], *optional*): caches the hash of a model whose tensors have the bases' names.
     """
-    hashed = [copy for copy in copies if copy.content_hash is not None]
     layout = Counter((info.dtype, info.shape) for info in model.tensors.values())
     fitting = [base for base in bases if not Counter(_weight_layout(base)) - layout]
-    if not hashed or (digests is None and not fitting):
-        return []
+    if digests is None and not fitting:
+        return set()
+    known = None if vault is None else cached_hash(model, vault)
+    if known is not None and all(_has_layout(model.tensors, base) for base in fitting):
+        return {known}
     digests = digest_tensors(model) if digests is None else digests
-    hashes = {content_hash(model.tensors, digests), *(_hash_as(base, model.tensors, digests) for base in fitting)}
-    return [copy for copy in hashed if copy.content_hash in hashes]
+    found = content_hash(model.tensors, digests)
+    if vault is not None:
+        cache_hash(model, vault, found)
+    return {found, *(_hash_as(base, model.tensors, digests) for base in fitting)}
 
 
 def copy_hash(base: Base, digests: Mapping[str, str]) -> str:
@@ -79,6 +94,14 @@ def _match_contents(base: Base, by_content: Mapping[Content, list[str]]) -> Name
                 names[name] = next((each for each in candidates if each not in taken), candidates[0])
                 taken.add(names[name])
     return names if all(carrier.name in names for carrier in base.carriers) else None
+
+
+def _has_layout(tensors: Mapping[str, TensorInfo], base: Base) -> bool:
+    """Whether a model has the names, dtypes and shapes of all of a base's tensors, and no others."""
+    return tensors.keys() == base.tensors.keys() and all(
+        (info.dtype, info.shape) == (base.tensors[name].dtype, base.tensors[name].shape)
+        for name, info in tensors.items()
+    )
 
 
 def _weight_layout(base: Base) -> list[tuple[str, tuple[int, ...]]]:

@@ -11,7 +11,7 @@ from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
 from hf_fingerprint.extraction.placed import free_slices
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.registration.same_weights import find_recorded_copies
+from hf_fingerprint.registration.same_weights import possible_hashes
 from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, may_hold_copy, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
 from hf_fingerprint.tracing.groups import BaseSelection
@@ -226,12 +226,16 @@ def _may_be_rotated(extraction: Extraction) -> bool:
 
 def _find_recorded(request: TraceRequest, suspect: Checkpoint) -> list[CopyRecord]:
     """The copies whose content hash is the suspect's."""
+    if not request.rows.copies:
+        return []
     try:
         opened = suspect.reopen()
     except CheckpointError:
         return []
     with opened:
-        return find_recorded_copies(opened, request.bases, request.rows.copies)
+        hashes = possible_hashes(opened, request.bases, vault=request.vault)
+    known = {base.base_id for base in request.bases}
+    return [copy for copy in request.vault.copies_with_hash(hashes) if copy.base_id in known]
 
 
 def _to_recorded_copies(vault: Vault, copies: Sequence[CopyRecord]) -> list[RecordedCopy]:

@@ -39,7 +39,7 @@ from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import RecipientScore, SkippedSource, TraceResult
 from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.tracing.unexplained import conclude_sets
-from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
+from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons
 
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def trace(
     options = HubOptions.for_model(suspect, revision, token, cache_dir, subfolder, variant)
     ancestors = AncestorSelection(vault, ancestor, options.access)
     request = TraceRequest(vault, base, recipient, all_scores, progress, options, device, ancestors)
-    if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
+    known = [base.base_id for base in request.rows.bases]
+    if recipient is not None and not vault.has_copy(recipient, known):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
         names = [copy.recipient for copy in request.rows.copies]
         hint = did_you_mean(recipient, names, "see `hf-fingerprint recipients` for the names")

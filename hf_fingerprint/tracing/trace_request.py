@@ -1,8 +1,11 @@
 """The request of a trace, and the copies that it tests."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from hf_fingerprint.checkpoints import NO_OPTIONS, Checkpoint, HubOptions
 from hf_fingerprint.checkpoints.memory import ModelInput
@@ -14,13 +17,14 @@ from hf_fingerprint.tracing.result import ComparedBase
 from hf_fingerprint.tracing.verdict import Candidates
 from hf_fingerprint.vault import (
     Base,
+    CopyTable,
+    DeliveryStates,
     Fault,
     OpenedCopies,
     RowError,
     Vault,
     VaultRows,
     copies_in_training,
-    delivery_states,
     open_copies,
     same_recipient,
 )
@@ -119,15 +123,10 @@ class TraceRequest:
         for group in found.groups:
             for base in group.records:
                 opened = self._open(base.base_id)
-                tested = [
-                    (copy, key)
-                    for copy, key in zip(opened.copies, opened.keys, strict=True)
-                    if (copy.state != "begun" or copy.copy_id in training)
-                    and (self.recipient is None or same_recipient(copy.recipient, self.recipient))
-                ]
-                copies, keys = [copy for copy, _ in tested], [key for _, key in tested]
-                states = delivery_states(self.vault, copies)
-                candidates = Candidates(base, copies, keys, n_copies, states)
+                assert isinstance(opened.copies, CopyTable)
+                tested = self._tested(opened.copies, training)
+                copies, keys = opened.copies.take(tested), opened.keys.take(tested)
+                candidates = Candidates(base, copies, keys, n_copies, DeliveryStates(self.vault))
                 targets.append(ReadTarget(candidates, group.original, group.reason))
         if self.recipient is not None and not any(each.candidates.copies for each in targets):
             raise VaultError(
@@ -139,6 +138,15 @@ class TraceRequest:
             return tested_bases or targets[:1]
         self.ancestors.open([each.candidates.base for each in tested_bases], self.bases)
         return [replace(r, ancestor=self.ancestors.of(r.candidates.base)) for r in tested_bases] or targets[:1]
+
+    def _tested(self, copies: CopyTable, training: Collection[str]) -> np.ndarray:
+        """The indices of the copies to test: finished ones and those in training, of the named recipient if any."""
+        tested = ~copies.begun
+        for number in np.flatnonzero(copies.begun).tolist():
+            tested[number] = copies[number].copy_id in training
+        if self.recipient is not None:
+            tested &= [same_recipient(copy.recipient, self.recipient) for copy in copies]
+        return np.flatnonzero(tested)
 
     def _open(self, base_id: str) -> OpenedCopies:
         if base_id not in self.opened:

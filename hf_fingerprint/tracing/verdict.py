@@ -112,7 +112,7 @@ def decide(
     step, total = "scoring" if look is None else f"scoring, look {look}", sum(len(each.keys) for each in tested)
     before = accumulate((len(each.keys) for each in tested), initial=0)
     verdicts = [
-        _decide_base(suspect, extraction, candidates, level, part_of(progress, step, total, done))
+        _decide_base(suspect, extraction, candidates, level, part_of(progress, step, total, done), all_scores)
         for extraction, candidates, done in zip(extractions, tested, before, strict=False)
     ]
     every = [score for verdict in verdicts for score in verdict.scores]
@@ -123,9 +123,9 @@ def decide(
     return replace(
         shown,
         outcome=Outcome.ACCUSED if accused else Outcome.NOT_READABLE,
-        scores=scores if all_scores else accused,
+        scores=scores,
         accused=accused,
-        recipients_tested=len(scores),
+        recipients_tested=total,
         recipients_covered=sum(candidates.covered for candidates in tested),
     )
 
@@ -136,12 +136,16 @@ def _decide_base(
     tested: Candidates,
     level: AccusationLevel,
     progress: Progress | None,
+    all_scores: bool,
 ) -> TraceResult:
     base = tested.base
     keys, alpha = tested.keys, level.alpha / level.share
     readings = list(extraction.readings.values())
     decoded = decode_readings(base.codebook(), keys, readings, alpha, progress=progress, recipients=tested.covered)
     accused = set(decoded.accused)
+    shown = (
+        zip(range(len(keys)), tested.copies, strict=True) if all_scores else ((i, tested.copies[i]) for i in accused)
+    )
     scores = [
         RecipientScore(
             copy.recipient,
@@ -153,7 +157,7 @@ def _decide_base(
             tested.states.get(copy.copy_id, ""),
             copy.created,
         )
-        for i, copy in enumerate(tested.copies)
+        for i, copy in shown
     ]
     return TraceResult(
         suspect=suspect.source.name,

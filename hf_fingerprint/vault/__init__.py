@@ -2,7 +2,8 @@
 
 from hf_fingerprint.vault.arrival_times import Arrival, arrivals
 from hf_fingerprint.vault.backup import back_up
-from hf_fingerprint.vault.copy_status import delivery_state, delivery_states
+from hf_fingerprint.vault.copy_status import DeliveryStates, delivery_state, delivery_states
+from hf_fingerprint.vault.copy_table import CopyTable
 from hf_fingerprint.vault.faults import Fault, RowError, inconclusive_reasons
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
 from hf_fingerprint.vault.locations import check_holds_no_vault, check_model_folder, check_outside_vaults
@@ -48,6 +49,8 @@ __all__ = [
     "Carrier",
     "CompactMark",
     "CopyRecord",
+    "CopyTable",
+    "DeliveryStates",
     "Fault",
     "MergeReport",
     "OpenedCopies",

@@ -7,9 +7,11 @@ record with any column changed has another digest, is not found in the cache, an
 
 import hashlib
 import json
-from collections.abc import Mapping
+
+import numpy as np
 
 from hf_fingerprint.keys import SECRET_BYTES
+from hf_fingerprint.vault.key_table import KeyTable
 from hf_fingerprint.vault.records import CopyRecord
 
 
@@ -23,12 +25,36 @@ def record_digest(record: CopyRecord) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode() + b"\0" + sealed).digest()
 
 
-def pack_keys(keys: Mapping[bytes, bytes]) -> bytes:
-    """The content of a key cache from copy keys by record digest."""
-    return b"".join(digest + key for digest, key in keys.items())
+def pack_keys(digests: np.ndarray, keys: KeyTable) -> bytes:
+    """The content of a key cache.
+
+    Args:
+        digests (`np.ndarray` of shape `(n, 32)`): the digests of the records.
+        keys ([`KeyTable`]): their copy keys.
+    """
+    return np.concatenate([digests, keys.array], axis=1).tobytes()
 
 
-def unpack_keys(content: bytes) -> dict[bytes, bytes]:
-    """The copy keys in the content of a key cache, by record digest."""
-    starts = range(0, len(content) - _ENTRY_BYTES + 1, _ENTRY_BYTES)
-    return {content[i : i + SECRET_BYTES]: content[i + SECRET_BYTES : i + _ENTRY_BYTES] for i in starts}
+class KeyCache:
+    """The copy keys in the content of a key cache, by record digest.
+
+    Records mostly come in the order of the cache, so the next entry is tried first.
+    """
+
+    def __init__(self, content: bytes):
+        self._content, self._next = content, 0
+        self._starts: dict[bytes, int] | None = None
+
+    def find(self, digest: bytes) -> bytes | None:
+        """The copy key of the record with a digest, or `None`."""
+        start = self._next
+        if self._content[start : start + SECRET_BYTES] != digest:
+            if self._starts is None:
+                content, ends = self._content, len(self._content) - _ENTRY_BYTES + 1
+                self._starts = {content[i : i + SECRET_BYTES]: i for i in range(0, ends, _ENTRY_BYTES)}
+            found = self._starts.get(digest)
+            if found is None:
+                return None
+            start = found
+        self._next = start + _ENTRY_BYTES
+        return self._content[start + SECRET_BYTES : start + _ENTRY_BYTES]

@@ -57,8 +57,7 @@ class RecordStore(Database):
 
     def rows(self) -> VaultRows:
         """All usable bases and records of copies, and the unusable rows, without a warning."""
-        with self.connect() as connection:
-            return read_rows(connection)
+        return read_rows(self.connect)
 
     def bases(self) -> list[Base]:
         """All registered bases, in the order of registration; unusable ones are left out with a warning."""
@@ -260,11 +259,30 @@ class RecordStore(Database):
         """
         names = () if recipient is None else recipient_spellings(recipient)
         where = "base_id = coalesce(?, base_id) AND (? OR state != 'begun')"
-        where += f" AND trim(recipient) IN ({', '.join('?' * len(names))})" if names else ""
+        where += f" AND trim(recipient) IN ({_places(names)})" if names else ""
         with self.connect() as connection:
             copies, faults = read_usable_copies(connection, where, (base_id, begun, *names))
         self.warn(faults)
         return copies
+
+    def has_copy(self, recipient: str, base_ids: Sequence[str]) -> bool:
+        """Whether there is a usable record of a recipient's copy of one of these bases."""
+        names = recipient_spellings(recipient)
+        where = f"trim(recipient) IN ({_places(names)}) AND base_id IN ({_places(base_ids)})"
+        with self.connect() as connection:
+            return bool(read_usable_copies(connection, where, (*names, *base_ids))[0])
+
+    def copy_with_id(self, copy_id: str) -> CopyRecord | None:
+        """The record of a copy; `None` if there is none, or it is unusable."""
+        with self.connect() as connection:
+            return next(iter(read_usable_copies(connection, "copy_id = ?", (copy_id,))[0]), None)
+
+    def copies_with_hash(self, content_hashes: Iterable[str]) -> list[CopyRecord]:
+        """The records of copies with one of these content hashes; unusable ones are left out."""
+        wanted = sorted(set(content_hashes))
+        with self.connect() as connection:
+            where = f"content_hash IN ({_places(wanted)})"
+            return read_usable_copies(connection, where, tuple(wanted))[0]
 
     def answering_ids(self, base_id: str) -> set[str]:
         """The ids of a base's copies that answer its triggers."""
@@ -283,6 +301,11 @@ class RecordStore(Database):
         """Caches the content hash of files, if the vault can be written."""
         with suppress(StorageError), self.connect() as connection:
             connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
+
+
+def _places(values: Sequence[str]) -> str:
+    """Placeholders for values in an SQL list."""
+    return ", ".join("?" * len(values))
 
 
 def current_bases(bases: Sequence[Base]) -> list[Base]:

@@ -3,15 +3,20 @@
 The checks here need no identity; [`open_copies`] checks whether a record's seal opens.
 """
 
+import math
 import sqlite3
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+
 from hf_fingerprint.vault.base_validation import short_repr
+from hf_fingerprint.vault.copy_table import Connect, CopyTable
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, read_base
@@ -30,8 +35,7 @@ CHILD_TABLES = (
 STATES = ("begun", "written", "issued")
 FoundRows = tuple[list[Any], list[Fault]]  # the readable rows of a table, and faults for the others
 _LOST = "can't be read: the disk or the file system lost it"
-_TEXT, _OPTIONAL_TEXT = (str,), (str, type(None))
-_COLUMN_TYPES = (*(_TEXT,) * 5, _OPTIONAL_TEXT, _OPTIONAL_TEXT, _TEXT, (bytes,))
+_ROW_TYPES = {(*(str,) * 5, one, other, str, bytes) for one in (str, type(None)) for other in (str, type(None))}
 
 
 @dataclass(frozen=True)
@@ -40,41 +44,63 @@ class VaultRows:
 
     Attributes:
         bases (`list[Base]`): the bases.
-        copies (`list[CopyRecord]`): records of copies of these bases.
+        copies ([`CopyTable`]): records of copies of these bases.
         faults (`list[Fault]`): the unusable rows.
+        base_of (`np.ndarray` of shape `(n,)`): the index of each copy's base.
     """
 
     bases: list[Base]
-    copies: list[CopyRecord]
+    copies: CopyTable
     faults: list[Fault]
+    base_of: np.ndarray
 
-    def copies_of(self, base_id: str) -> list[CopyRecord]:
+    def copies_of(self, base_id: str) -> CopyTable:
         """The records of a base's copies."""
-        return [copy for copy in self.copies if copy.base_id == base_id]
+        chosen = [number for number, base in enumerate(self.bases) if base.base_id == base_id]
+        return self.copies.take(np.flatnonzero(np.isin(self.base_of, chosen)))
 
 
-def read_rows(connection: sqlite3.Connection) -> VaultRows:
-    """All bases and records of copies, at one moment."""
+def read_rows(connect: Connect) -> VaultRows:
+    """All bases and records of copies, at one moment.
+
+    Args:
+        connect (callable): opens the vault's database, and again for each record that is read later.
+    """
+    with connect() as connection:
+        return _read_rows(connection, connect)
+
+
+def _read_rows(connection: sqlite3.Connection, connect: Connect) -> VaultRows:
     connection.execute("BEGIN")
     try:
         bases, bad_bases = read_usable_bases(connection)
-        copies, faults = read_usable_copies(connection)
+        numbers_of = {base.base_id: number for number, base in enumerate(bases)}
+        lost = {bad.key for bad in bad_bases}
+        numbers, base_of, begun, counts = array("q"), array("q"), bytearray(), Counter[str]()
+        faults: list[Fault] = []
+        for number, *row in iterate_usable_copies(connection, faults):
+            base = numbers_of.get(row[1])
+            if base is not None:
+                numbers.append(number)
+                base_of.append(base)
+                begun.append(row[3] == "begun")
+                continue
+            counts[row[1]] += 1
+            if row[1] not in lost:
+                missing = f"belongs to base {short_repr(row[1])}, which is missing"
+                faults.append(copy_fault(CopyRecord(*row), missing))
         faults += orphan_faults(connection)
     finally:
         with suppress(sqlite3.DatabaseError):  # nothing was written; a damaged database may fail here
             connection.execute("ROLLBACK")
-    known = {base.base_id for base in bases}
-    counts = Counter(copy.base_id for copy in copies if copy.base_id not in known)
     base_faults = [
         replace(bad, problem=f"{bad.problem}, so its {counts[bad.key]} copies can't be traced")
         if counts[bad.key]
         else bad
         for bad in bad_bases
     ]
-    lost = {bad.key for bad in bad_bases}
-    orphans = [copy for copy in copies if copy.base_id not in known and copy.base_id not in lost]
-    faults += [copy_fault(copy, f"belongs to base {short_repr(copy.base_id)}, which is missing") for copy in orphans]
-    return VaultRows(bases, [copy for copy in copies if copy.base_id in known], base_faults + faults)
+    table = CopyTable(connect, np.array(numbers, np.int64), np.frombuffer(begun, bool))
+    return VaultRows(bases, table, base_faults + faults, np.array(base_of, np.int64))
 
 
 def orphan_faults(connection: sqlite3.Connection) -> list[Fault]:
@@ -106,15 +132,21 @@ def read_usable_copies(
     connection: sqlite3.Connection, where: str = "1", values: tuple[Any, ...] = ()
 ) -> tuple[list[CopyRecord], list[Fault]]:
     """The usable records of copies, as far as that shows without the identity, and the unusable rows."""
-    rows, faults = read_table(connection, "copies", "copy_id", COPY_COLUMNS, where, values)
-    copies = []
-    for record in (CopyRecord(*row) for row in rows):
-        problem = _record_problem(record)
-        if problem is None:
-            copies.append(record)
-        else:
-            faults.append(copy_fault(record, problem))
+    faults: list[Fault] = []
+    copies = [CopyRecord(*row) for _, *row in iterate_usable_copies(connection, faults, where, values)]
     return copies, faults
+
+
+def iterate_usable_copies(
+    connection: sqlite3.Connection, faults: list[Fault], where: str = "1", values: tuple[Any, ...] = ()
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the usable rows of copies, each after its number, and adds the unusable ones to `faults`."""
+    for row in iterate_table(connection, faults, "copies", "copy_id", COPY_COLUMNS, where, values):
+        problem = _row_problem(row[1:])
+        if problem is None:
+            yield row
+        else:
+            faults.append(copy_fault(CopyRecord(*row[1:]), problem))
 
 
 def copy_fault(record: CopyRecord, problem: str) -> Fault:
@@ -125,29 +157,47 @@ def copy_fault(record: CopyRecord, problem: str) -> Fault:
 def read_table(
     connection: sqlite3.Connection, table: str, key: str, columns: str, where: str = "1", values: tuple[Any, ...] = ()
 ) -> FoundRows:
-    """The rows of a table in the order of insertion, and faults for those of the whole table that can't be read.
+    """The rows of a table in the order of insertion, and faults; see [`iterate_table`]."""
+    faults: list[Fault] = []
+    return [row[1:] for row in iterate_table(connection, faults, table, key, columns, where, values)], faults
+
+
+def iterate_table(
+    connection: sqlite3.Connection,
+    faults: list[Fault],
+    table: str,
+    key: str,
+    columns: str,
+    where: str = "1",
+    values: tuple[Any, ...] = (),
+) -> Iterator[tuple[Any, ...]]:
+    """Yields the rows of a table in the order of insertion, each after its number.
 
     Args:
         connection (`sqlite3.Connection`): the database; if it is damaged, rows are read one by one.
+        faults (`list[Fault]`): gets a fault for each row of the whole table that can't be read.
         table (`str`): a table with row ids.
         key (`str`): its key column.
         columns (`str`): the columns to read, in SQL.
         where, values (*optional*): a condition in SQL, and its parameters.
     """
+    last = -math.inf
     with suppress_damage():
-        found = connection.execute(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid", values)
-        return found.fetchall(), []
-    rows, faults = [], []
+        for row in connection.execute(f"SELECT rowid, {columns} FROM {table} WHERE {where} ORDER BY rowid", values):
+            last = row[0]
+            yield row
+        return
     names, complete = _list_row_ids(connection, table, key)
     for number, name in sorted(names.items()):
+        if number <= last:
+            continue
         with suppress_damage():
-            statement = f"SELECT {columns} FROM {table} WHERE rowid = {int(number)} AND ({where})"
-            rows += connection.execute(statement, values).fetchall()
+            statement = f"SELECT rowid, {columns} FROM {table} WHERE rowid = {int(number)} AND ({where})"
+            yield from connection.execute(statement, values).fetchall()
             continue
         faults.append(Fault(table, short_repr(name) if name is not None else f"number {number}", _LOST))
     if not complete:
         faults.append(Fault(table, "(and possibly more)", _LOST))
-    return rows, faults
 
 
 def read_keyed_table(connection: sqlite3.Connection, table: str, key: str, columns: str) -> FoundRows:
@@ -182,19 +232,19 @@ def _list_row_ids(connection: sqlite3.Connection, table: str, key: str) -> tuple
     return names, complete
 
 
-def _record_problem(record: CopyRecord) -> str | None:
-    """What is wrong with a copy's record, if that shows without the identity, or `None`."""
-    if not all(isinstance(value, kind) for value, kind in zip(astuple(record), _COLUMN_TYPES, strict=True)):
+def _row_problem(row: tuple[Any, ...]) -> str | None:
+    """What is wrong with a copy's row, if that shows without the identity, or `None`."""
+    if tuple(map(type, row)) not in _ROW_TYPES:
         return "has values of the wrong type"
-    if record.state not in STATES:
-        return f"has the unknown state {short_repr(record.state)}"
-    finished = record.content_hash is not None or record.commitment is not None
-    if record.state == "begun" and finished:
+    _, _, _, state, _, content_hash, commitment, created, _ = row
+    if state not in STATES:
+        return f"has the unknown state {short_repr(state)}"
+    if state == "begun" and not content_hash is commitment is None:
         return "is of an unfinished copy, but has the content hash or commitment of a finished one"
-    if record.state != "begun" and (record.content_hash is None or record.commitment is None):
+    if state != "begun" and (content_hash is None or commitment is None):
         return "does not open its commitment"
     try:
-        datetime.fromisoformat(record.created)
+        datetime.fromisoformat(created)
     except ValueError:
         return "has an invalid date"
     return None

@@ -3,16 +3,21 @@
 The unsealed keys of a base are cached, which makes the next trace faster; see [`hf_fingerprint.vault.key_cache`].
 """
 
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.keys import commitment
+from hf_fingerprint.vault.copy_table import CopyTable
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.key_cache import pack_keys, record_digest, unpack_keys
+from hf_fingerprint.vault.key_cache import KeyCache, pack_keys, record_digest
+from hf_fingerprint.vault.key_table import KeyTable
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import copy_fault, read_usable_copies
 from hf_fingerprint.vault.sealing import AgeIdentity, encrypt
@@ -32,13 +37,13 @@ class OpenedCopies:
     """Records with their copy keys.
 
     Attributes:
-        copies (`list[CopyRecord]`): the records, in order.
-        keys (`list[bytes]`): their copy keys.
+        copies (sequence of [`CopyRecord`]): the records, in order.
+        keys ([`KeyTable`]): their copy keys.
         faults (`list[Fault]`): the records that don't open.
     """
 
-    copies: list[CopyRecord]
-    keys: list[bytes] = field(repr=False)
+    copies: Sequence[CopyRecord]
+    keys: KeyTable = field(repr=False)
     faults: list[Fault]
 
 
@@ -54,25 +59,32 @@ def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> OpenedCopies:
     """
     age_identity = vault.age_identity()
     if not records:
-        return OpenedCopies([], [], [])
-    cached = _load_key_cache(vault, age_identity, records[0].base_id)
-    opened, fresh = OpenedCopies([], [], []), 0
-    for record in records:
+        return OpenedCopies(records, KeyTable(b""), [])
+    base_id = records[0].base_id
+    cached = _load_key_cache(vault, age_identity, base_id)
+    numbers, digests, keys, fresh = array("q"), bytearray(), bytearray(), 0
+    faults: list[Fault] = []
+    for number, record in enumerate(records):
+        digest = record_digest(record)
         try:
-            key = _cached_key(cached, record)
+            key = _cached_key(cached, record, digest)
             if key is None:
                 key = unseal_copy_key(record, age_identity)
                 fresh += record.commitment is not None
         except RowError as error:
-            opened.faults.append(error.fault)
+            faults.append(error.fault)
             continue
-        opened.copies.append(record)
-        opened.keys.append(key)
-    if opened.faults:
+        numbers.append(number)
+        digests += digest
+        keys += key
+    table, known = KeyTable(keys), np.frombuffer(digests, np.uint8).reshape(-1, len(digest))
+    if faults:
         vault.check_identity_unchanged()
     if fresh >= KEY_CACHE_MIN:
-        _store_key_cache(vault, opened)
-    return opened
+        _store_key_cache(vault, base_id, pack_keys(known, table))
+    if isinstance(records, CopyTable):
+        return OpenedCopies(records.take(np.array(numbers, np.int64), known), table, faults)
+    return OpenedCopies([records[number] for number in numbers], table, faults)
 
 
 def find_unusable_rows(vault: "Vault") -> tuple[Fault, ...]:
@@ -117,10 +129,10 @@ def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
         raise RowError(copy_fault(record, "does not open its commitment"))
 
 
-def _cached_key(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
+def _cached_key(cached: KeyCache, record: CopyRecord, digest: bytes) -> bytes | None:
     """The cached key of a record, or `None`. Anyone with the public key can seal a cache, so the key must open the
     record's commitment."""
-    key = cached.get(record_digest(record)) if record.commitment is not None else None
+    key = cached.find(digest) if record.commitment is not None else None
     if key is not None:
         try:
             check_commitment(record, key)
@@ -129,17 +141,15 @@ def _cached_key(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
     return key
 
 
-def _load_key_cache(vault: "Vault", age_identity: AgeIdentity, base_id: str) -> dict[bytes, bytes]:
+def _load_key_cache(vault: "Vault", age_identity: AgeIdentity, base_id: str) -> KeyCache:
     with vault.connect() as connection:
         row = connection.execute("SELECT sealed FROM bundles WHERE base_id = ?", (base_id,)).fetchone()
-    return unpack_keys(age_identity.decrypt(row[0]) or b"") if row else {}
+    return KeyCache(age_identity.decrypt(row[0]) or b"" if row else b"")
 
 
-def _store_key_cache(vault: "Vault", opened: OpenedCopies) -> None:
-    keys = {record_digest(record): key for record, key in zip(opened.copies, opened.keys, strict=True)}
-    sealed = encrypt(pack_keys(keys), vault.public_key)
+def _store_key_cache(vault: "Vault", base_id: str, content: bytes) -> None:
+    sealed = encrypt(content, vault.public_key)
     with suppress(StorageError), vault.connect() as connection:  # the cache is optional
         connection.execute(
-            f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_PUBLIC_KEY}",
-            (opened.copies[0].base_id, sealed, vault.public_key),
+            f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_PUBLIC_KEY}", (base_id, sealed, vault.public_key)
         )

@@ -17,6 +17,7 @@ from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultErro
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault import Ancestor, Base, Calibration, Carrier, CopyRecord, TensorRecord, Vault
 from hf_fingerprint.vault.key_cache import pack_keys, record_digest
+from hf_fingerprint.vault.key_table import KeyTable
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.schema import base_to_row
 from hf_fingerprint.vault.sealing import encrypt, new_identity, seal
@@ -692,7 +693,8 @@ def test_a_key_cache_does_not_hide_that_a_record_was_changed(mine, made, monkeyp
 
 def test_a_forged_key_cache_does_not_give_a_committed_copy_another_key(mine, made):
     """An issuer has the public key and can seal a key cache, but must not choose an earlier recipient's codeword."""
-    forged = pack_keys({record_digest(record): bytes(32) for record in made.records})
+    digests = b"".join(record_digest(record) for record in made.records)
+    forged = pack_keys(np.frombuffer(digests, np.uint8).reshape(-1, 32), KeyTable(bytes(len(digests))))
     mine.sql("INSERT INTO bundles VALUES (?, ?)", BASE.base_id, encrypt(forged, made.vault.public_key))
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
