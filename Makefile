@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 
 
 .PHONY: demo test test-fast test-slow test-versions docs results style quality bench evaluate reproduce clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard hf_fingerprint/_native*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
@@ -74,6 +74,8 @@ bench: $(VENV)/installed
 	$(BIN)/python -m examples.benchmarks.fuzz_readers --count 100000 --results $(DATA)/readers.json
 	$(BIN)/python -m examples.benchmarks.layouts --out bench_output/layouts --results $(DATA)/layouts.json
 	$(BIN)/python -m examples.benchmarks.reading_speed --out bench_output/reading_speed --results $(DATA)/reading-speed.json
+	$(BIN)/python -m examples.benchmarks.native_passes --out bench_output/native_passes --results $(DATA)/native-passes.json
+	$(BIN)/python -m examples.benchmarks.large_model --out bench_output/large_model --results $(DATA)/large-model.json
 	$(BIN)/python -m examples.benchmarks.depth --out bench_output/depth --results $(DATA)/depth.json
 	$(BIN)/python -m examples.benchmarks.strength lite0 resnet vit --out bench_output/strength --results $(DATA)/strength.json
 	$(BIN)/python -m pip install --quiet --no-deps torch-pruning==1.6.1

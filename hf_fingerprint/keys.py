@@ -55,7 +55,8 @@ class Stream:
         block, rest = divmod(start, _AES_BLOCK)
         counter = block.to_bytes(_AES_BLOCK, "big")
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
-        self._encryptor.update(bytes(rest))
+        if rest:
+            self._encryptor.update(bytes(rest))
 
     def take(self, count: int) -> np.ndarray:
         """Next `count` bytes as a writable `uint8` array of shape `(count,)`."""

@@ -24,6 +24,9 @@ LAYERS = {
     "errors": 0,
     "extras": 1,
     "keys": 0,
+    "native": -1,
+    "_native": -2,  # compiled
+    "threads": -1,
     "logits": 0,
     "outcomes": 0,
     "codes": 1,
@@ -201,7 +204,7 @@ def test_codes_know_no_model(package):
     for path in paths:
         for line, name in imports_of(path):
             assert name.split(".")[0] in allowed, f"{path}:{line} imports {name}"
-        allowed_here = {"codes", "keys", "choices", "errors", "printable", "progress", "tables"}
+        allowed_here = {"codes", "keys", "choices", "errors", "native", "printable", "progress", "tables", "threads"}
         assert {other for _, other in own_imports(path)} <= allowed_here
 
 

@@ -5,7 +5,6 @@ changes the output by `KL = sum_t eps_t^2 S_t`, where S_t is the tensor's sensit
 """
 
 import numpy as np
-from scipy.optimize import brentq
 
 
 REFERENCE_KL, REFERENCE_CAP, MAX_CAP = 1e-4, 0.02, 0.1
@@ -41,6 +40,8 @@ def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap
     Returns:
         `np.ndarray` of shape `(T,)`: `eps_t`.
     """
+    from scipy.optimize import brentq
+
     cap = largest_eps(max_kl) if cap is None else cap
     worth = counts / np.maximum(sensitivity, 1e-30)
     if (cap**2 * sensitivity).sum() <= max_kl:

@@ -7,8 +7,9 @@ import numpy as np
 
 from hf_fingerprint.carriers.projection import TensorProjection
 from hf_fingerprint.carriers.rounding import round_stochastically
-from hf_fingerprint.checkpoints.dtypes import from_float32, to_float32
+from hf_fingerprint.checkpoints.dtypes import SIZES, from_float32, to_float32
 from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.native import passes
 
 
 class Delta(Protocol):
@@ -35,6 +36,12 @@ class MarkDelta:
     def add_to(self, values: np.ndarray, rows: slice) -> None:
         """Adds the mark to a block in place; weights that are 0 stay 0."""
         self._projection.write(values, self._amplitude[rows], self._codeword)
+
+    def add_to_half(self, raw: np.ndarray, rows: slice, random: np.ndarray) -> None:
+        """Adds the mark to the bytes of a BF16 block in place, in one compiled pass, as [`TensorUpdate`] would."""
+        assert passes is not None
+        signs = self._projection.take_mark(len(raw) // 2, self._codeword)
+        passes.add_mark_half(raw, np.ascontiguousarray(self._amplitude[rows], np.float32), signs, random)
 
 
 class DenseDelta:
@@ -68,8 +75,13 @@ class TensorUpdate:
 
     def __call__(self, raw: np.ndarray) -> None:
         """Updates the bytes of the next block (`uint8`) in place."""
+        rows = slice(self._row, self._row + len(raw) // (SIZES[self._dtype] * self._columns))
+        mark = self._deltas[0] if len(self._deltas) == 1 else None
+        if passes is not None and self._dtype == "BF16" and isinstance(mark, MarkDelta):
+            mark.add_to_half(raw, rows, self._rounding.take(len(raw)))
+            self._row = rows.stop
+            return
         values = to_float32(raw, self._dtype).reshape(-1, self._columns)
-        rows = slice(self._row, self._row + len(values))
         for delta in self._deltas:
             delta.add_to(values, rows)
         self._row = rows.stop

@@ -9,7 +9,6 @@ Several convolutions are one longer vector, so the extracted signal is additive 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtri
 
 from hf_fingerprint.keys import Stream, derive
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 def gaussian_projection(key: bytes, name: str, points: int, columns: int) -> np.ndarray:
     """X for one tensor: independent standard normals from a key, `float64` of shape `(points, columns)`."""
     raw = Stream(derive(key, "gaussian", name)).take(8 * points * columns).view("<u8")
+    from scipy.special import ndtri
+
     return ndtri(((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53).reshape(points, columns)
 
 

@@ -12,6 +12,7 @@ and the extracted signal is additive over tensors, shards and ranks:
 import numpy as np
 
 from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.native import passes
 
 
 SIGNS = (1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)).copy()
@@ -44,7 +45,11 @@ class TensorProjection:
             amplitude (`np.ndarray` of shape `(rows,)`): `float32`, the mark's size in each output channel.
             codeword (`np.ndarray` of shape `(V / 8,)`): the packed bits of b, see [`Codebook.packed`].
         """
-        mark = self._signs_of(self._take(values.size, pattern=~codeword), values.size).reshape(values.shape)
+        packed = self.take_mark(values.size, codeword)
+        if passes is not None and _is_native(values):
+            passes.add_mark(values, np.ascontiguousarray(amplitude, np.float32), packed)
+            return
+        mark = self._signs_of(packed, values.size).reshape(values.shape)
         mark *= amplitude[:, None]
         zero = np.equal(values, 0, out=self._flags[: values.size].reshape(values.shape))
         if zero.any():
@@ -58,10 +63,25 @@ class TensorProjection:
             values (`np.ndarray` of shape `(rows, columns)`): `float32`.
             out (`np.ndarray` of shape `(V,)`): sums, changed in place.
         """
-        start = self.offset + self._done
-        signed = self._signs_of(self._take(values.size), values.size)
+        packed, start = self.take_signs(values.size)
+        if passes is not None and _is_native(values) and _is_native(out):
+            passes.fold_weights(values, packed, start, out)
+            return
+        signed = self._signs_of(packed, values.size)
         signed *= values.reshape(-1)
-        fold(signed, start % self.length, out)
+        fold(signed, start, out)
+
+    def take_signs(self, count: int) -> tuple[np.ndarray, int]:
+        """The signs of the next block as bits, 1 for -1, the highest of a byte first, and its first position.
+
+        A block is taken once, by this or by [`read`].
+        """
+        start = (self.offset + self._done) % self.length
+        return self._take(count), start
+
+    def take_mark(self, count: int, codeword: np.ndarray) -> np.ndarray:
+        """The signs of the mark in the next block as bits; see [`take_signs`] and [`write`]."""
+        return self._take(count, pattern=~codeword)
 
     def _signs_of(self, packed: np.ndarray, count: int) -> np.ndarray:
         """Bits to signs, `float32` of shape `(count,)`: 0 is +1, 1 is -1, the highest bit of a byte first.
@@ -79,6 +99,10 @@ class TensorProjection:
             packed ^= np.take(pattern, np.arange(start, start + len(packed)), mode="wrap")
         self._done += count
         return packed
+
+
+def _is_native(array: np.ndarray) -> bool:
+    return array.dtype == np.float32 and array.flags.c_contiguous
 
 
 def keyed_offset(secret: bytes, name: str, length: int) -> int:

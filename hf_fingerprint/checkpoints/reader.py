@@ -35,6 +35,7 @@ from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 from hf_fingerprint.progress import Progress, counting
+from hf_fingerprint.threads import map_ahead
 
 
 if TYPE_CHECKING:
@@ -201,6 +202,11 @@ class Checkpoint:
         buffer = np.empty(count, np.uint8) if out is None else out[:count]
         return self.read_file(info.file, info.offset + start, buffer)
 
+    def place_of(self, info: TensorInfo) -> tuple[int, int] | None:
+        """The open file that holds a tensor as [`read`] returns it, and its offset there; `None` if none does."""
+        is_plain = type(self).read is Checkpoint.read and not self._memory
+        return (self._descriptors[info.file], info.offset) if is_plain else None
+
     def read_file(self, file: int, offset: int, buffer: np.ndarray) -> np.ndarray:
         """Fills `buffer` (`uint8`) with bytes of a weight file from `offset`, and returns it."""
         view, done = memoryview(buffer), 0
@@ -301,22 +307,28 @@ def digest_tensors(
     progress: Progress | None = None,
     visit: Callable[[TensorInfo, np.ndarray], None] | None = None,
 ) -> dict[str, str]:
-    """Hexadecimal SHA-256 of each tensor's bytes.
+    """Hexadecimal SHA-256 of each tensor's bytes, by several threads.
 
     Args:
         checkpoint ([`Checkpoint`]): the open model.
         progress (callable, *optional*): a [`Progress`].
-        visit (callable, *optional*): called with each tensor and each of its blocks; see [`Checkpoint.blocks`]. It
-            saves a second pass over the file.
+        visit (callable, *optional*): called with each tensor and each of its blocks in order, and with those of other
+            tensors meanwhile; see [`Checkpoint.blocks`]. It saves a second pass over the file.
     """
-    digests = {}
-    count = counting(progress, "hashing", sum(info.nbytes for info in checkpoint.tensors.values()))
-    for name, info in checkpoint.tensors.items():
+
+    def digest_one(info: TensorInfo) -> str:
         digest = hashlib.sha256()
         for _, raw in checkpoint.blocks(info):
             digest.update(raw)
             if visit is not None:
                 visit(info, raw)
-        digests[name] = digest.hexdigest()
+        return digest.hexdigest()
+
+    digests = {}
+    count = counting(progress, "hashing", sum(info.nbytes for info in checkpoint.tensors.values()))
+    for (name, info), digest in zip(
+        checkpoint.tensors.items(), map_ahead(digest_one, checkpoint.tensors.values()), strict=True
+    ):
+        digests[name] = digest
         count(info.nbytes)
     return digests

@@ -131,9 +131,8 @@ def write_copy(
         header = _header(checkpoint, number)
         with ExitStack() as opened:
             stream = buffered[target] if in_memory else opened.enter_context(create_file(target, mode))
-            if isinstance(stream, FileIO):
-                allocate(stream, len(header) + sum(info.nbytes for info in chosen))
-            output = opened.enter_context(_HashingWriter(stream, chosen, file_digests))
+            size = len(header) + sum(info.nbytes for info in chosen)
+            output = opened.enter_context(_HashingWriter(stream, size, chosen, file_digests))
             head = output.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
             output.put(head, [])
@@ -219,10 +218,12 @@ def _group_blocks(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, in
 class _HashingWriter:
     """Writes and hashes blocks in two background threads, while the caller fills the next of several buffers."""
 
-    def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo], hash_file: bool):
+    def __init__(self, stream: FileIO | BytesIO, size: int, infos: list[TensorInfo], hash_file: bool):
         self._stream = stream
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
+        self._waiting: deque[tuple[np.ndarray | None, list[Future[Any]]]] = deque()
+        if isinstance(stream, FileIO):
+            self._waiting.append((None, [self._writer.submit(allocate, stream, size)]))
         self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
         self._filling = self._buffers[0]
         self._hashes = {info.name: hashlib.sha256() for info in infos}
@@ -251,7 +252,7 @@ class _HashingWriter:
 
     def buffer(self, count: int) -> np.ndarray:
         """A buffer of at least `count` bytes for the next block."""
-        if not self._buffers:
+        while not self._buffers:
             self._wait()
         found = self._buffers.pop()
         self._filling = found if len(found) >= count else np.empty(count, np.uint8)
@@ -285,7 +286,8 @@ class _HashingWriter:
         buffer, jobs = self._waiting.popleft()
         for job in jobs:
             job.result()
-        self._buffers.append(buffer)
+        if buffer is not None:
+            self._buffers.append(buffer)
 
 
 def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:

@@ -6,12 +6,14 @@ drawn. The scores are our own: an extracted signal is a sum and not a bit.
 """
 
 from abc import abstractmethod
+from functools import cached_property
 
 import numpy as np
 
 from hf_fingerprint.codes.codebook import SCALE, Codebook
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.native import passes
 
 
 REGULARIZATION = 0.05
@@ -44,18 +46,25 @@ class BiasedCodebook(Codebook):
     def probability(self) -> np.ndarray:
         return self.thresholds / SCALE
 
+    @cached_property
+    def _by_variance(self) -> np.ndarray:
+        """The positions, the most biased first."""
+        return np.argsort(self.variance, kind="stable")
+
     @property
     def stream_bytes(self) -> int:
         return 2 * self.length
 
-    def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
-        np.less(stream.view("<u2"), self.thresholds, out=out)
+    def pack_stream(self, stream: np.ndarray, out: np.ndarray) -> None:
+        if passes is not None:
+            passes.pack_biased(stream, self.thresholds, out)
+        else:
+            out[:] = np.packbits(stream.view("<u2") < self.thresholds)
 
     def score_functions(self, residual: np.ndarray) -> np.ndarray:
         """Two functions: `y / (a var + b)`, with `y^2 = a var + b` fitted to the signal's energy, is best on averages
         in any noise; `y / (var + 0.05)` is best on minority votes."""
-        order = np.argsort(self.variance, kind="stable")
-        halves = [np.array_split(values[order], 2) for values in (residual**2, self.variance)]
+        halves = [np.array_split(values[self._by_variance], 2) for values in (residual**2, self.variance)]
         energy, variance = ([float(part.mean()) for part in parts] for parts in halves)
         spread = variance[1] - variance[0]
         slope = max(0.0, (energy[1] - energy[0]) / spread) if spread else 0.0

@@ -15,7 +15,6 @@ H. Chernoff, Ann. Math. Statist. 23 (1952); W. Hoeffding, JASA 58 (1963), theore
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from hf_fingerprint.errors import CodeError
 
@@ -23,6 +22,7 @@ from hf_fingerprint.errors import CodeError
 MAX_ALPHA = 0.05
 GRID = 10
 _LARGE = 50.0
+_MIN_EXPONENT, _MAX_EXPONENT, _TOLERANCE, _STEPS = 0.1, 1e4, 1e-3, 60
 
 
 def check_alpha(alpha: float) -> None:
@@ -89,11 +89,33 @@ class ChernoffBound:
         if not len(self._step):
             return math.inf, 1.0
         if log_p not in self._best:
-            found = minimize_scalar(
-                lambda u: (self.cumulant(math.exp(u)) - log_p) / math.exp(u),
-                bounds=(math.log(0.1), math.log(1e4)),
-                method="bounded",
-                options={"xatol": 1e-3},
-            )
-            self._best[log_p] = (float(found.fun), math.exp(float(found.x)))
+            s = self._exponent(log_p)
+            self._best[log_p] = (self.cumulant(s) - log_p) / s, s
         return self._best[log_p]
+
+    def _exponent(self, log_p: float) -> float:
+        """The s at which `(K(s) - log_p) / s` is least, by Newton's method on the zero of `s K'(s) - K(s) + log_p`.
+
+        That grows with s, since K is convex. Any other s would prove a higher threshold, but a true one.
+        """
+        low, high = _MIN_EXPONENT, _MAX_EXPONENT
+        s = min(max(math.sqrt(-2 * log_p), low), high)  # of a normal score
+        for _ in range(_STEPS):
+            slope, curvature = self._derivatives(s)
+            excess = s * slope - self.cumulant(s) + log_p
+            low, high = (low, s) if excess > 0 else (s, high)
+            step = -excess / (s**2 * curvature) if curvature > 0 else math.inf  # in log s
+            following = s * math.exp(step) if abs(step) < 1 else 0.0
+            if not low < following < high:
+                following = math.sqrt(low * high)
+            if abs(math.log(following / s)) < _TOLERANCE:
+                return following
+            s = following
+        return s
+
+    def _derivatives(self, s: float) -> tuple[float, float]:
+        """`K'(s)` and `K''(s)`."""
+        growth = self._up * np.exp(np.minimum(s * self._step, _LARGE))
+        tilted = growth / (growth + 1 - self._up)
+        slope = float((self._step * tilted).sum() - self._below.sum())
+        return slope, float((np.square(self._step) * tilted * (1 - tilted)).sum())

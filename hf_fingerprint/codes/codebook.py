@@ -2,24 +2,24 @@
 
 A codeword is `b` in {-1, +1}^V. Position `i` is +1 with probability `p_i`, independently, drawn from the stream of
 the recipient's copy key. The probabilities are multiples of 2^-16, so they and the bounds built on them are exact.
-Codewords are made in blocks, so that a million recipients never are in memory together.
+Codewords are made in blocks, by several threads, so that a million recipients never are in memory together.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
+from hf_fingerprint.codes.scoring import error_bound, weigh_codewords
 from hf_fingerprint.codes.signals import to_unit_scale
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
-from hf_fingerprint.progress import Progress, silent
+from hf_fingerprint.progress import Progress, counting
+from hf_fingerprint.threads import map_ahead
 
 
-BLOCK = 16
-SINGLE_PRECISION_CHUNK = 4096  # positions whose weights are added up in single precision
-MAX_VECTOR_FUNCTIONS = 6
+BLOCK, PACKED_ROWS = 256, 64
 SCALE = 1 << 16
 MIN_LENGTH, MAX_LENGTH = 64, 1 << 20
 
@@ -56,8 +56,8 @@ class Codebook(ABC):
         """Bytes of a copy key's stream per codeword."""
 
     @abstractmethod
-    def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
-        """Fills `out` (`bool`, shape `(n, V)`, true is +1) from streams (`uint8`, shape `(n, stream_bytes)`)."""
+    def pack_stream(self, stream: np.ndarray, out: np.ndarray) -> None:
+        """Fills `out` (`uint8`, shape `(V / 8,)`, see [`packed`]) from a stream (`uint8`, shape `(stream_bytes,)`)."""
 
     @abstractmethod
     def score_functions(self, residual: np.ndarray) -> np.ndarray:
@@ -78,35 +78,33 @@ class Codebook(ABC):
         """`var_i = E (b_i - mu_i)^2`, shape `(V,)`."""
         return 4 * self.probability * (1 - self.probability)
 
-    def blocks(self, copy_keys: Sequence[bytes]) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields the codewords of n copy keys of 32 bytes, block by block.
-
-        Yields:
-            `(rows, bits)`: a slice of the keys, and their bits, `(len(rows), V)`, which the next block overwrites.
-        """
-        count = min(BLOCK, len(copy_keys))
-        stream = np.empty((count, self.stream_bytes), np.uint8)
-        bits = np.empty((count, self.length), bool)
-        for start in range(0, len(copy_keys), BLOCK):
-            part = copy_keys[start : start + BLOCK]
-            for row, key in zip(stream, part, strict=False):
-                Stream(derive(key, "codeword", self.family)).fill(row)
-            self.bits_from(stream[: len(part)], bits[: len(part)])
-            yield slice(start, start + len(part)), bits[: len(part)]
-
     def codeword(self, copy_key: bytes) -> np.ndarray:
         """The codeword of one copy key, `int8` of shape `(V,)`, values -1 and +1."""
-        ((_, bits),) = self.blocks([copy_key])
-        return np.where(bits[0], np.int8(1), np.int8(-1))
+        return np.where(np.unpackbits(self.packed([copy_key])[0]).view(bool), np.int8(1), np.int8(-1))
 
     def packed(self, copy_keys: Sequence[bytes], progress: Progress | None = None) -> np.ndarray:
         """The codewords as packed bits, first position highest: `uint8` of shape `(n, V / 8)`."""
-        progress = progress or silent
         out = np.empty((len(copy_keys), self.length // 8), np.uint8)
-        for rows, bits in self.blocks(copy_keys):
-            out[rows] = np.packbits(bits, axis=1)
-            progress("generating codewords", rows.stop, len(copy_keys))
+
+        def pack(rows: slice) -> None:
+            stream = np.empty(self.stream_bytes, np.uint8)
+            for part in _parts(rows):
+                self._pack(copy_keys[part], stream, out[part])
+
+        self._each_block(pack, len(copy_keys), counting(progress, "generating codewords", len(copy_keys)))
         return out
+
+    def _pack(self, copy_keys: Sequence[bytes], stream: np.ndarray, out: np.ndarray) -> None:
+        # keys first: each stream leaves the interpreter to another thread, which may keep it for a while
+        streams = [Stream(derive(key, "codeword", self.family)) for key in copy_keys]
+        for each, row in zip(streams, out, strict=True):
+            self.pack_stream(each.fill(stream), row)
+
+    def _each_block(self, work: Callable[[slice], None], keys: int, count: Callable[[int], None]) -> None:
+        """Calls `work` with slices of the keys, in several threads."""
+        blocks = [slice(start, min(start + BLOCK, keys)) for start in range(0, keys, BLOCK)]
+        for rows, _ in zip(blocks, map_ahead(work, blocks), strict=True):
+            count(rows.stop - rows.start)
 
     def standardize(self, functions: np.ndarray) -> np.ndarray:
         """Scales score functions so that an innocent's score has variance 1, whatever their unit.
@@ -140,7 +138,18 @@ class Codebook(ABC):
         Returns:
             `np.ndarray` of shape `(n, H)`, up to [`screening_error`]: screen by it, and decide by [`packed_scores`].
         """
-        return self._scores(self.blocks(copy_keys), len(copy_keys), functions, progress or silent)
+        weights, out = _rounded(functions), np.empty((len(copy_keys), len(functions)))
+
+        def score(rows: slice) -> None:
+            stream = np.empty(self.stream_bytes, np.uint8)
+            packed = np.empty((PACKED_ROWS, self.length // 8), np.uint8)  # few enough to stay in the cache
+            for part in _parts(rows):
+                words = packed[: part.stop - part.start]
+                self._pack(copy_keys[part], stream, words)
+                out[part] = weigh_codewords(words, weights)
+
+        self._each_block(score, len(copy_keys), counting(progress, "scoring", len(copy_keys)))
+        return self._centered(out, functions)
 
     def packed_scores(self, packed: np.ndarray, functions: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
         """[`scores`] of [`packed`] codewords, in double precision wherever it could matter.
@@ -157,39 +166,26 @@ class Codebook(ABC):
         exact = np.arange(len(packed))
         out = np.empty((len(packed), len(functions)))
         if least is not None:
-            blocks = (slice(start, start + BLOCK) for start in range(0, len(packed), BLOCK))
-            unpacked = ((rows, np.unpackbits(packed[rows], axis=1)) for rows in blocks)
-            out = self._scores(unpacked, len(packed), functions, silent)
+            out = self._centered(weigh_codewords(packed, _rounded(functions)), functions)
             exact = np.flatnonzero(~(out < least - self.screening_error(functions)).all(axis=1))
         for row in exact:
             out[row] = functions @ (2.0 * np.unpackbits(packed[row]) - (1 + self.mean))
         return out
 
     def screening_error(self, functions: np.ndarray) -> np.ndarray:
-        """The largest error of [`scores`] in single precision, shape `(H,)`.
+        """The largest error of [`scores`] in single precision, shape `(H,)`; see [`error_bound`]."""
+        return error_bound(2 * functions)
 
-        Weights are rounded once. Up to `SINGLE_PRECISION_CHUNK` of them are added with one rounding each, in any
-        order; these sums are added in double precision. Higham, "Accuracy and Stability of Numerical Algorithms", 4.2.
-        """
-        roundings = min(SINGLE_PRECISION_CHUNK, self.length) + 1
-        unit, slack, smallest = 2.0**-24, 1.01, self.length * 2.0**-126
-        return slack * roundings * unit * np.abs(2 * functions).sum(axis=1) + smallest
+    def _centered(self, sums: np.ndarray, functions: np.ndarray) -> np.ndarray:
+        sums -= (functions * (1 + self.mean)).sum(axis=1)
+        return sums
 
-    def _scores(
-        self, blocks: Iterable[tuple[slice, np.ndarray]], count: int, functions: np.ndarray, progress: Progress
-    ) -> np.ndarray:
-        weights = (2 * functions).astype(np.float32)
-        out = np.zeros((count, len(functions)))
-        buffer = np.empty((min(BLOCK, count), self.length), np.float32)
-        for rows, bits in blocks:
-            np.copyto(buffer[: len(bits)], bits)
-            for start in range(0, self.length, SINGLE_PRECISION_CHUNK):
-                chunk = slice(start, start + SINGLE_PRECISION_CHUNK)
-                if len(weights) > MAX_VECTOR_FUNCTIONS:
-                    out[rows] += buffer[: len(bits), chunk] @ weights[:, chunk].T
-                else:  # matrix-vector products are 7 times as fast as a thin matrix product
-                    for column, weight in enumerate(weights):
-                        out[rows, column] += buffer[: len(bits), chunk] @ weight[chunk]
-            progress("scoring", rows.stop, count)
-        out -= (functions * (1 + self.mean)).sum(axis=1)
-        return out
+
+def _parts(rows: slice) -> Iterator[slice]:
+    for start in range(rows.start, rows.stop, PACKED_ROWS):
+        yield slice(start, min(start + PACKED_ROWS, rows.stop))
+
+
+def _rounded(functions: np.ndarray) -> np.ndarray:
+    """The weights of +1 in single precision."""
+    return np.ascontiguousarray(2 * functions, np.float32)

@@ -23,8 +23,8 @@ class FairSigns(Codebook):
     def stream_bytes(self) -> int:
         return self.length // 8
 
-    def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
-        out[:] = np.unpackbits(stream, axis=1).view(bool)
+    def pack_stream(self, stream: np.ndarray, out: np.ndarray) -> None:
+        out[:] = stream
 
     def score_functions(self, residual: np.ndarray) -> np.ndarray:
         return residual[None, :].astype(np.float64)

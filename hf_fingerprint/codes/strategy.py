@@ -16,7 +16,6 @@ accused, so the bound of `decoding.py` holds even if the fit is wrong.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaln
 
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.signals import Signal, to_signal
@@ -150,7 +149,8 @@ def _initial_means(copies: int) -> list[np.ndarray]:
 def _log_binomial(probability: np.ndarray, number: int) -> np.ndarray:
     """`log P(Bin(number, p_i) = z)`, shape `(len(p), number + 1)`."""
     z = np.arange(number + 1)
-    choices = gammaln(number + 1) - gammaln(z + 1) - gammaln(number - z + 1)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(z[1:]))])  # their logarithms
+    choices = factorials[number] - factorials - factorials[::-1]
     log = choices + np.log(probability)[:, None] * z + np.log1p(-probability)[:, None] * (number - z)
     return log.astype(np.float32)
 

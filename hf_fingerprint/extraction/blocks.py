@@ -15,7 +15,6 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE
@@ -139,6 +138,8 @@ def _pair(
 ) -> tuple[dict[int, int], set[int]]:
     """For each block of the base that is found, the index of the suspect's block; and the suspect's further ones that
     are similar to any block of the base. Those that are settled get no other."""
+    from scipy.optimize import linear_sum_assignment
+
     if not theirs:
         return {}, set()
     open_rows = np.flatnonzero([index not in settled for index in ours])

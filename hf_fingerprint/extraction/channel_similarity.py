@@ -6,7 +6,6 @@ Rows are compared by their directions, without what the base's have in common.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 SAMPLED_WEIGHTS = 1 << 10  # of a row that are compared
@@ -60,6 +59,8 @@ def assign_channels(similarity: np.ndarray) -> tuple[np.ndarray, int]:
     Returns:
         `(columns, steps)`: the columns, `(rows,)`, and the most steps that the joint assignment takes.
     """
+    from scipy.optimize import linear_sum_assignment
+
     best = similarity.argmax(1)
     counts = np.bincount(best, minlength=similarity.shape[1])
     contested, free = np.flatnonzero(counts[best] > 1), np.flatnonzero(counts != 1)

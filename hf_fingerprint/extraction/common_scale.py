@@ -34,9 +34,8 @@ def common_scale(place: TensorPlace, most: float = np.inf) -> float:
     """
     first, count = place.rows.start, place.rows.stop - place.rows.start
     chosen = [first + row for row in sample_row_indices(count, SAMPLE_ROWS)]
-    rows = [place.load_row(row) for row in chosen]
     units = place.inverse[chosen, None].astype(np.float64)
-    ours, theirs = (units * np.stack([np.where(row[2], row[side], 0) for row in rows]) for side in (0, 1))
+    ours, theirs = (units * each for each in place.load_sample(chosen)[:2])
     moved = theirs - ours
     for axis in (1, 0):
         usual = _usual(np.square(moved).sum(axis), np.square(ours).sum(axis))

@@ -13,7 +13,6 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import SIZES, to_float32
@@ -264,6 +263,8 @@ def _normalize(samples: np.ndarray) -> None:
 
 def _assign(candidates: Sequence[tuple[int, _Kept]]) -> list[tuple[int, float, Part]]:
     """A best one-to-one assignment of parts to targets of one size: targets' numbers, cosines, parts."""
+    from scipy.optimize import linear_sum_assignment
+
     index: dict[tuple[str, Bounds], int] = {}
     parts: list[Part] = []
     for _, kept in candidates:

@@ -1,21 +1,19 @@
 """An extraction that grows part by part, and what it gives: the readings, and what they were read from."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
+from hf_fingerprint.extraction.blas import one_blas_thread
 from hf_fingerprint.extraction.further_readings import MarkSums
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.extraction.placed import Bounds
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
+from hf_fingerprint.threads import map_ahead
 from hf_fingerprint.vault import Base, Carrier
 
 
@@ -23,8 +21,6 @@ PLAIN, WHITENED, ANCESTOR = "plain", "whitened", "ancestor"
 POSITION_CLIP = 2.0
 MIN_DESCENDANT_COSINE = 0.2
 THREADS = 2
-MAX_PENDING = 8
-_LIMITING = Lock()
 
 
 @dataclass(frozen=True)
@@ -125,24 +121,6 @@ class CarrierRows(NamedTuple):
     share: float = 1.0
 
 
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Limits BLAS to one thread each, unless another extraction of this process does.
-
-    The limit is the process's. Of two that overlap, the second would take the first one's for what to restore.
-    """
-    import scipy.linalg  # noqa: F401 - brings a BLAS of its own, which the limit must find
-
-    if not _LIMITING.acquire(blocking=False):
-        yield
-        return
-    try:
-        with threadpool_limits(1, user_api="blas"):
-            yield
-    finally:
-        _LIMITING.release()
-
-
 class ExtractionSums:
     """An extraction that grows part by part; for the arguments see [`extract`]."""
 
@@ -165,22 +143,20 @@ class ExtractionSums:
             count (callable, *optional*): called with the weights of each part; see [`counting`].
         """
         # two tensors at a time, each on one core, are faster than one whose products use both
-        with _one_blas_thread(), ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
-                batch = parts[start : start + MAX_PENDING]
-                for part, found in zip(batch, pool.map(self._extract, batch), strict=True):
-                    self._add_sums(found, part.share)
-                    read = round(part.share * (found.weights - found.dropped))
-                    self._read += read
-                    self._dropped += found.weights - read
-                    self._products += found.sample.products
-                    if _lineage(found.sample.products).descends and found.weights:
-                        kept = found.coefficient * read / found.weights
-                        self._similar_counts += kept * position_counts(found.weights, found.offset, self._base.length)
-                    else:
-                        self._dissimilar[part.carrier.name] = None
-                    if count is not None:
-                        count(found.weights)
+        with one_blas_thread():
+            for part, found in zip(parts, map_ahead(self._extract, parts, THREADS), strict=True):
+                self._add_sums(found, part.share)
+                read = round(part.share * (found.weights - found.dropped))
+                self._read += read
+                self._dropped += found.weights - read
+                self._products += found.sample.products
+                if _lineage(found.sample.products).descends and found.weights:
+                    kept = found.coefficient * read / found.weights
+                    self._similar_counts += kept * position_counts(found.weights, found.offset, self._base.length)
+                else:
+                    self._dissimilar[part.carrier.name] = None
+                if count is not None:
+                    count(found.weights)
 
     def _extract(self, part: CarrierRows) -> TensorExtraction:
         info = self._in_ancestor.get(part.carrier.name)

@@ -18,7 +18,6 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
@@ -140,6 +139,8 @@ def _assign(
     original: Checkpoint, suspect: TensorReader, groups: Sequence[BranchGroup], infos: Sequence[TensorInfo]
 ) -> Iterator[tuple[BranchGroup, TensorInfo]]:
     """The groups with the tensors that they explain, by a sample of rows."""
+    from scipy.optimize import linear_sum_assignment
+
     if not infos:
         return
     rows = np.array(sample_row_indices(groups[0].shape[0], SAMPLED_ROWS))

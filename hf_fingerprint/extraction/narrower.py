@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE
@@ -143,6 +141,9 @@ def _pair_layers(
 
 def _suggest_orders(original: Checkpoint, suspect: TensorReader) -> Iterator[tuple[Widths, np.ndarray]]:
     """Yields orders of channels by their biases and statistics alone, for suspects whose first layer is another."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
     modules: dict[str, list[tuple[TensorInfo, TensorInfo]]] = defaultdict(list)
     namesakes = Namesakes(suspect.tensors)
     for name, ours in original.tensors.items():

@@ -13,7 +13,6 @@ data via the EM algorithm", 1977). None of it looks at a codeword.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit, logit
 
 
 EM_STEPS = 20
@@ -39,6 +38,8 @@ class PruningMixture:
         Args:
             ours, difference (`np.ndarray`): the base's weights, and the suspect's minus the base's, in amplitudes.
         """
+        from scipy.special import expit, logit
+
         odds = ours * (difference + ours / 2)  # half of (w^2 - (w - w_ref)^2)
         odds /= self.variance
         odds -= float(logit(self.share))

@@ -1,5 +1,6 @@
 """A carrier in the open files of the base, the suspect and the ancestor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,11 +63,16 @@ class TensorPlace:
         """Some rows of the ancestor's tensor, in the same form, if it is known."""
         return None if self.ancestor is None else _load_rows(*self.ancestor, rows)
 
-    def load_row(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A row of the base's tensor and of the suspect's, `float64`, and which of its weights are kept."""
-        ours, theirs = (values[0] for values in self.load_pair(slice(row, row + 1)))
+    def load_sample(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Some rows of the base's tensor and of the suspect's, and which of their weights are kept; others are 0.
+
+        Returns:
+            `(ours, theirs, kept)`: `float64`, `float64` and `bool` of shape `(len(rows), columns)`.
+        """
+        ours = _load_sample(self.original, self.base_info, rows)
+        theirs = self.rescaled(_load_sample(self.suspect, self.info, rows))
         kept = ~dropped_mask(theirs)
-        return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept
+        return *(np.where(kept, each, 0).astype(np.float64) for each in (ours, theirs)), kept  # type: ignore[return-value]
 
 
 def _load_rows(checkpoint: TensorReader, info: TensorInfo, rows: slice) -> np.ndarray:
@@ -74,6 +80,16 @@ def _load_rows(checkpoint: TensorReader, info: TensorInfo, rows: slice) -> np.nd
     raw = checkpoint.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)
     with np.errstate(invalid="ignore", over="ignore"):
         return to_float32(raw, info.dtype).reshape(-1, info.columns)
+
+
+def _load_sample(checkpoint: TensorReader, info: TensorInfo, rows: Sequence[int]) -> np.ndarray:
+    """Some rows of a tensor, each read by itself, `float32` of shape `(len(rows), columns)`."""
+    size = info.row_bytes
+    raw = np.empty((len(rows), size), np.uint8)
+    for row, out in zip(rows, raw, strict=True):
+        checkpoint.read(info, row * size, (row + 1) * size, out)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return to_float32(raw.reshape(-1), info.dtype).reshape(len(rows), -1)
 
 
 def dropped_mask(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hf_fingerprint.extraction.blas import scipy_linalg
 from hf_fingerprint.extraction.whiten import gram_matrix, whiten
 
 
@@ -186,10 +187,8 @@ def _leading_suspects(suspect: np.ndarray, owner: np.ndarray, inverse: np.ndarra
 def _singular_vectors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All singular vectors and values, the largest first: vectors of the left in columns, `(m, k)`, values `(k,)`, and
     vectors of the right in rows, `(k, n)`. Those of the least values are inexact."""
-    from scipy.linalg import eigh
-
     gram, wide = gram_matrix(matrix)
-    squares, vectors = eigh(gram, check_finite=False, overwrite_a=True, driver="evd")
+    squares, vectors = scipy_linalg().eigh(gram, check_finite=False, overwrite_a=True, driver="evd")
     squares, vectors = squares[::-1], vectors[:, ::-1]
     values = np.sqrt(np.maximum(squares, _TINY + MIN_SINGLE_SINGULAR**2 * squares[0]))
     return _with_other_side(matrix, vectors, values, wide)
@@ -198,21 +197,19 @@ def _singular_vectors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 def _vectors_above_gap(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """The singular vectors and values above the largest gap in the singular values of a delta, if it has one: vectors
     of the left in columns, `(m, rank)`, values `(rank,)`, and vectors of the right in rows, `(rank, n)`."""
-    from scipy.linalg import eigh
-
     largest = float(np.abs(delta).max())
     if not largest > 0:
         return None
     for dtype, least in ((np.float32, MIN_SINGLE_SINGULAR), (np.float64, MIN_SINGULAR)):
         gram, wide = gram_matrix((delta / largest).astype(dtype, copy=False))
-        squares = eigh(gram, eigvals_only=True, check_finite=False)[::-1]
+        squares = scipy_linalg().eigh(gram, eigvals_only=True, check_finite=False)[::-1]
         if squares[int(MAX_RANK_SHARE * len(squares))] > least**2 * squares[0]:
             break
     rank = _rank(squares, least)
     if rank is None:
         return None
     sides = len(squares) - rank, len(squares) - 1
-    squares, vectors = eigh(gram, subset_by_index=sides, check_finite=False, overwrite_a=True)
+    squares, vectors = scipy_linalg().eigh(gram, subset_by_index=sides, check_finite=False, overwrite_a=True)
     vectors = vectors.astype(delta.dtype, copy=False)
     values = (largest * np.sqrt(squares)).astype(delta.dtype)
     return _with_other_side(delta, vectors, values, wide)

@@ -16,6 +16,8 @@ it looks at a codeword.
 
 import numpy as np
 
+from hf_fingerprint.extraction.blas import scipy_linalg
+
 
 GROUPS, GROUP_ROWS = 8, 8  # of a sample that shows whether drift has a color
 MIN_COLOR, COLOR_DEVIATIONS, MIN_DRIFT_ENERGY = 1.1, 6.0, 1.2
@@ -59,9 +61,7 @@ def gram_matrix(matrix: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def _resolvent(gram: np.ndarray, ridge: float) -> np.ndarray:
     """The inverse of a Gram matrix plus a ridge."""
-    from scipy.linalg.lapack import get_lapack_funcs
-
-    factorize, invert = get_lapack_funcs(("potrf", "potri"), (gram,))
+    factorize, invert = scipy_linalg().get_lapack_funcs(("potrf", "potri"), (gram,))
     shifted = gram.T.copy(order="F")
     shifted[np.diag_indices(len(gram))] += ridge
     factor, _ = factorize(shifted, lower=True, overwrite_a=True)

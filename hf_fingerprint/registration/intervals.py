@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 
 CONFIDENCE_LEVEL = 0.95
@@ -15,6 +14,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
     Zeros and ones have the largest spread for a given mean, so the interval is wide enough for other values as well.
     """
+    from scipy.special import ndtri
+
     z = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2))
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
@@ -23,6 +24,8 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 def student_interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
     """Student's 95 % interval of the mean of non-negative values, from independent groups of them."""
+    from scipy.special import stdtrit
+
     mean, variance = _mean_and_variance(groups)
     if len(groups) < 2:
         return 0.0, mean

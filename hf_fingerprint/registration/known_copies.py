@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
@@ -175,6 +174,8 @@ def _log_bound(y: np.ndarray, v: np.ndarray) -> float:
 
     def exponent(u: float) -> float:  # u = 2 l, in units of the largest v
         return -0.5 * float((u * share + np.log1p(-u * share)).sum()) - u / 2 * excess
+
+    from scipy.optimize import minimize_scalar
 
     return min(0.0, float(minimize_scalar(exponent, bounds=(0, 1), method="bounded").fun))
 

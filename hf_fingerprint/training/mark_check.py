@@ -9,7 +9,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.extraction import extract
+from hf_fingerprint.extraction.extract import extract
 from hf_fingerprint.registration import open_base
 from hf_fingerprint.vault import Base, Vault
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
 from hf_fingerprint.codes.biased import REGULARIZATION
-from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, SINGLE_PRECISION_CHUNK
+from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, PACKED_ROWS
+from hf_fingerprint.codes.scoring import SINGLE_PRECISION_CHUNK
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
@@ -68,25 +69,21 @@ def test_codewords_are_golden(family, first, digest):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5])
-def test_blocks_packed_and_codewords_are_the_codewords_as_defined(family, count):
+@pytest.mark.parametrize("count", [0, 1, PACKED_ROWS + 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_packed_and_codewords_are_the_codewords_as_defined(family, count):
     codebook, copy_keys = make(family), keys(count)
     expected = dense(codebook, copy_keys).reshape(count, 256)
-    blocks = [(rows, bits.copy()) for rows, bits in codebook.blocks(copy_keys)]
-    assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == list(range(count))
-    assert all(bits.dtype == bool for _, bits in blocks)
     packed = codebook.packed(copy_keys)
     assert packed.shape == (count, 32)
     np.testing.assert_array_equal(2.0 * np.unpackbits(packed, axis=1) - 1, expected)
     if count:
-        np.testing.assert_array_equal(2.0 * np.concatenate([bits for _, bits in blocks]) - 1, expected)
         word = codebook.codeword(copy_keys[-1])
         assert word.dtype == np.int8
         np.testing.assert_array_equal(word, expected[-1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("count", [0, 1, BLOCK, 3 * BLOCK + 5])
+@pytest.mark.parametrize("count", [0, 1, BLOCK, BLOCK + PACKED_ROWS + 5])
 def test_scores_agree_with_the_dense_computation(family, count):
     codebook, copy_keys = make(family), keys(count)
     scored = functions(codebook)
@@ -164,7 +161,7 @@ def test_progress_counts_every_recipient(family):
 def test_bits_are_as_frequent_as_the_probabilities_say(family):
     """20,000 codewords: every position within 5 standard deviations, all together as noisy as chance."""
     codebook, count = make(family, 64), 20_000
-    ones = sum(bits.sum(axis=0) for _, bits in codebook.blocks(keys(count)))
+    ones = np.unpackbits(codebook.packed(keys(count)), axis=1).sum(axis=0, dtype=np.int64)
     p = codebook.probability
     deviation = (ones - count * p) / np.sqrt(count * p * (1 - p))
     assert np.abs(deviation).max() < 5

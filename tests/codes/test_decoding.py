@@ -280,8 +280,8 @@ def test_the_most_certain_come_first():
 def test_progress_counts_every_recipient(monkeypatch, candidates):
     monkeypatch.setattr(decoding, "CANDIDATES", candidates)
     codebook, steps = make("tardos", 1024), []
-    decode(codebook, keys(100), collude(codebook, keys(1)), np.ones(1024), progress=lambda *step: steps.append(step))
-    assert steps[-1][1:] == (100, 100)
+    decode(codebook, keys(600), collude(codebook, keys(1)), np.ones(1024), progress=lambda *step: steps.append(step))
+    assert steps[-1][1:] == (600, 600)
     assert len(steps) > 1
 
 

@@ -3,12 +3,14 @@
 import datetime
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import yaml
 
 import hf_fingerprint
@@ -51,16 +53,37 @@ def test_addresses_of_the_project_stand_in_one_place():
     assert not [path for path in TEXTS for address in PROJECT["urls"].values() if address in path.read_text()], hosts
 
 
-def test_the_long_description_has_addresses_for_files(monkeypatch):
-    interface = SimpleNamespace(MetadataHookInterface=object)
-    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", interface)
+@pytest.fixture
+def build(monkeypatch):
+    """The module with the hooks of the build, without hatchling, which only a build has."""
+    for kind, name in (("metadata.plugin", "MetadataHookInterface"), ("builders.hooks.plugin", "BuildHookInterface")):
+        monkeypatch.setitem(sys.modules, f"hatchling.{kind}.interface", SimpleNamespace(**{name: object}))
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
+    return hook
 
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler")
+def test_the_native_passes_are_compiled_unless_the_build_should_be_pure(build, tmp_path, monkeypatch):
+    pytest.importorskip("setuptools")
+    (tmp_path / "hf_fingerprint").mkdir()
+    for name in ("_native.c", "_native_passes.h"):
+        shutil.copy(ROOT / "hf_fingerprint" / name, tmp_path / "hf_fingerprint")
+
+    library = build.compile_native(tmp_path)
+
+    assert library == tmp_path / "hf_fingerprint" / "_native.abi3.so" and library.exists()
+    (tmp_path / "hf_fingerprint" / "_native.c").write_text("no C")
+    assert build.compile_native(tmp_path) is None and not library.exists()
+    monkeypatch.setenv("HF_FINGERPRINT_PURE", "1")
+    assert build.compile_native(tmp_path) is None
+
+
+def test_the_long_description_has_addresses_for_files(build):
     text = "![Two](docs/two.png) [a](docs/a.md#b) [c](#here) [d](https://example.com/d)"
 
-    assert hook.with_addresses(text, "https://s") == (
+    assert build.with_addresses(text, "https://s") == (
         "![Two](https://s/raw/HEAD/docs/two.png) [a](https://s/blob/HEAD/docs/a.md#b) [c](#here)"
         " [d](https://example.com/d)"
     )

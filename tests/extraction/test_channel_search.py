@@ -1,10 +1,11 @@
 """The channels that are left in each layer of a narrower suspect are found by weights alone."""
 
 import numpy as np
+import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.extraction import channel_search, channel_similarity
+from hf_fingerprint.extraction import channel_search
 from hf_fingerprint.extraction.channel_search import ChannelSearch, LayerShapes
 
 
@@ -138,13 +139,13 @@ def test_rows_that_are_all_the_same_are_assigned_only_as_often_as_the_work_allow
     rng = np.random.default_rng(0)
     whole = {str(layer): rng.standard_normal((96, 32, 3)) for layer in range(6)}
     repeated = {name: np.repeat(values[:1], 80, 0) for name, values in whole.items()}
-    assigned, assign = [], channel_similarity.linear_sum_assignment
+    assigned, assign = [], scipy.optimize.linear_sum_assignment
 
     def counted(costs):
         assigned.append(costs.shape)
         return assign(costs)
 
-    monkeypatch.setattr(channel_similarity, "linear_sum_assignment", counted)
+    monkeypatch.setattr("scipy.optimize.linear_sum_assignment", counted)
     monkeypatch.setattr(channel_search, "MAX_WORK", 64 * 80**2 * 96)
 
     found = search(whole, repeated)

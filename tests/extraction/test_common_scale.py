@@ -113,4 +113,4 @@ def test_a_rescaled_suspect_is_read_from_its_own_file_again(case, tmp_path):  # 
         place = replace(TensorPlace(*parts), scale=0.5)
 
         assert np.array_equal(place.load_pair(slice(0, 2))[1], case.theirs[:2])
-        assert np.allclose(place.load_row(1)[1], case.theirs[1])
+        assert np.allclose(place.load_sample([1])[1][0], case.theirs[1])

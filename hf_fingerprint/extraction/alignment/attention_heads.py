@@ -7,8 +7,6 @@ output projection. A is fitted to the base's weights, so it absorbs the part of 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import LinAlgError, solve_sylvester
-from scipy.optimize import linear_sum_assignment
 
 
 STEPS, MAX_STEP, TOLERANCE = 16, 0.5, 1e-3  # of the steps' sizes
@@ -55,6 +53,8 @@ def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 def match_heads(*pairs: Pair) -> np.ndarray:
     """For each head of the base, the index of the suspect's head, by the similarity of all their weights."""
+    from scipy.optimize import linear_sum_assignment
+
     return linear_sum_assignment(-sum(head_similarity(ours, theirs) for ours, theirs in pairs))[1]
 
 
@@ -77,6 +77,8 @@ def fit_head_bases(order: np.ndarray, first: Pair, second: Pair) -> HeadBases:
 
 
 def _fit_basis(a: np.ndarray, a2: np.ndarray, b: np.ndarray, b2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.linalg import solve_sylvester
+
     identity = np.eye(len(a))
 
     def residual_energy(basis: np.ndarray) -> float:
@@ -93,7 +95,7 @@ def _fit_basis(a: np.ndarray, a2: np.ndarray, b: np.ndarray, b2: np.ndarray) -> 
             if size < TOLERANCE:
                 break
         return basis, np.linalg.inv(basis).T
-    except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to fit
+    except (np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to fit
         return identity, identity
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.extraction.alignment.activation_matching import Activations
 from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, cosines
@@ -210,6 +209,8 @@ def assign(similarity: np.ndarray) -> np.ndarray:
 
     No column is used twice, unless rows and columns are unrelated.
     """
+    from scipy.optimize import linear_sum_assignment
+
     best = similarity.argmax(1)
     if len(np.unique(best)) == len(best) or np.median(similarity.max(1)) < MAX_UNRELATED_SIMILARITY:
         return best
