@@ -11,6 +11,7 @@ from pathlib import Path
 from hf_fingerprint import issuing, tracing
 from hf_fingerprint.codes import FairSigns, Tardos, decode
 from hf_fingerprint.vault import Vault
+from hf_fingerprint.vault.key_table import KeyTable
 
 
 def resident() -> float:
@@ -39,8 +40,7 @@ def main() -> None:
         family, count, length = arguments[0], int(arguments[1]), int(arguments[2])
         secret = os.urandom(32)
         codebook = FairSigns(length) if family == "fair_signs" else Tardos(length, 20, secret)
-        pool = os.urandom(32 * count)
-        keys = [pool[32 * i : 32 * i + 32] for i in range(count)]
+        keys = KeyTable(os.urandom(32 * count))
         colluders = [int(i) for i in np.linspace(0, count - 1, 5)]
         noise = np.random.default_rng(0).standard_normal(length)
         extracted = np.mean([codebook.codeword(keys[i]) for i in colluders], axis=0) + 0.5 * noise

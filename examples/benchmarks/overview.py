@@ -9,7 +9,7 @@ from pathlib import Path
 from examples._common.results import Figure, Table, add_results_option, figure_table, report
 from examples.benchmarks.hub import hub_rows
 from examples.benchmarks.robustness import robustness_rows
-from examples.benchmarks.speed import help_row, memory_rows, scoring_rows, speed_rows
+from examples.benchmarks.speed import memory_rows, scoring_rows, speed_rows, start_rows
 
 
 def main() -> None:
@@ -21,10 +21,10 @@ def main() -> None:
     parser.add_argument("--recipients", type=int, default=1_000_000, help="recipients to decode among")
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path], list[Figure]]] = {
-        "help": lambda work: [help_row()],
+        "help": start_rows,
         "speed": speed_rows,
         "memory": memory_rows,
-        "scoring": lambda work: scoring_rows(arguments.recipients),
+        "scoring": lambda work: scoring_rows(work, arguments.recipients, 10 * arguments.recipients),
         "hub": hub_rows,
         "robustness": lambda work: robustness_rows(arguments.out),
     }
