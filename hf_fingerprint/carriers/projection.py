@@ -96,7 +96,7 @@ class TensorProjection:
         packed = self._signs.take(-(-count // 8))
         if pattern is not None:
             start = (self.offset + self._done) % self.length // 8
-            packed ^= np.take(pattern, np.arange(start, start + len(packed)), mode="wrap")
+            packed ^= np.tile(pattern, 2 + len(packed) // len(pattern))[start : start + len(packed)]
         self._done += count
         return packed
 

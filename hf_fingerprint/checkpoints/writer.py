@@ -41,8 +41,8 @@ from hf_fingerprint.progress import Progress, counting
 
 Rewrite = Callable[[np.ndarray], None]
 CONVERTED_FILE = "model.safetensors"
-_BUFFERS = 6
-_GROUP_BYTES = 1 << 20
+_BUFFERS = 3
+_GROUP_BYTES = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def rewrite_tensors(path: Path, rewrites: Sequence[tuple[TensorInfo, Rewrite]]) 
 
 
 def _group_blocks(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
-    """Groups blocks of rows into writes of about 1 MB: many small tensors, or a part of a large one.
+    """Groups blocks of rows into writes of about 2 MB: many small tensors, or a part of a large one.
 
     Yields:
         a list of `(info, start, stop)`, `start` and `stop` in bytes.
