@@ -100,8 +100,8 @@ static PyObject *py_pack_biased(PyObject *self, PyObject *arguments) {
         return refuse(b, 3);
     Py_BEGIN_ALLOW_THREADS;
     for (size_t row = 0; row < rows; row++)
-        passes->pack_biased((const uint16_t *)b[0].buf + row * length, b[1].buf, (uint8_t *)b[2].buf + row * length / 8,
-                    length);
+        passes->pack_biased((const uint16_t *)b[0].buf + row * length, b[1].buf,
+                            (uint8_t *)b[2].buf + row * length / 8, length);
     Py_END_ALLOW_THREADS;
     return release(b, 3, Py_NewRef(Py_None));
 }
@@ -119,7 +119,8 @@ static PyObject *py_score_packed(PyObject *self, PyObject *arguments) {
     double *out = b[2].buf;
     for (size_t row = 0; row < rows; row += ROWS) {
         const uint8_t *packed[ROWS];
-        for (size_t k = 0; k < ROWS; k++) packed[k] = (const uint8_t *)b[0].buf + (row + k < rows ? row + k : row) * size;
+        for (size_t k = 0; k < ROWS; k++)
+            packed[k] = (const uint8_t *)b[0].buf + (row + k < rows ? row + k : row) * size;
         for (size_t function = 0; function < functions; function++) {
             double sums[ROWS] = {0};
             passes->score_rows(packed, (const float *)b[1].buf + function * (size_t)length, (size_t)length, sums);
@@ -146,8 +147,8 @@ static PyObject *py_read_weights(PyObject *self, PyObject *arguments) {
         return refuse(b, 5);
     totals total = {0};
     Py_BEGIN_ALLOW_THREADS;
-    passes->read_weights(b[0].buf, their_half, b[1].buf, our_half, b[2].buf, (size_t)columns, (float)clip, b[3].buf, count,
-                 (size_t)position, b[4].buf, length, &total);
+    passes->read_weights(b[0].buf, their_half, b[1].buf, our_half, b[2].buf, (size_t)columns, (float)clip, b[3].buf,
+                         count, (size_t)position, b[4].buf, length, &total);
     Py_END_ALLOW_THREADS;
     return release(b, 5, Py_BuildValue("dddK", total.power, total.product, total.square, total.dropped));
 }

@@ -43,7 +43,7 @@ static void NAME(score_rows)(const uint8_t *const packed[ROWS], const float *wei
 
 /* The normalized and clipped difference of some weights of one row, 0 where a weight is dropped. */
 INLINE void NAME(subtract)(const float *theirs, const float *ours, float inverse, float clip, size_t count, float *out,
-                     vfloat *power, vfloat *product, vfloat *square, vint *dropped, totals *total) {
+                           vfloat *power, vfloat *product, vfloat *square, vint *dropped, totals *total) {
     const vfloat high = SPLAT_FLOAT(clip), low = -high, unit = SPLAT_FLOAT(inverse);
     const vfloat largest = SPLAT_FLOAT(3.4028234663852886e38f);
     size_t i = 0;
@@ -87,7 +87,7 @@ INLINE double NAME(sum_of)(vfloat values) {
     return found;
 }
 
-/* Single precision from brain floats, or as it is. */
+/* Single precision from brain floats, or the same. */
 INLINE const float *NAME(widen)(const uint8_t *raw, int is_half, size_t start, size_t count, float *buffer) {
     if (!is_half) return (const float *)raw + start;
     const uint16_t *halves = (const uint16_t *)raw + start;
@@ -96,9 +96,10 @@ INLINE const float *NAME(widen)(const uint8_t *raw, int is_half, size_t start, s
     return buffer;
 }
 
+/* Adds the signed differences of whole rows to consecutive positions, from `position` on. */
 static void NAME(read_weights)(const uint8_t *theirs, int their_half, const uint8_t *ours, int our_half,
-                                  const float *inverse, size_t columns, float clip, const uint8_t *signs,
-                                  size_t count, size_t position, float *sums, size_t length, totals *total) {
+                               const float *inverse, size_t columns, float clip, const uint8_t *signs, size_t count,
+                               size_t position, float *sums, size_t length, totals *total) {
     float difference[CHUNK], their_buffer[CHUNK], our_buffer[CHUNK];
     size_t row = 0, column = 0;
     for (size_t start = 0; start < count; start += CHUNK) {
@@ -109,8 +110,8 @@ static void NAME(read_weights)(const uint8_t *theirs, int their_half, const uint
         vint dropped = {0};
         for (size_t done = 0; done < size;) {
             size_t part = columns - column < size - done ? columns - column : size - done;
-            NAME(subtract)(t + done, o + done, inverse[row], clip, part, difference + done, &power, &product, &square,
-                     &dropped, total);
+            NAME(subtract)(t + done, o + done, inverse[row], clip, part, difference + done, &power, &product,
+                           &square, &dropped, total);
             done += part;
             column += part;
             if (column == columns) row++, column = 0;
@@ -129,7 +130,7 @@ static void NAME(read_weights)(const uint8_t *theirs, int their_half, const uint
 }
 
 static void NAME(fold_weights)(const float *values, const uint8_t *signs, size_t count, size_t position,
-                                  float *sums, size_t length) {
+                               float *sums, size_t length) {
     for (size_t done = 0; done < count;) {
         size_t part = length - position < count - done ? length - position : count - done;
         NAME(fold_signed)(values + done, signs + done / 8, part, sums + position);

@@ -109,7 +109,7 @@ class TensorSums:
         """
         place, rows = self._place, self._place.rows
         theirs, ours = _file_of(place.suspect, place.info, rows), _file_of(place.original, place.base_info, rows)
-        if passes is None or not self._is_plain or theirs is None or ours is None:
+        if passes is None or not self._is_plain or theirs is None or ours is None or rows.stop == rows.start:
             return False
         columns, count = place.base_info.columns, (rows.stop - rows.start) * place.base_info.columns
         step = next(block_rows(place.base_info)).stop

@@ -66,11 +66,10 @@ class CopyTable(Sequence[CopyRecord]):
     def _read(self, numbers: np.ndarray, digests: np.ndarray | None) -> list[CopyRecord]:
         wanted = ", ".join(map(str, numbers.tolist()))
         with self._connect() as connection:
-            statement = f"SELECT {COPY_COLUMNS} FROM copies WHERE rowid IN ({wanted}) ORDER BY rowid"
-            records = [CopyRecord(*row) for row in connection.execute(statement)]
-        intact = digests is None or [record_digest(record) for record in records] == [
-            each.tobytes() for each in digests
-        ]
-        if len(records) != len(numbers) or not intact:
+            rows = connection.execute(f"SELECT rowid, {COPY_COLUMNS} FROM copies WHERE rowid IN ({wanted})")
+            found = {number: CopyRecord(*row) for number, *row in rows}
+        records = [found[number] for number in numbers.tolist() if number in found]
+        own = [record_digest(record) for record in records] if digests is not None else None
+        if len(records) < len(numbers) or (digests is not None and own != [each.tobytes() for each in digests]):
             raise VaultError("Records of copies were changed by another process meanwhile: run the command again.")
         return records
