@@ -122,8 +122,8 @@ def explain_certified(base: "Base") -> str:
     planned, certified = base.coalition, base.certified
     return (
         f"designed for {planned}, certified against {certified}: the code's bits are drawn for mixtures of {planned} "
-        f"copies, and simulations with this model's weights accuse every one of up to {certified} colluders; of more, "
-        "some may stay unnamed, while the innocent are as safe"
+        f"copies, and simulations of a mark of this strength accuse every one of up to {certified} colluders; of "
+        "more, some may stay unnamed, while the innocent are as safe"
     )
 
 
