@@ -81,6 +81,17 @@ INLINE void NAME(fold_signed)(const float *values, const uint8_t *signs, size_t 
     for (; i < count; i++) out[i] += NAME(bit)(signs, i) ? -values[i] : values[i];
 }
 
+/* The same for positions that wrap, at a multiple of 8. */
+static void NAME(fold_weights)(const float *values, const uint8_t *signs, size_t count, size_t position,
+                               float *sums, size_t length) {
+    for (size_t done = 0; done < count;) {
+        size_t part = length - position < count - done ? length - position : count - done;
+        NAME(fold_signed)(values + done, signs + done / 8, part, sums + position);
+        done += part;
+        position = 0;
+    }
+}
+
 INLINE double NAME(sum_of)(vfloat values) {
     double found = 0;
     for (int lane = 0; lane < LANES; lane++) found += values[lane];
@@ -120,22 +131,8 @@ static void NAME(read_weights)(const uint8_t *theirs, int their_half, const uint
         total->product += NAME(sum_of)(product);
         total->square += NAME(sum_of)(square);
         for (int lane = 0; lane < LANES; lane++) total->dropped += (uint64_t)dropped[lane];
-        for (size_t done = 0; done < size;) { /* positions wrap at a multiple of 8 */
-            size_t part = length - position < size - done ? length - position : size - done;
-            NAME(fold_signed)(difference + done, signs + (start + done) / 8, part, sums + position);
-            done += part;
-            position = (position + part) % length;
-        }
-    }
-}
-
-static void NAME(fold_weights)(const float *values, const uint8_t *signs, size_t count, size_t position,
-                               float *sums, size_t length) {
-    for (size_t done = 0; done < count;) {
-        size_t part = length - position < count - done ? length - position : count - done;
-        NAME(fold_signed)(values + done, signs + done / 8, part, sums + position);
-        done += part;
-        position = 0;
+        NAME(fold_weights)(difference, signs + start / 8, size, position, sums, length);
+        position = (position + size) % length;
     }
 }
 

@@ -159,20 +159,21 @@ def log_progress(write: Callable[[str], None]) -> Progress:
     written: dict[str, float] = {}  # when each step's last line was written
 
     def log(step: str, done: int, total: int | None) -> None:
-        now, shown = monotonic(), printable(step)
+        now = monotonic()
         if step not in written:
             begun[step], written[step] = (now, done), now
-            write(shown)
+            write(printable(step))
         if total is None:
             return
         began, before = begun[step]
         if done >= total:
             del written[step], begun[step]
-            write(f"{shown}: done")
+            write(f"{printable(step)}: done")
         elif now - written[step] >= _LINE_INTERVAL or (done > before and written[step] == began < now - _FIRST_LINE):
             written[step] = now
             left = (now - began) / (done - before) * (total - done) if done > before else None
-            write(f"{shown}: {done / total:.0%}" + ("" if left is None else f", about {format_duration(left)} left"))
+            rest = "" if left is None else f", about {format_duration(left)} left"
+            write(f"{printable(step)}: {done / total:.0%}{rest}")
 
     return log
 

@@ -20,7 +20,6 @@ from hf_fingerprint.codes.scoring import error_bound, weigh_codewords
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import tensor_sums
 from hf_fingerprint.extraction.tensor_sums import TensorSums
-from hf_fingerprint.extraction.weigh import add_blocks
 from hf_fingerprint.keys import Stream
 from hf_fingerprint.native import passes as COMPILED
 from tests.helpers.checkpoint_files import entry, raw_safetensors
@@ -263,7 +262,7 @@ def test_files_are_read_as_by_numpy(compiled, tmp_path, dtypes, rows, columns):
     def read():
         sums = TensorSums(place, np.float32(1.5), None, None)
         if not sums.add_files():
-            add_blocks(sums, place)
+            sums.add_blocks()
         return sums
 
     with files[0], files[1]:

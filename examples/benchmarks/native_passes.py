@@ -21,7 +21,6 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import Tardos, biased, scoring
 from hf_fingerprint.extraction import tensor_sums
 from hf_fingerprint.extraction.tensor_sums import TensorSums
-from hf_fingerprint.extraction.weigh import add_blocks
 from hf_fingerprint.native import passes
 
 
@@ -57,7 +56,7 @@ def read_tensor(place: SimpleNamespace) -> None:
     """Reads the differences of one tensor from its files."""
     sums = TensorSums(place, np.float32(1.5), None, None)  # type: ignore[arg-type]
     if not sums.add_files():
-        add_blocks(sums, place)  # type: ignore[arg-type]
+        sums.add_blocks()
 
 
 def mark_tensor(raw: np.ndarray, dtype: str, amplitude: np.ndarray, codeword: np.ndarray) -> None:

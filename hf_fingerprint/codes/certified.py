@@ -45,8 +45,7 @@ def certify(codebook: Codebook, recipients: int, alpha: float, noise: float) -> 
     if sizes is None or row is None or column is None:
         return coalition_by_simulation(codebook, recipients, alpha, noise)
     among, shown = table["recipients"][row], table["noise"][column]
-    method = (
-        f"simulation, {table['trials']} trials of each strategy beforehand with another secret, noise {shown:.2g} per "
-    )
-    method += f"position and {among:,} recipients at alpha {ALPHA:.0e}, all colluders accused"
+    tried = f"{table['trials']} trials of each strategy beforehand with another secret"
+    case = f"noise {shown:.2g} per position and {among:,} recipients at alpha {ALPHA:.0e}"
+    method = f"simulation, {tried}, {case}, all colluders accused"
     return CertifiedCoalition(min(sizes[row][column], recipients), method)

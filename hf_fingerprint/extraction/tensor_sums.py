@@ -4,6 +4,8 @@ Where all weights of a tensor weigh the same, which is so unless it drifted unev
 one compiled pass. Otherwise numpy makes the passes. None of it looks at a codeword.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from hf_fingerprint.carriers import TensorProjection, fold
@@ -100,6 +102,19 @@ class TensorSums:
             self.done += weights
             return
         self._add_by_numpy(rows, to_float32(raw, base_info.dtype), to_float32(suspect_raw, info.dtype))
+
+    def add_blocks(self) -> None:
+        """Adds all blocks, one after another."""
+        place, base_info, info = self._place, self._place.base_info, self._place.info
+        first, count = place.rows.start, place.rows.stop - place.rows.start
+        part = replace(base_info, shape=(count, *base_info.shape[1:]), nbytes=count * base_info.row_bytes)
+        max_rows = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
+        buffers = [np.empty(max_rows * each.row_bytes, np.uint8) for each in (base_info, info)]
+        for block in block_rows(part):
+            start, stop = first + block.start, first + block.stop
+            ours = place.original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, buffers[0])
+            theirs = place.suspect.read(info, start * info.row_bytes, stop * info.row_bytes, buffers[1])
+            self.add(slice(start, stop), ours, theirs)
 
     def add_files(self) -> bool:
         """Adds all blocks in one compiled pass over two files, if the tensors are in files that it can read.

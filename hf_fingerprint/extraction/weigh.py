@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
-from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.checkpoints.row_samples import sample_row_indices
 from hf_fingerprint.extraction.common_scale import common_scale
 from hf_fingerprint.extraction.further_readings import MarkSums, read_further
@@ -117,7 +116,7 @@ def extract_tensor(
         sample = replace(_compare_sample(place), products=sample.products)
     found = TensorSums(place, sample.clip, sample.columns, sample.mixture)
     if not found.add_files():
-        add_blocks(found, place)
+        found.add_blocks()
     whitened, by_ancestor = read_further(place, sample.mixture) if sample.drifted else (None, None)
     return TensorExtraction(
         found.sums,
@@ -134,20 +133,6 @@ def extract_tensor(
         by_ancestor,
         place.scale,
     )
-
-
-def add_blocks(found: TensorSums, place: TensorPlace) -> None:
-    """Adds all rows of a tensor, block by block."""
-    base_info, info, first = place.base_info, place.info, place.rows.start
-    count = place.rows.stop - first
-    part = replace(base_info, shape=(count, *base_info.shape[1:]), nbytes=count * base_info.row_bytes)
-    max_rows = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
-    buffers = [np.empty(max_rows * each.row_bytes, np.uint8) for each in (base_info, info)]
-    for block in block_rows(part):
-        start, stop = first + block.start, first + block.stop
-        ours = place.original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, buffers[0])
-        theirs = place.suspect.read(info, start * info.row_bytes, stop * info.row_bytes, buffers[1])
-        found.add(slice(start, stop), ours, theirs)
 
 
 def _compare_sample(place: TensorPlace) -> SampleStatistics:

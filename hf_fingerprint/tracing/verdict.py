@@ -143,9 +143,7 @@ def _decide_base(
     readings = list(extraction.readings.values())
     decoded = decode_readings(base.codebook(), keys, readings, alpha, progress=progress, recipients=tested.covered)
     accused = set(decoded.accused)
-    shown = (
-        zip(range(len(keys)), tested.copies, strict=True) if all_scores else ((i, tested.copies[i]) for i in accused)
-    )
+    shown = enumerate(tested.copies) if all_scores else ((i, tested.copies[i]) for i in sorted(accused))
     scores = [
         RecipientScore(
             copy.recipient,
