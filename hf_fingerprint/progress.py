@@ -24,6 +24,7 @@ from inspect import BoundArguments, isgeneratorfunction, signature
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
+from hf_fingerprint.launcher import is_first_launched
 from hf_fingerprint.printable import printable
 
 
@@ -110,13 +111,14 @@ def shows_progress(function: Callable[_Arguments, _Result]) -> Callable[_Argumen
 
 @contextmanager
 def show_progress(write: Callable[[str], None] | None = None) -> Iterator[Progress]:
-    """Yields a [`Progress`] that shows bars in a notebook or on a terminal, and lines of text elsewhere.
+    """Yields a [`Progress`] that shows bars in a notebook or on a terminal, and lines of text elsewhere. Of several
+    processes that were launched together, the first shows it.
 
     Args:
         write (callable, *optional*): takes each line. Defaults to the logger `hf_fingerprint`, at level INFO.
     """
     _configure_logging()
-    if not _LOGGER.isEnabledFor(logging.WARNING):
+    if not _LOGGER.isEnabledFor(logging.WARNING) or not is_first_launched():
         yield silent
         return
     if not _bars_visible():

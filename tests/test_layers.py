@@ -24,6 +24,7 @@ LAYERS = {
     "errors": 0,
     "extras": 1,
     "keys": 0,
+    "launcher": -2,
     "native": -1,
     "_native": -2,  # compiled
     "threads": -1,
@@ -35,6 +36,7 @@ LAYERS = {
     "checkpoints": 2,
     "carriers": 3,
     "vault": 3,
+    "sharing": 3.5,
     "models": 3,
     "registration": 4,
     "extraction": 4,

@@ -11,7 +11,8 @@ from scipy import stats
 from examples._common.results import Table
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.evaluation import Evaluation, Trial
-from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE, JsonLinesStore
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE
+from hf_fingerprint.sharing import JsonLinesStore
 
 
 SPREAD, DEEPMARKS, TOOLBOX = "spread", "deepmarks", "toolbox"

@@ -8,6 +8,7 @@ import typer
 from hf_fingerprint.cli import options, output
 from hf_fingerprint.cli.options import option
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.launcher import is_first_launched
 
 
 def _attack_names() -> list[str]:
@@ -61,6 +62,9 @@ def evaluate(
 ) -> None:
     """Attack copies of a model, and report the remaining accuracy and evidence as JSON, a table and a page.
 
+    Processes that `accelerate launch -m hf_fingerprint evaluate ...` starts share the work; with --device cuda, each
+    takes a device of its own.
+
     The report has the scores of accused recipients only. The --out folder also holds the other scores, the copies and
     their keys: publish the page, the table or results.json, never the folder.
     """
@@ -97,6 +101,8 @@ def evaluate(
             device=device,
             **files.keywords,
         )
+    if not is_first_launched():
+        return  # the first process has the same results
     if all_scores:
         output.echo_err(NOT_TO_PUBLISH)
     written = write_report(evaluation, out)

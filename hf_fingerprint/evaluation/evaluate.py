@@ -7,7 +7,7 @@ write_report(evaluation, Path("evaluation"))
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,16 @@ from hf_fingerprint.evaluation.data import IMAGES, EvaluationData, load_data
 from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.testbed import INNOCENTS, Testbed, build_or_raise
 from hf_fingerprint.evaluation.trial_runner import TrialRunner
-from hf_fingerprint.evaluation.trials import BASE, COPY, SINGLE, ResultStore, Trial, open_evaluation_folder
+from hf_fingerprint.evaluation.trials import (
+    BASE,
+    COPY,
+    SINGLE,
+    ResultStore,
+    Trial,
+    open_evaluation_folder,
+    open_job_locks,
+)
+from hf_fingerprint.launcher import own_device
 from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import check_outside_vaults
@@ -172,18 +181,24 @@ def evaluate(
     dataset = data
     if not isinstance(dataset, EvaluationData):
         dataset = _load_data(model, dataset, images, options, progress or silent)
+    device = None if device is None else own_device(str(device))
     dataset = dataset.on(device)
-    with (
-        nullcontext() if ancestor is None else open_checkpoint(ancestor, options=options.access) as opened_ancestor,
-        open_evaluation_folder(folder),
-        Testbed(model, folder, count, config, innocents, progress, device=device, options=options) as testbed,
-    ):
+    with ExitStack() as stack:
+        opened_ancestor = (
+            None if ancestor is None else stack.enter_context(open_checkpoint(ancestor, options=options.access))
+        )
+        stack.enter_context(open_evaluation_folder(folder))
+        locks = stack.enter_context(open_job_locks(folder))
+        with locks.wait_for("the copies"):  # the first process issues them, and the others find them
+            testbed = stack.enter_context(
+                Testbed(model, folder, count, config, innocents, progress, device=device, options=options)
+            )
         known = None if opened_ancestor is None else read_ancestor(testbed, opened_ancestor)
         testbed.ancestor = None if known is None else known.reader
-        runner = TrialRunner(testbed, dataset, ResultStore(folder), public_base, known)
+        runner = TrialRunner(testbed, dataset, ResultStore(folder), locks, public_base, known)
         if possible != chosen:
             runner.skipped[ANCESTOR] = "The attacks of this group need the public ancestor: give it with --ancestor."
-        trials = tuple(runner.trials(jobs, progress or silent))
+        trials = runner.trials(jobs, progress or silent)
         return Evaluation(
             model=testbed.base.source,
             base=testbed.base.describe(),

@@ -1,7 +1,7 @@
 """Runs the trials of an evaluation: each suspect is made, measured and traced, or taken from the results on disk."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,11 @@ from hf_fingerprint.evaluation.ancestor_model import AncestorModel
 from hf_fingerprint.evaluation.data import EvaluationData
 from hf_fingerprint.evaluation.planning import Job
 from hf_fingerprint.evaluation.testbed import Testbed
-from hf_fingerprint.evaluation.trials import BASE, COLLUSION, SINGLE, ResultStore, Trial, trial_key
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, SINGLE, ResultStore, Skipped, Trial, trial_key
 from hf_fingerprint.logits import logits_of
 from hf_fingerprint.models import for_convolutions
 from hf_fingerprint.progress import Progress
+from hf_fingerprint.sharing import JobLocks, share_jobs
 
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TrialRunner:
         testbed ([`Testbed`]): the model and its copies.
         data ([`EvaluationData`]): the images.
         store ([`ResultStore`]): the trials that are done already; each further one is added.
+        locks ([`JobLocks`]): the locks of the trials.
         public_base (`bool`): whether the attacker has the unmarked base too.
         ancestor ([`AncestorModel`], *optional*): the public model that the attacker has.
 
@@ -51,10 +53,12 @@ class TrialRunner:
         testbed: Testbed,
         data: EvaluationData,
         store: ResultStore,
+        locks: JobLocks,
         public_base: bool,
         ancestor: AncestorModel | None = None,
     ):
-        self._testbed, self._data, self._store, self._ancestor = testbed, data, store, ancestor
+        self._testbed, self._data, self._ancestor = testbed, data, ancestor
+        self._store, self._locks = store, locks
         self._attacker = Attacker(
             testbed.build,
             *data.attacker,
@@ -65,28 +69,46 @@ class TrialRunner:
         self._first_step_result: tuple[str, State] | None = None
         self.skipped: dict[str, str] = {}
 
-    def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
-        """The trial of each job. A sweep ends once nobody is accused and accuracy is at chance."""
-        ended: set[str] = set()
+    def trials(self, jobs: Sequence[Job], progress: Progress) -> tuple[Trial, ...]:
+        """The trial of each job, shared with the other processes of the launch. A sweep ends once nobody is accused
+        and accuracy is at chance."""
+        keys = [self._key(job) for job in jobs]
+        last_steps: dict[str, int] = {}  # the first job of an attack after which its sweep ends
         begun = False  # trials on the disk take no time, so the time that is left is estimated without them
-        for number, job in enumerate(jobs):
-            if job.attack not in ended:
-                key = self._key(job)
-                known = self._store.trials.get(key)
-                if known is None and not begun:
-                    begun = True
-                    progress("trials", number, len(jobs))
-                try:
-                    trial = self._store.add(key, self._measure(job, progress)) if known is None else known
-                except _CannotAttackError as reason:
-                    self.skipped[job.attack] = str(reason)
-                    ended.add(job.attack)
-                else:
-                    yield trial
-                    if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
-                        ended.add(job.attack)
+
+        def is_wanted(index: int) -> bool:
+            return index <= last_steps.get(jobs[index].attack, index)
+
+        def show_progress() -> None:
+            done = sum(key in self._store.known or not is_wanted(index) for index, key in enumerate(keys))
+            progress("trials", done, len(jobs))
+
+        def do(index: int) -> Trial | Skipped:
+            nonlocal begun
+            if not begun:
+                begun = True
+                show_progress()
+            try:
+                return self._measure(jobs[index], progress)
+            except _CannotAttackError as reason:
+                return self._store.skip(str(reason))
+
+        for index in share_jobs(keys, self._store, self._locks, do, is_wanted):
             if begun:
-                progress("trials", number + 1, len(jobs))
+                show_progress()
+            if self._ends_sweep(jobs[index], self._store.known[keys[index]]):
+                attack = jobs[index].attack
+                last_steps[attack] = min(index, last_steps.get(attack, index))
+                if begun:
+                    show_progress()
+        results = [(jobs[i].attack, self._store.known[key]) for i, key in enumerate(keys) if is_wanted(i)]
+        self.skipped |= {attack: each.reason for attack, each in results if isinstance(each, Skipped)}
+        return tuple(each for _, each in results if isinstance(each, Trial))
+
+    def _ends_sweep(self, job: Job, result: Trial | Skipped) -> bool:
+        if isinstance(result, Skipped):
+            return True
+        return job.kind == SINGLE and not result.accused and result.accuracy <= self._data.chance
 
     def _key(self, job: Job) -> str:
         testbed = self._testbed

@@ -8,16 +8,16 @@ these scores, so they are stored in the folder `private`, which only the owner c
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
-from hf_fingerprint.checkpoints.files import write_all
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.launcher import is_first_launched, launch_id
+from hf_fingerprint.sharing import JobLocks, JsonLinesStore
 from hf_fingerprint.vault.storage import file_error, translate_disk_errors
 
 
@@ -148,53 +148,24 @@ def trial_key(**key_parts: Any) -> str:
     return hashlib.sha256(json.dumps(key_parts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
-class _JsonRecord(Protocol):
-    def to_dict(self) -> dict[str, Any]:
-        """The record as values for JSON."""
-
-
-R = TypeVar("R", bound=_JsonRecord)
-
-
-class JsonLinesStore(Generic[R]):
-    """Records by key in a file of JSON lines. Each record is on disk when [`JsonLinesStore.add`] returns.
-
-    Args:
-        file (`Path`): the file. An incomplete last line is removed; lines of other versions are ignored.
-        parse (callable): makes a record from a line's values, and raises `TypeError` or `KeyError` if it can't.
+@dataclass(frozen=True)
+class Skipped:
+    """An attack that does not work on the model.
 
     Attributes:
-        known (`dict`): the records by key.
+        reason (`str`): why.
+        launch (`str`): the launch of processes that it holds for. The next one tries again.
     """
 
-    def __init__(self, file: Path, parse: Callable[[Mapping[str, Any]], R]):
-        self._file, self._parse = file, parse
-        self.known: dict[str, R] = {}
-        with translate_disk_errors(f"{file} can't be used", file.parent):
-            content = file.read_bytes() if file.exists() else b""
-            complete_size = content.rfind(b"\n") + 1
-            if complete_size < len(content):
-                os.truncate(file, complete_size)  # an incomplete last line
-        for line in content[:complete_size].splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line of another version
-                values = json.loads(line)
-                self.known[values["key"]] = parse(values)
+    reason: str
+    launch: str
 
-    def add(self, key: str, record: R) -> R:
-        """Stores a record and returns it as it will be read."""
-        values = record.to_dict()
-        line = json.dumps({"key": key} | values, allow_nan=False).encode() + b"\n"
-        with (
-            translate_disk_errors(f"{self._file} can't be written", self._file.parent),
-            self._file.open("ab", 0) as stream,
-        ):
-            write_all(stream, memoryview(line))
-            os.fsync(stream.fileno())
-        self.known[key] = self._parse(values)
-        return self.known[key]
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as values for JSON."""
+        return {"skipped": self.reason, "launch": self.launch}
 
 
-class ResultStore(JsonLinesStore[Trial]):
+class ResultStore(JsonLinesStore[Trial | Skipped]):
     """The trials of an evaluation's folder, with all scores, in its `private` part.
 
     Args:
@@ -202,22 +173,43 @@ class ResultStore(JsonLinesStore[Trial]):
     """
 
     def __init__(self, folder: Path):
+        self._launch = launch_id()
         private, earlier = folder / PRIVATE, folder / RESULTS
         with translate_disk_errors(f"{private} can't be used", folder):
             private.mkdir(exist_ok=True, mode=0o700)
             if earlier.exists() and not (private / RESULTS).exists():
                 earlier.replace(private / RESULTS)  # where earlier versions wrote it
-        super().__init__(private / RESULTS, Trial.from_dict)
+        super().__init__(private / RESULTS, self._parse_line)
 
     @property
     def trials(self) -> dict[str, Trial]:
         """The trials by key."""
-        return self.known
+        return {key: result for key, result in self.known.items() if isinstance(result, Trial)}
+
+    def skip(self, reason: str) -> Skipped:
+        """The result of an attack that does not work, for this launch."""
+        return Skipped(reason, self._launch)
+
+    def _parse_line(self, values: Mapping[str, Any]) -> Trial | Skipped:
+        if "skipped" not in values:
+            return Trial.from_dict(values)
+        if values["launch"] != self._launch:
+            raise KeyError("launch")
+        return Skipped(str(values["skipped"]), self._launch)
+
+
+def open_job_locks(folder: Path) -> JobLocks:
+    """The locks of an evaluation's trials, and of its copies, which one process issues."""
+    with translate_disk_errors(f"{folder / PRIVATE} can't be used", folder):
+        (folder / PRIVATE).mkdir(exist_ok=True, mode=0o700)
+    return JobLocks(folder / PRIVATE / "locks")
 
 
 @contextmanager
 def open_evaluation_folder(folder: Path) -> Iterator[None]:
     """Creates or reopens an evaluation's folder and locks it. Only the owner can read it.
+
+    The processes of one launch share the folder: the first of them locks it.
 
     Raises:
         [`FingerprintError`]: if the folder has other contents or another process is using it.
@@ -236,6 +228,9 @@ def open_evaluation_folder(folder: Path) -> Iterator[None]:
             f"{folder} has other contents ({', '.join(sorted(others)[:3])}): choose an empty folder, or that of an "
             f"earlier evaluation, for --out."
         )
+    if not is_first_launched():
+        yield
+        return
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
