@@ -28,8 +28,10 @@ from .issuing import issue as issue
 from .outcomes import Outcome as Outcome
 from .registration import register as register
 from .tracing import RecipientScore as RecipientScore
+from .tracing import SuspectResult as SuspectResult
 from .tracing import TraceResult as TraceResult
 from .tracing import trace as trace
+from .tracing import trace_all as trace_all
 from .tracing import verify as verify
 from .training.fingerprint import Fingerprint as Fingerprint
 from .training.loss import DeepMarksLoss as DeepMarksLoss

@@ -30,3 +30,23 @@ def combine_outcomes(outcomes: Iterable[Outcome]) -> Outcome:
     """
     order = (Outcome.ACCUSED, Outcome.NOT_READABLE, Outcome.NOBODY, Outcome.NOT_COMPARABLE)
     return min(outcomes, key=order.index)
+
+
+def joint_exit_code(outcomes: Iterable[Outcome | str | None], accused: bool) -> int:
+    """The exit code of a command that traced several suspects.
+
+    Args:
+        outcomes (iterable of [`Outcome`], `str` or `None`): how each trace ended; `None` if an error stopped it.
+        accused (`bool`): whether an accusation counts; if not, those among the outcomes are expected.
+
+    Returns:
+        0 if somebody is accused; else 2 if every trace failed with an error; else 3 if one failed, or a suspect is
+        not readable; else 1.
+    """
+    if accused:
+        return 0
+    found = list(outcomes)
+    failed = [outcome is None for outcome in found]
+    if failed and all(failed):
+        return 2
+    return 3 if any(failed) or Outcome.NOT_READABLE in found else 1

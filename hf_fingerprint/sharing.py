@@ -16,11 +16,17 @@ from pathlib import Path
 from time import sleep
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
+import hf_fingerprint
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.files import write_all
-from hf_fingerprint.errors import StorageError
-from hf_fingerprint.vault.storage import translate_disk_errors
+from hf_fingerprint.errors import FingerprintError, StorageError
+from hf_fingerprint.launcher import is_first_launched, launch_id, process_count
+from hf_fingerprint.printable import printable
+from hf_fingerprint.vault.storage import file_error, translate_disk_errors
 
 
+_LAUNCH = "only in launch"
+RESULTS, JOB_LOCKS, LOCK = "results.jsonl", "locks", ".lock"
 WAIT = 0.25  # seconds between two looks at what other processes have done
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -44,13 +50,21 @@ class JsonLinesStore(Generic[R]):
     Args:
         file (`Path`): the file. Lines of other versions are ignored.
         parse (callable): makes a record from a line's values, and raises `TypeError` or `KeyError` if it can't.
+        is_final (callable, *optional*): whether a record holds for later launches too. If not, the next one does the
+            job again. By default all do.
 
     Attributes:
         known (`dict`): the records by key.
     """
 
-    def __init__(self, file: Path, parse: Callable[[Mapping[str, Any]], R]):
-        self._file, self._parse, self._read = file, parse, 0
+    def __init__(
+        self,
+        file: Path,
+        parse: Callable[[Mapping[str, Any]], R],
+        is_final: Callable[[R], bool] = lambda record: True,
+    ):
+        self._file, self._parse, self._is_final = file, parse, is_final
+        self._launch, self._read = launch_id(), 0
         self.known: dict[str, R] = {}
         self.refresh()
 
@@ -66,7 +80,8 @@ class JsonLinesStore(Generic[R]):
     def add(self, key: str, record: R) -> R:
         """Stores a record, unless there is one with its key by now, and returns what is stored as it will be read."""
         values = record.to_dict()
-        line = json.dumps({"key": key} | values, allow_nan=False).encode() + b"\n"
+        about = {"key": key} if self._is_final(record) else {"key": key, _LAUNCH: self._launch}
+        line = json.dumps(about | values, allow_nan=False).encode() + b"\n"
         with (
             translate_disk_errors(f"{self._file} can't be written", self._file.parent),
             self._file.open("ab+", 0) as stream,
@@ -87,10 +102,16 @@ class JsonLinesStore(Generic[R]):
         content = stream.read()
         size = content.rfind(b"\n") + 1
         for line in content[:size].splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line of another version
+            with suppress(ValueError, KeyError, TypeError, AttributeError):  # a line of another version
                 values = json.loads(line)
-                self.known[values["key"]] = self._parse(values)
+                if values.get(_LAUNCH, self._launch) == self._launch:
+                    self.known[values["key"]] = self._parse(values)
         self._read += size
+
+
+def job_key(*parts: object) -> str:
+    """The key of a job: a digest of everything that determines its result, and of this package's version."""
+    return hashlib.sha256(repr((hf_fingerprint.__version__, *parts)).encode()).hexdigest()[:24]
 
 
 class JobLocks:
@@ -177,6 +198,78 @@ def share_jobs(
         done = _do_next(left, keys, store, locks, work)
         if done is None:
             sleep(WAIT)
+
+
+@contextmanager
+def open_private_folder(folder: Path, is_own: Callable[[str], bool]) -> Iterator[None]:
+    """Creates or reopens a folder of results, which only its owner can read, and locks it.
+
+    The processes of one launch share the folder: the first of them locks it.
+
+    Args:
+        folder (`Path`): the folder.
+        is_own (callable): whether a file with this name may be in it.
+
+    Raises:
+        [`FingerprintError`]: if the folder has other contents, can't be used, or another launch is using it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        others = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_own(path.name))
+    except OSError as error:
+        if is_disk_full_error(error):
+            raise disk_full_error(folder) from None
+        raise FingerprintError(f"{folder} can't be used ({error.strerror}): choose another --out.") from None
+    if others:
+        raise FingerprintError(
+            f"{folder} has other contents ({', '.join(map(printable, others[:3]))}): choose an empty folder, or that "
+            f"of an earlier run, for --out."
+        )
+    if not is_first_launched():
+        yield
+        return
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FingerprintError(f"Another run is running in {folder}: wait for it.") from None
+    except OSError as error:
+        raise file_error(f"{folder} can't be used", folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def do_jobs(
+    keys: Sequence[str],
+    work: Callable[[int], R],
+    folder: Path | None,
+    parse: Callable[[Mapping[str, Any]], R],
+    is_final: Callable[[R], bool],
+) -> Iterator[R]:
+    """Yields the result of each job as it comes to be known.
+
+    Args:
+        keys, work: see [`share_jobs`].
+        folder (`Path` or `None`): where the results are kept, and shared with other processes. Without a folder this
+            process does all jobs, in order.
+        parse, is_final (callable): see [`JsonLinesStore`].
+
+    Raises:
+        [`FingerprintError`]: if the folder can't be used, or several processes were launched without one.
+    """
+    if folder is None:
+        if process_count() > 1:
+            raise FingerprintError("Several processes share their work through a folder: give --out.")
+        yield from map(work, range(len(keys)))
+        return
+    with open_private_folder(folder, {RESULTS, JOB_LOCKS}.__contains__), JobLocks(folder / JOB_LOCKS) as locks:
+        store = JsonLinesStore(folder / RESULTS, parse, is_final)
+        for index in share_jobs(keys, store, locks, work):
+            yield store.known[keys[index]]
 
 
 def _do_next(

@@ -16,7 +16,8 @@ from hf_fingerprint import attacks, errors, extras, privacy, training
 
 
 PROMISED = {
-    *("FingerprintConfig", "PublishConfig", "Vault", "Issuer", "register", "issue", "trace", "verify", "query"),
+    *("FingerprintConfig", "PublishConfig", "Vault", "Issuer", "register", "issue", "trace"),
+    *("trace_all", "verify", "query", "SuspectResult"),
     *("make_trigger_set", "push_to_hub", "watch", "evaluate", "check_proof"),
     *("Fingerprint", "FingerprintCallback", "FingerprintTrainer", "FingerprintTrainerMixin", "FingerprintedModel"),
     *("FingerprintTask", "FingerprintCriterion", "DeepMarksLoss"),

@@ -1,6 +1,7 @@
 """`inspect`, `trace`, `verify`, `watch` and `recipients`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from hf_fingerprint.cli import options, output
@@ -46,12 +47,18 @@ MaxMb = Annotated[
 
 
 @dataclass(frozen=True)
-class _TraceOptions:
-    """The options of `trace` and `verify`."""
+class _Suspect:
+    """The suspect of `trace` and `verify`."""
 
     suspect: Annotated[str, argument("Folder, weight file or Hub id (org/name[@revision]) of the suspect model.")]
-    vault: options.VaultFolder
     file: options.File = None
+
+
+@dataclass(frozen=True)
+class _TraceOptions:
+    """The options of `trace`, `verify` and `trace-all`."""
+
+    vault: options.VaultFolder
     base: options.KnownBase = None
     ancestor: options.Ancestor = None
     identity: options.Identity = None
@@ -61,23 +68,45 @@ class _TraceOptions:
     ] = False
     max_mb: MaxMb = None
     device: options.Device = None
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The maximum download, in bytes."""
+        return None if self.max_mb is None else options.megabytes_to_bytes(self.max_mb)
+
+
+@dataclass(frozen=True)
+class _TraceOutput:
+    """What `trace` and `verify` print."""
+
     all_scores: options.AllScores = False
     as_json: options.AsJson = False
 
 
+Out = Annotated[
+    Path | None,
+    option(
+        "--out",
+        "Private folder for the results. Another run with it traces only what is left.",
+    ),
+]
+
+
 @options.expand_options
-def trace(chosen: _TraceOptions, files: options.ModelFiles) -> int:
+def trace(suspect: _Suspect, chosen: _TraceOptions, files: options.ModelFiles, shown: _TraceOutput) -> int:
     """Trace a suspect model to the recipients whose copies it comes from.
 
     Exit code 0: somebody is accused, 1: nobody, or the model is not comparable, 2: an error, 3: not readable.
     """
-    return _trace(chosen, files)
+    return _trace(suspect, chosen, files, shown)
 
 
 @options.expand_options
 def verify(
+    suspect: _Suspect,
     chosen: _TraceOptions,
     files: options.ModelFiles,
+    shown: _TraceOutput,
     *,
     recipient: Annotated[str, required("--recipient", "Recipient whose copy the suspect is claimed to be.")],
 ) -> int:
@@ -85,35 +114,80 @@ def verify(
 
     Exit code 0: confirmed, 1: not confirmed, or the model is not comparable, 2: an error, 3: not readable.
     """
-    return _trace(chosen, files, recipient)
+    return _trace(suspect, chosen, files, shown, recipient)
 
 
-def _trace(chosen: _TraceOptions, files: options.ModelFiles, recipient: str | None = None) -> int:
+def _trace(
+    suspect: _Suspect,
+    chosen: _TraceOptions,
+    files: options.ModelFiles,
+    shown: _TraceOutput,
+    recipient: str | None = None,
+) -> int:
     from hf_fingerprint.tracing import trace as trace_suspect
 
-    suspect = options.model_reference(chosen.suspect, chosen.file)
     vault = options.unlocked_vault(chosen.vault, chosen.passphrase_file, chosen.identity)
     with output.progress_bars() as progress:
         result = trace_suspect(
-            suspect,
+            options.model_reference(suspect.suspect, suspect.file),
             vault,
             chosen.base,
             progress=progress,
             full=chosen.full,
-            max_bytes=None if chosen.max_mb is None else options.megabytes_to_bytes(chosen.max_mb),
+            max_bytes=chosen.max_bytes,
             recipient=recipient,
-            all_scores=chosen.all_scores,
+            all_scores=shown.all_scores,
             ancestor=options.ancestor_input(chosen.ancestor),
             device=chosen.device,
             **files.keywords,
         )
-    if chosen.as_json:
+    if shown.as_json:
         output.print_json(result.to_dict())
     else:
         output.print_result(result)
-    if chosen.all_scores:
+    if shown.all_scores:
         output.warn_all_scores()
     return result.outcome.exit_code
+
+
+@options.expand_options
+def trace_all(
+    listed: Annotated[Path, argument("File with the path or Hub id of one suspect on each line.")],
+    chosen: _TraceOptions,
+    *,
+    out: Out = None,
+    token_env: options.TokenEnv = None,
+    cache_dir: options.CacheDir = None,
+) -> int:
+    """Trace many suspects, and print one line of JSON for each.
+
+    Processes that `accelerate launch -m hf_fingerprint trace-all ... --out FOLDER` starts share the list. Exit code 0:
+    somebody is accused, 1: nobody, 2: an error, or only errors, 3: a suspect is not readable. Several processes exit
+    with 0 once all is traced.
+    """
+    from hf_fingerprint.outcomes import joint_exit_code
+    from hf_fingerprint.tracing import trace_all as trace_suspects
+
+    suspects = options.read_lines(listed)
+    opened = options.unlocked_vault(chosen.vault, chosen.passphrase_file, chosen.identity)
+    outcomes, accused = [], False
+    with output.progress_bars() as progress:
+        for result in trace_suspects(
+            suspects,
+            opened,
+            chosen.base,
+            out=out,
+            progress=progress,
+            full=chosen.full,
+            max_bytes=chosen.max_bytes,
+            ancestor=options.ancestor_input(chosen.ancestor),
+            device=chosen.device,
+            **options.ModelFiles(token_env=token_env, cache_dir=cache_dir).access,
+        ):
+            output.print_shared_line(result.to_dict())
+            outcomes.append(result.outcome)
+            accused = accused or bool(result.accused)
+    return output.shared_exit_code(joint_exit_code(outcomes, accused))
 
 
 def watch(
@@ -123,6 +197,7 @@ def watch(
         str | None, option("--since", "Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
     ] = None,
     max_mb: Annotated[float, option("--max-mb", "Maximum download of each model, in MB.", options.HUB, min=0)] = 100,
+    out: Out = None,
     token_env: options.TokenEnv = None,
     cache_dir: options.CacheDir = None,
     identity: options.Identity = None,
@@ -132,7 +207,8 @@ def watch(
 
     Recorded variants are traced too, and marked as expected if they trace to the recorded copy alone. Exit code 0:
     somebody is accused by a model that is not an expected variant, 1: nobody, 2: an error, or only errors, 3: a model
-    is not readable.
+    is not readable. Processes that `accelerate launch -m hf_fingerprint watch ... --out FOLDER` starts share the
+    models, and exit with 0 once all are traced.
     """
     from hf_fingerprint.hub.watch import parse_since, watch_exit_code
     from hf_fingerprint.hub.watch import watch as watch_models
@@ -140,12 +216,12 @@ def watch(
     since_time = None if since is None else parse_since(since)
     opened, results = options.unlocked_vault(vault, passphrase_file, identity), []
     access = options.ModelFiles(token_env=token_env, cache_dir=cache_dir).access
-    for result in watch_models(names, opened, since_time, options.megabytes_to_bytes(max_mb), **access):
-        output.print_json_line(result.to_dict())
+    for result in watch_models(names, opened, since_time, options.megabytes_to_bytes(max_mb), out=out, **access):
+        output.print_shared_line(result.to_dict())
         results.append(result)
     if not results:
         output.echo_err(f"No model was traced: none has changed since {since}.")
-    return watch_exit_code(results)
+    return output.shared_exit_code(watch_exit_code(results))
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:

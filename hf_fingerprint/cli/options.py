@@ -174,7 +174,7 @@ def _saved(kind: type[SavedConfig], name: str) -> Any:
     return Annotated[str | None, option(name, text, _PANELS[kind])]
 
 
-_CONFIG_FILE = "config_file"
+_CONFIG_FILE, _MAX_LIST_BYTES = "config_file", 10**8
 ConfigFile = _saved(FingerprintConfig, "--config")
 PublishConfigFile = _saved(PublishConfig, "--publish-config")
 
@@ -254,6 +254,27 @@ def model_reference(model: str, file: str | None) -> str:
     from hf_fingerprint.checkpoints.naming import format_model_name
 
     return str(format_model_name(model, file))
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a list, without empty ones and those that begin with `#`.
+
+    Raises:
+        [`FingerprintError`]: if the file can't be read, is no text, is longer than 100 MB, or lists nothing.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_LIST_BYTES + 1)
+        lines = [line.strip() for line in content.decode().splitlines()]
+    except OSError as error:
+        raise FingerprintError(f"{file} can't be read ({error.strerror}): give a file that lists suspects.") from None
+    except UnicodeDecodeError:
+        raise FingerprintError(f"{file} is not a text file in UTF-8: give a file that lists suspects.") from None
+    found = [line for line in lines if line and not line.startswith("#")]
+    if len(content) > _MAX_LIST_BYTES or not found:
+        problem = "is longer than 100 MB" if found else "lists no suspect"
+        raise FingerprintError(f"{file} {problem}: give one path or Hub id on each line.")
+    return found
 
 
 def ancestor_input(ancestor: str | None) -> "str | Literal[False] | None":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.cli import terminal
 from hf_fingerprint.cli.terminal import console, echo, echo_err
+from hf_fingerprint.launcher import is_first_launched, process_count
 from hf_fingerprint.progress import Progress, progress_disabled, show_progress
 
 
@@ -27,6 +28,17 @@ def print_json_line(value: Any) -> None:
     """Prints a JSON value to stdout, on one line, and flushes."""
     echo(json.dumps(value, allow_nan=False, default=str))
     terminal.flush()
+
+
+def print_shared_line(value: Any) -> None:
+    """Prints a result that all processes of a launch have: the first one prints it."""
+    if is_first_launched():
+        print_json_line(value)
+
+
+def shared_exit_code(code: int) -> int:
+    """The exit code of a command that several processes share: a launcher stops them all at any other than 0."""
+    return code if process_count() == 1 else 0
 
 
 def warn_all_scores() -> None:

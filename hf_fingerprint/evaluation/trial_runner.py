@@ -91,7 +91,7 @@ class TrialRunner:
             try:
                 return self._measure(jobs[index], progress)
             except _CannotAttackError as reason:
-                return self._store.skip(str(reason))
+                return Skipped(str(reason))
 
         for index in share_jobs(keys, self._store, self._locks, do, is_wanted):
             if begun:

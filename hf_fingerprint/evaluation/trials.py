@@ -8,23 +8,20 @@ these scores, so they are stored in the folder `private`, which only the owner c
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
-from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.launcher import is_first_launched, launch_id
-from hf_fingerprint.sharing import JobLocks, JsonLinesStore
-from hf_fingerprint.vault.storage import file_error, translate_disk_errors
+from hf_fingerprint.sharing import JOB_LOCKS, RESULTS, JobLocks, JsonLinesStore, open_private_folder
+from hf_fingerprint.vault.storage import translate_disk_errors
 
 
-PRIVATE, RESULTS = "private", "results.jsonl"
+PRIVATE = "private"
 MAIN_SHARE = 1 / 20
 BASE, COPY, SINGLE, COLLUSION = "base", "copy", "single", "collusion"
-_OWN_FILES = {PRIVATE, RESULTS, "results.json", "table.md", "report.html", "copies", ".lock"}
+_OWN_FILES = {PRIVATE, RESULTS, "results.json", "table.md", "report.html", "copies"}
 
 
 @dataclass(frozen=True)
@@ -154,15 +151,17 @@ class Skipped:
 
     Attributes:
         reason (`str`): why.
-        launch (`str`): the launch of processes that it holds for. The next one tries again.
     """
 
     reason: str
-    launch: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as values for JSON."""
-        return {"skipped": self.reason, "launch": self.launch}
+        """The reason as a value for JSON."""
+        return {"skipped": self.reason}
+
+
+def _parse_result(values: Mapping[str, Any]) -> Trial | Skipped:
+    return Skipped(str(values["skipped"])) if "skipped" in values else Trial.from_dict(values)
 
 
 class ResultStore(JsonLinesStore[Trial | Skipped]):
@@ -173,72 +172,26 @@ class ResultStore(JsonLinesStore[Trial | Skipped]):
     """
 
     def __init__(self, folder: Path):
-        self._launch = launch_id()
         private, earlier = folder / PRIVATE, folder / RESULTS
         with translate_disk_errors(f"{private} can't be used", folder):
             private.mkdir(exist_ok=True, mode=0o700)
             if earlier.exists() and not (private / RESULTS).exists():
                 earlier.replace(private / RESULTS)  # where earlier versions wrote it
-        super().__init__(private / RESULTS, self._parse_line)
+        super().__init__(private / RESULTS, _parse_result, lambda result: isinstance(result, Trial))
 
     @property
     def trials(self) -> dict[str, Trial]:
         """The trials by key."""
         return {key: result for key, result in self.known.items() if isinstance(result, Trial)}
 
-    def skip(self, reason: str) -> Skipped:
-        """The result of an attack that does not work, for this launch."""
-        return Skipped(reason, self._launch)
-
-    def _parse_line(self, values: Mapping[str, Any]) -> Trial | Skipped:
-        if "skipped" not in values:
-            return Trial.from_dict(values)
-        if values["launch"] != self._launch:
-            raise KeyError("launch")
-        return Skipped(str(values["skipped"]), self._launch)
-
 
 def open_job_locks(folder: Path) -> JobLocks:
     """The locks of an evaluation's trials, and of its copies, which one process issues."""
     with translate_disk_errors(f"{folder / PRIVATE} can't be used", folder):
         (folder / PRIVATE).mkdir(exist_ok=True, mode=0o700)
-    return JobLocks(folder / PRIVATE / "locks")
+    return JobLocks(folder / PRIVATE / JOB_LOCKS)
 
 
-@contextmanager
-def open_evaluation_folder(folder: Path) -> Iterator[None]:
-    """Creates or reopens an evaluation's folder and locks it. Only the owner can read it.
-
-    The processes of one launch share the folder: the first of them locks it.
-
-    Raises:
-        [`FingerprintError`]: if the folder has other contents or another process is using it.
-    """
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        others = {path.name for path in folder.iterdir() if not path.name.startswith(("vault-", "tmp"))} - _OWN_FILES
-    except OSError as error:
-        if is_disk_full_error(error):
-            raise disk_full_error(folder) from None
-        raise FingerprintError(f"{folder} can't be used ({error.strerror}): choose another --out.") from None
-    if others:
-        raise FingerprintError(
-            f"{folder} has other contents ({', '.join(sorted(others)[:3])}): choose an empty folder, or that of an "
-            f"earlier evaluation, for --out."
-        )
-    if not is_first_launched():
-        yield
-        return
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise FingerprintError(f"Another evaluation is running in {folder}: wait for it.") from None
-    except OSError as error:
-        raise file_error(f"{folder} can't be used", folder, error) from None
-    try:
-        yield
-    finally:
-        lock.release()
+def open_evaluation_folder(folder: Path) -> AbstractContextManager[None]:
+    """Creates or reopens an evaluation's folder and locks it; see [`open_private_folder`]."""
+    return open_private_folder(folder, lambda name: name in _OWN_FILES or name.startswith(("vault-", "tmp")))

@@ -5,8 +5,8 @@ variant is traced too, since anybody who writes to the vault can add a record. I
 and no other, the result is marked as expected.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +15,13 @@ from hf_fingerprint.checkpoints import HubOptions
 from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.api import translate_errors, with_retries
-from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.progress import Progress
+from hf_fingerprint.outcomes import Outcome, joint_exit_code
+from hf_fingerprint.progress import Progress, counting
+from hf_fingerprint.sharing import do_jobs, job_key
 from hf_fingerprint.tables import Block, PrintableResult, Table, format_probability, one_line_repr
-from hf_fingerprint.tracing import RecipientScore, trace
+from hf_fingerprint.tracing import RecipientScore
+from hf_fingerprint.tracing.many import trace_with
+from hf_fingerprint.tracing.vault_records import VaultRecords
 from hf_fingerprint.vault import Publication, Vault, publications
 
 
@@ -66,6 +69,19 @@ class WatchResult(PrintableResult):
         """A dictionary for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    @property
+    def is_final(self) -> bool:
+        """Whether another trace of the same files would end in the same way: not after an error, nor if the model was
+        not readable."""
+        return self.error is None and self.outcome != Outcome.NOT_READABLE
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "WatchResult":
+        """The result that [`WatchResult.to_dict`] wrote. Raises `TypeError` or `KeyError` for anything else."""
+        found: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return cls(**found | {"accusations": tuple(RecipientScore(**each) for each in found["accusations"])})
+
     def blocks(self) -> Iterator[Block]:
         """The lines and the table that show the result."""
         at = f"@{self.revision}" if self.revision else ""
@@ -92,11 +108,14 @@ def watch(
     since: datetime | None = None,
     max_bytes: int | None = MAX_BYTES,
     *,
+    out: str | Path | None = None,
     progress: Progress | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Iterator[WatchResult]:
     """Traces models one after another, and yields the result of each. A model that can't be read yields an error.
+
+    Several processes that are launched with the same `out` share the models, and each yields all results.
 
     alpha bounds false accusations for each model, so the probability that watching m models accuses an innocent is at
     most `m * alpha`.
@@ -106,33 +125,40 @@ def watch(
         vault ([`Vault`]): the vault, unlocked.
         since (`datetime`, *optional*): skips models that have not changed since then.
         max_bytes (`int`, *optional*, defaults to 100 MB): the maximum download for each model.
-        progress (callable, *optional*): a [`Progress`] for each trace.
+        out (`str` or `Path`, *optional*): a private folder for the results. A later call with the same folder traces
+            only what is new: models without a result, or with an error, or not readable; listed models that have
+            changed; and all of them if the vault has.
+        progress (callable, *optional*): a [`Progress`], which counts models.
         token, cache_dir (*optional*): see [`HubOptions`].
 
     Raises:
         [`HubError`]: if an author's models can't be listed, or there are none.
+        [`FingerprintError`]: if the folder `out` can't be used.
     """
-    recorded, seen, access = publications(vault), set[str](), HubOptions(token=token, cache_dir=cache_dir)
-    for name in names:
-        for listed in [_ListedModel(name, None, None)] if "/" in name else _list_models(name, token):
-            if listed.model in seen:
-                continue
-            seen.add(listed.model)
-            result = _trace_listed(listed, vault, since, max_bytes, progress, access)
-            if result is not None:
-                yield _compare_with_record(result, listed.private, recorded)
+    recorded, records = publications(vault), VaultRecords(vault)
+    access = HubOptions(token=token, cache_dir=cache_dir)
+    listed = _list_changed(names, since, token)
+    state = records.refresh(), max_bytes
+    keys = [job_key(each.model, str(each.modified), *state) for each in listed]
+
+    def trace_one(index: int) -> WatchResult:
+        records.refresh()
+        result = _trace_listed(listed[index], records, max_bytes, access)
+        return _compare_with_record(result, listed[index].private, recorded)
+
+    count = counting(progress, "models", len(listed))
+    folder = None if out is None else Path(out)
+    for result in do_jobs(keys, trace_one, folder, WatchResult.from_dict, lambda result: result.is_final):
+        count(1)
+        yield result
 
 
 def watch_exit_code(results: Iterable[WatchResult]) -> int:
     """The exit code of `watch`: 0 if somebody is accused, other than by an expected variant; else 2 if every model
     failed with an error; else 3 if a model is not readable; else 1."""
     found = list(results)
-    if any(each.accused and not each.expected for each in found):
-        return 0
-    failed = [each.error is not None for each in found]
-    if failed and all(failed):
-        return 2
-    return 3 if any(failed) or any(each.outcome == Outcome.NOT_READABLE for each in found) else 1
+    accused = any(each.accused and not each.expected for each in found)
+    return joint_exit_code([None if each.error is not None else each.outcome for each in found], accused)
 
 
 def parse_since(text: str) -> datetime:
@@ -186,34 +212,45 @@ def _compare_with_record(result: WatchResult, private: bool | None, recorded: It
     return replace(result, variant_of=recipients, expected=expected, note=note)
 
 
-def _trace_listed(
-    listed: _ListedModel,
-    vault: Vault,
-    since: datetime | None,
-    max_bytes: int | None,
-    progress: Progress | None,
-    access: HubOptions,
-) -> WatchResult | None:
+def _list_changed(names: Sequence[str], since: datetime | None, token: str | bool | None) -> list[_ListedModel]:
+    """The models of these names, each once, without those that have not changed since."""
+    listed: dict[str, _ListedModel] = {}
+    for name in names:
+        for each in [_ListedModel(name, None, None)] if "/" in name else _list_models(name, token):
+            if each.model not in listed:
+                listed[each.model] = each if since is None else _with_time(each, token)
+    return [each for each in listed.values() if since is None or each.modified is None or each.modified >= since]
+
+
+def _with_time(listed: _ListedModel, token: str | bool | None) -> _ListedModel:
+    """The model with the time of its last change; without it if that can't be had, which its trace will report."""
     from huggingface_hub import HfApi
 
-    model, modified = listed.model, listed.modified
+    name, _, at = listed.model.partition("@")
+    if listed.modified is not None:
+        return listed
     try:
-        if since is not None and modified is None:
-            name, _, at = model.partition("@")
-            with translate_errors(model, access.token), hub_errors(name, at or None, access.token):
-                api = HfApi(token=access.token)
-                modified = with_retries(lambda: api.model_info(name, revision=at or None)).last_modified
-        if since is not None and modified is not None and modified < since:
-            return None
-        suspect = model if model.startswith("hf-hub:") else f"hf-hub:{model}"
-        result = trace(
-            suspect, vault, progress=progress, max_bytes=max_bytes, token=access.token, cache_dir=access.cache_dir
-        )
+        with translate_errors(listed.model, token), hub_errors(name, at or None, token):
+            api = HfApi(token=token)
+            return listed._replace(
+                modified=with_retries(lambda: api.model_info(name, revision=at or None)).last_modified
+            )
+    except FingerprintError:
+        return listed
+
+
+def _trace_listed(
+    listed: _ListedModel, records: VaultRecords, max_bytes: int | None, access: HubOptions
+) -> WatchResult:
+    model, modified = listed.model, _isoformat(listed.modified)
+    suspect = model if model.startswith("hf-hub:") else f"hf-hub:{model}"
+    try:
+        result = trace_with(records, suspect, max_bytes=max_bytes, options=access)
     except FingerprintError as error:
-        return WatchResult(model, None, _isoformat(modified), error=str(error))
+        return WatchResult(model, None, modified, error=str(error))
     lowest_bound = result.accused[0].log10_false_accusation if result.accused else None
     accused = tuple(dict.fromkeys(score.recipient for score in result.accused))
-    read = (result.revision, _isoformat(modified), accused, lowest_bound, result.base, result.bytes_fetched)
+    read = (result.revision, modified, accused, lowest_bound, result.base, result.bytes_fetched)
     return WatchResult(model, *read, str(result.outcome), result.reason, accusations=result.accused)
 
 

@@ -13,6 +13,7 @@ the proof that this keeps the bound.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import RecipientScore, SkippedSource, TraceResult
 from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.tracing.unexplained import conclude_sets
+from hf_fingerprint.tracing.vault_records import VaultRecords
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons
 
 
@@ -103,14 +105,22 @@ def trace(
         vault.unlock(passphrase)
     options = HubOptions.for_model(suspect, revision, token, cache_dir, subfolder, variant)
     ancestors = AncestorSelection(vault, ancestor, options.access)
-    request = TraceRequest(vault, base, recipient, all_scores, progress, options, device, ancestors)
+    request = TraceRequest(VaultRecords(vault), base, recipient, all_scores, progress, options, device, ancestors)
+    return run_request(request, suspect, full, max_bytes)
+
+
+def run_request(
+    request: TraceRequest, suspect: ModelInput, full: bool = False, max_bytes: int | None = None
+) -> TraceResult:
+    """Traces a suspect as [`trace`] does, against records that may be open already."""
+    vault, recipient = request.vault, request.recipient
     known = [base.base_id for base in request.rows.bases]
     if recipient is not None and not vault.has_copy(recipient, known):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
         names = [copy.recipient for copy in request.rows.copies]
         hint = did_you_mean(recipient, names, "see `hf-fingerprint recipients` for the names")
         raise VaultError(f"{vault.folder} has no copy for {recipient}{hint}{unusable}")
-    with vault.keep_open(), ancestors:
+    with vault.keep_open(), request.ancestors or nullcontext():
         return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
 

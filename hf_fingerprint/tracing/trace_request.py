@@ -1,8 +1,7 @@
 """The request of a trace, and the copies that it tests."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,18 +13,17 @@ from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.ancestor_files import NO_ANCESTOR, AncestorFiles, AncestorSelection
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.result import ComparedBase
+from hf_fingerprint.tracing.vault_records import VaultRecords
 from hf_fingerprint.tracing.verdict import Candidates
 from hf_fingerprint.vault import (
     Base,
     CopyTable,
     DeliveryStates,
     Fault,
-    OpenedCopies,
     RowError,
     Vault,
     VaultRows,
     copies_in_training,
-    open_copies,
     same_recipient,
 )
 
@@ -62,7 +60,7 @@ class TraceRequest:
     """The parameters of a trace, and the records that it opened.
 
     Attributes:
-        vault ([`Vault`]): the vault, unlocked.
+        records ([`VaultRecords`]): the records of the unlocked vault.
         base_ref (`str`, [`ModelInput`] or `None`): the base's id or the base, if the caller names it.
         recipient (`str` or `None`): the recipient of a claim, whose copies alone are tested.
         all_scores (`bool`): whether the result holds the scores of recipients who are not accused.
@@ -70,10 +68,9 @@ class TraceRequest:
         options ([`HubOptions`]): which files of the suspect; its token and cache hold for bases too.
         device (`str`, `torch.device` or `None`): where models run.
         ancestors ([`AncestorSelection`] or `None`): opens the bases' ancestors; `None` to use none.
-        opened (`dict[str, OpenedCopies]`): the records of copies opened so far, by the id of their base.
     """
 
-    vault: Vault
+    records: VaultRecords
     base_ref: ModelInput | None = None
     recipient: str | None = None
     all_scores: bool = False
@@ -81,12 +78,16 @@ class TraceRequest:
     options: HubOptions = NO_OPTIONS
     device: "str | torch.device | None" = None
     ancestors: AncestorSelection | None = None
-    opened: dict[str, OpenedCopies] = field(default_factory=dict, repr=False)
 
-    @cached_property
+    @property
+    def vault(self) -> Vault:
+        """The unlocked vault."""
+        return self.records.vault
+
+    @property
     def rows(self) -> VaultRows:
         """The vault's bases and records of copies, and its rows that can't be used."""
-        return self.vault.rows()
+        return self.records.rows
 
     @property
     def bases(self) -> list[Base]:
@@ -105,8 +106,8 @@ class TraceRequest:
         """
         if include_unread:
             for base in self.bases:
-                self._open(base.base_id)
-        return (*self.rows.faults, *(fault for each in self.opened.values() for fault in each.faults))
+                self.records.open(base.base_id)
+        return self.records.faults
 
     def targets(self, found: BaseSelection) -> list[ReadTarget]:
         """The records to read, each with the copies to test; if no base has any copies, the first record.
@@ -122,7 +123,7 @@ class TraceRequest:
         targets = []
         for group in found.groups:
             for base in group.records:
-                opened = self._open(base.base_id)
+                opened = self.records.open(base.base_id)
                 assert isinstance(opened.copies, CopyTable)
                 tested = self._tested(opened.copies, training)
                 copies, keys = opened.copies.take(tested), opened.keys.take(tested)
@@ -147,8 +148,3 @@ class TraceRequest:
         if self.recipient is not None:
             tested &= [same_recipient(copy.recipient, self.recipient) for copy in copies]
         return np.flatnonzero(tested)
-
-    def _open(self, base_id: str) -> OpenedCopies:
-        if base_id not in self.opened:
-            self.opened[base_id] = open_copies(self.vault, self.rows.copies_of(base_id))
-        return self.opened[base_id]

@@ -3,6 +3,7 @@
 Unusable rows are left out with a warning, once per row.
 """
 
+import hashlib
 import secrets
 import warnings
 from collections.abc import Iterable, Sequence
@@ -36,8 +37,18 @@ from hf_fingerprint.vault.schema import (
 )
 from hf_fingerprint.vault.sealing import seal
 from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
+from hf_fingerprint.vault.storage import suppress_damage
 from hf_fingerprint.vault.transactions import transaction
 from hf_fingerprint.vault.unsealing import SAME_PUBLIC_KEY
+
+
+_DIGESTED_ROWS = 10_000
+_DIGESTED = (
+    "SELECT base_id, seal FROM bases ORDER BY rowid",
+    "SELECT copy_id, base_id, recipient, state, content_hash, commitment FROM copies ORDER BY rowid",
+    "SELECT copy_id, repo, state FROM publications ORDER BY copy_id",
+    "SELECT copy_id FROM training ORDER BY copy_id",
+)
 
 
 class RecordStore(Database):
@@ -58,6 +69,18 @@ class RecordStore(Database):
     def rows(self) -> VaultRows:
         """All usable bases and records of copies, and the unusable rows, without a warning."""
         return read_rows(self.connect)
+
+    def records_digest(self) -> str:
+        """SHA-256 of what a trace depends on: bases, copies, copies in training and publications; of a damaged
+        database, of what can be read."""
+        digest = hashlib.sha256()
+        with self.connect() as connection:
+            for query in _DIGESTED:
+                with suppress_damage():
+                    rows = connection.execute(query)
+                    while part := rows.fetchmany(_DIGESTED_ROWS):
+                        digest.update(repr(part).encode())
+        return digest.hexdigest()
 
     def bases(self) -> list[Base]:
         """All registered bases, in the order of registration; unusable ones are left out with a warning."""

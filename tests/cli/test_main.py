@@ -146,7 +146,7 @@ def test_a_vault_in_the_environment_need_not_be_repeated(run, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["trce", "x"], "No such command 'trce': did you mean 'trace'?"),
+        (["trce", "x"], "No such command 'trce': did you mean 'trace', 'trace-all'?"),
         (["vault", "intt"], "No such command 'intt': did you mean 'init'?"),
         (["trace", "x", "--identitty", "y"], "--identitty: did you mean --identity?"),
         (["inspect", "x", "--code", "tardos-code"], "`--code` must be one of tardos, nuida, fair_signs, got tardos"),
@@ -194,7 +194,7 @@ def complete(shell: str, line: str, **variables: str) -> str:
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("hf-fingerprint tr", ["triggers", "trace"]),
+        ("hf-fingerprint tr", ["triggers", "trace", "trace-all"]),
         ("hf-fingerprint vault is", ["issuer"]),
         ("hf-fingerprint inspect model --cal", ["--calibration", "--calibration-images"]),
         ("hf-fingerprint issue model --output-kind ", list(choices.KINDS)),

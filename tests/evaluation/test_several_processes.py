@@ -100,6 +100,6 @@ def test_four_processes_share_the_trials_and_take_up_those_of_a_killed_one(place
     ended = [process.communicate(timeout=240) for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL, 0], ended
-    answers = {out for number, (out, _) in enumerate(ended) if number != 2}
-    assert answers == {f"{len(evaluation.trials)} {evaluation.skipped}\n".encode()}
+    printed = {out for number, (out, _) in enumerate(ended) if number != 2}
+    assert printed == {f"{len(evaluation.trials)} {evaluation.skipped}\n".encode()}
     assert_complete(place, copies, evaluation)

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub import Assignment, Publisher, watch
 from hf_fingerprint.hub.watch import WatchResult, parse_since, watch_exit_code
+from hf_fingerprint.tracing.many import trace_with
 from tests.helpers.checkpoint_files import entry, raw_safetensors
 from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import Blob, HubHandler, Refusal
@@ -94,6 +96,29 @@ def test_what_did_not_change_since_is_passed_over_unread(hub, shown):
     assert list(watch(["attacker", "attacker/leak"], shown.vault, later)) == []
     assert not any("resolve" in call.path for call in hub.calls[before:])
     assert len(list(watch(["attacker"], shown.vault, later - timedelta(days=2)))) == 3
+
+
+def test_a_folder_keeps_results_and_another_run_traces_what_is_new_or_failed(hub, shown, tmp_path, monkeypatch):
+    traced = []
+
+    def record(records, suspect, **options):
+        traced.append(suspect)
+        return trace_with(records, suspect, **options)
+
+    monkeypatch.setattr(sys.modules[WatchResult.__module__], "trace_with", record)
+    first = list(watch(["attacker"], shown.vault, out=tmp_path / "out"))
+    again = list(watch(["attacker"], shown.vault, out=tmp_path / "out"))
+    final = {each.model for each in first if each.is_final}
+    hub.add("attacker/innocent", bytes_of(save_plain(tmp_path / "innocent-2", plain_arrays(seed=10))))
+    changed = list(watch(["attacker"], shown.vault, out=tmp_path / "out"))
+
+    assert {each.model: each.accused for each in again} == {each.model: each.accused for each in first}
+    assert [each for each in again if each.is_final] == [each for each in first if each.is_final]
+    assert "attacker/leak" in final and "attacker/gated" not in final
+    assert traced.count("hf-hub:attacker/leak") == 1
+    assert traced.count("hf-hub:attacker/gated") == 3
+    assert traced.count("hf-hub:attacker/innocent") == 2
+    assert len(changed) == 3
 
 
 def test_each_result_has_the_outcome_of_the_trace(hub, shown):

@@ -40,6 +40,7 @@ from hf_fingerprint import (
     QueryResult,
     RecipientScore,
     StorageError,
+    SuspectResult,
     TraceResult,
     Vault,
     VaultError,
@@ -52,6 +53,7 @@ from hf_fingerprint import (
     query,
     register,
     trace,
+    trace_all,
     verify,
     watch,
 )
@@ -105,6 +107,11 @@ def find_leaker(suspect: str | Path | torch.nn.Module | Mapping[str, torch.Tenso
     if result.outcome is Outcome.ACCUSED:
         return [score.recipient for score in accused]
     return [] if result.reason is None else [result.reason]
+
+
+def trace_list(suspects: list[Path], vault: Vault) -> dict[str, tuple[str, ...]]:
+    results: list[SuspectResult] = list(trace_all(suspects, vault, out="results", progress=show))
+    return {each.suspect: each.accused for each in results if each.error is None}
 
 
 def watch_authors(vault: Vault) -> None:
