@@ -32,7 +32,13 @@ from hf_fingerprint.cli.main import main
 ROOT = Path(__file__).parents[2]
 RUN, SHOWN = {"python", "bash"}, {"text", "json", "console", "csv"}
 # Lines of bash that are checked and not run, with the reason.
-NOT_RUN = {"git clone": "no network", "cd hf_fingerprint": "the clone", "python -m venv": "slow", "source": "a venv"}
+NOT_RUN = {
+    "git clone": "no network",
+    "cd hf_fingerprint": "the clone",
+    "python -m venv": "slow",
+    "source": "a venv",
+    "accelerate launch": "run by test_several_processes.py and test_many.py",
+}
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.M | re.S)
 SETUP = re.compile(r"<!-- tests: ([\w ]+) -->")
 FILE_NAME = re.compile(r"# ([\w-]+\.\w+)$")
