@@ -5,7 +5,7 @@
 #
 # It needs a Python with torch (PYTHON, by default python3). What else is missing is installed into VENV, by default
 # .venv-gpu, which uses that torch. Without a package index, give pip a folder of wheels:
-# PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER.
+# PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER. If a slow installation leaves little time to measure, run it again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
@@ -23,14 +23,19 @@ runs() {
 
 command -v "$python" >/dev/null || fail "there is no $python: set PYTHON to a Python of 3.11 or later that has torch."
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than 3.11: set PYTHON."
-torch=$("$python" -c 'import torch; print(torch.__version__)' 2>/dev/null) ||
+torch=$("$python" -c 'import importlib.metadata as m, torch; print(m.version("torch"))' 2>/dev/null) ||
     fail "$python has no torch: install torch for this machine's GPU first."
-if ! runs "$python"; then
+if [ -x "$venv/bin/python" ] && runs "$venv/bin/python"; then # from an earlier run
+    python=$venv/bin/python
+elif ! runs "$python"; then
     echo "installing what is missing into $venv" >&2
     mkdir -p "$venv"
     echo "torch==$torch" >"$venv/constraints.txt" # the torch that knows this GPU, and no other
     {
-        "$python" -m venv --system-site-packages "$venv" &&
+        "$python" -m venv "$venv" &&
+            places=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+            "$python" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
+                >"$places/torch.pth" && # also if that Python is a virtual environment
             "$venv/bin/python" -m pip install --quiet --retries 1 --timeout 10 \
                 --constraint "$venv/constraints.txt" --editable '.[models]'
     } >"$venv/install.log" 2>&1 ||

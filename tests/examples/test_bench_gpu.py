@@ -31,7 +31,7 @@ def stub(folder, *failing):
     """Makes a Python that has torch, and fails if an argument contains one of these words."""
     file = folder / "python"
     cases = "".join(f'*"{word}"*) exit 1 ;;\n' for word in failing)
-    file.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}*__version__*) echo 2.8.0 ;;\nesac\n')
+    file.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}*m.version*) echo 2.8.0 ;;\nesac\n')
     file.chmod(0o755)
     return str(file)
 
@@ -123,7 +123,7 @@ class TestTheScript:
         ("failing", "reason"),
         [
             (["version_info"], "is older than 3.11"),
-            (["import torch"], "has no torch"),
+            (["m.version"], "has no torch"),
             (["examples.benchmarks", "venv"], "can't be installed"),
         ],
     )
@@ -145,14 +145,23 @@ class TestTheScript:
         binaries = tmp_path / "venv" / "bin"
         binaries.mkdir(parents=True)
         log = tmp_path / "log"
-        (binaries / "python").write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+        (binaries / "python").write_text(
+            f"#!/bin/sh\necho $* >> {log}\n"
+            f'case "$*" in *purelib*) echo {binaries} ;; *import*gpu_jobs*) [ -e {binaries}/torch.pth ] ;; esac\n'
+        )
         (binaries / "python").chmod(0o755)
 
         code, _ = run_script("--small", PYTHON=stub(tmp_path, "examples.benchmarks"), VENV=str(tmp_path / "venv"))
 
         assert code == 0
-        install, check, run = log.read_text().splitlines()
+        *_, install, check, run = log.read_text().splitlines()
         assert "pip install" in install and "--editable .[models]" in install
         assert (tmp_path / "venv" / "constraints.txt").read_text() == "torch==2.8.0\n"
         assert "import" in check
+        assert (binaries / "torch.pth").exists()
         assert re.fullmatch(r"-m examples.benchmarks.gpu --budget 2\d\d --small", run)
+
+        code, said = run_script("--small", PYTHON=stub(tmp_path, "examples.benchmarks"), VENV=str(tmp_path / "venv"))
+
+        assert (code, said) == (0, "")  # what an earlier run installed is used
+        assert log.read_text().count("pip install") == 1

@@ -4,13 +4,14 @@ So does reading a value, for which a GPU has to be waited for. The autograd engi
 are tensors of the right shape on the device of their inputs: what a backward pass computes is not checked.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -38,7 +39,22 @@ def _empty_gradients(outputs: Any, inputs: Any) -> tuple[torch.Tensor, ...]:
 
 
 @contextmanager
-def fake_cuda() -> Iterator[None]:
-    """Makes all tensors that are created in it fake."""
-    with FakeTensorMode(allow_non_fake_inputs=False), patch("torch.autograd.grad", _empty_gradients):
-        yield
+def fake_cuda() -> Iterator[FakeTensorMode]:
+    """Makes all tensors that are created in it fake. `from_tensor` of what it yields makes one of a real tensor."""
+    with FakeTensorMode(allow_non_fake_inputs=False) as mode, patch("torch.autograd.grad", _empty_gradients):
+        yield mode
+
+
+def fake_module(module: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
+    """A copy of a module, in a function that runs in [`fake_cuda`], with fake tensors on CUDA and without gradients."""
+    with unset_fake_temporarily():
+        module = copy.deepcopy(module)
+        kept = [(part, *item) for part in module.modules() for item in (part._parameters | part._buffers).items()]
+        real = [(part, name, value.detach()) for part, name, value in kept if value is not None]
+    for part, name, value in real:
+        moved = mode.from_tensor(value).to(CUDA)
+        if name in part._parameters:
+            part._parameters[name] = torch.nn.Parameter(moved, False)
+        else:
+            part._buffers[name] = moved
+    return module
