@@ -114,9 +114,9 @@ class Results:
     def write(self, file: Path) -> None:
         """Writes the results as JSON, next to the file first."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f".{file.name}")
-        beside.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        beside.replace(file)
+        partial = file.with_name(f".{file.name}")
+        partial.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        partial.replace(file)
 
     @classmethod
     def read(cls, file: Path) -> "Results":

@@ -119,7 +119,7 @@ def trigger_figures(job: Job) -> Iterator[Figure]:
     batches = images.split(fit_batch_size(size[1] * size[2], BATCH))
     head = find_head(built.module, images)
     views, metric = make_views(built, head), inverse_second_moment(all_features(built.module, head, batches))
-    covers = torch.rand(count, 3, 224, 224) * 255
+    cover_images = torch.rand(count, 3, 224, 224) * 255
 
     def pass_over(backwards: bool) -> None:
         for batch in batches:
@@ -136,7 +136,7 @@ def trigger_figures(job: Job) -> Iterator[Figure]:
 
     def fit() -> float:
         began = now(job.device)
-        optimize_patterns(covers, views, built, metric, len(views))
+        optimize_patterns(cover_images, views, built, metric, len(views))
         return now(job.device) - began
 
     plain_passes()

@@ -46,7 +46,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
 
 
 def fake_module(module: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Module:
-    """A copy of a module, in a function that runs in [`fake_cuda`], with fake tensors on CUDA and without gradients."""
+    """A copy of a module with fake tensors on CUDA, without gradients, for code that runs in [`fake_cuda`]."""
     with unset_fake_temporarily():
         module = copy.deepcopy(module)
         kept = [(part, *item) for part in module.modules() for item in (part._parameters | part._buffers).items()]

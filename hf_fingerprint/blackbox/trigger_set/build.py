@@ -95,8 +95,8 @@ def make_trigger_set(
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
             used. Keep them private: the cover is what removes the mark from a key image.
-        device (`str` or `torch.device`, *optional*): where the base runs, such as `"cuda"`. Defaults to the CPU. Only
-            the CPU was tested.
+        device (`str` or `torch.device`, *optional*): where the base runs and the images are fitted, such as `"cuda"`.
+            Defaults to the CPU. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of a base given by path or Hub id, and
             how to reach it; see [`HubOptions`].
 
