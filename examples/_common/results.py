@@ -112,9 +112,11 @@ class Results:
             raise ValueError("There must be a table, and no two of one name.")
 
     def write(self, file: Path) -> None:
-        """Writes the results as JSON."""
+        """Writes the results as JSON, next to the file first."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        partial = file.with_name(f".{file.name}")
+        partial.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        partial.replace(file)
 
     @classmethod
     def read(cls, file: Path) -> "Results":

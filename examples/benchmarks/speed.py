@@ -41,11 +41,13 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 @contextlib.contextmanager
-def marked_vit(out: Path, vault_name: str) -> Iterator[tuple[Issuer, Path]]:
-    """Yields the issuer of a ViT-B/16 with a vault of its own, and its weight file."""
-    model = out / "vit"
+def marked_vit(
+    out: Path, vault_name: str, architecture: str = "vit_base_patch16_224"
+) -> Iterator[tuple[Issuer, Path]]:
+    """Yields the issuer of a timm model, by default a ViT-B/16, with a vault of its own, and its weight file."""
+    model = out / architecture
     if not model.exists():
-        save_timm(timm.create_model("vit_base_patch16_224"), model)
+        save_timm(timm.create_model(architecture), model)
     vault = Vault.create(out / vault_name, PASSPHRASE)
     with unbuilt():  # amplitudes don't matter here, and 86 M weights take a minute to calibrate
         issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=AMPLITUDE))

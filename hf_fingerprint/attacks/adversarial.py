@@ -148,7 +148,8 @@ class _CarrierWalk:
 
         with torch.no_grad():
             moved = [w - begin for w, begin in zip(self._weights, self._start, strict=True)]
-            squared = sum(float((m / unit).square().sum()) for m, unit in zip(moved, self._row_scales, strict=True))
+            parts = [(m / unit).square().sum() for m, unit in zip(moved, self._row_scales, strict=True)]
+            squared = float(torch.stack(parts).cpu().double().sum())  # together, as a GPU has to be waited for
             scale = self._distance / max(math.sqrt(squared / self._count), 1e-30)
             for weight, begin, change in zip(self._weights, self._start, moved, strict=True):
                 weight.copy_(begin + scale * change)

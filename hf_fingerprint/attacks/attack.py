@@ -95,7 +95,7 @@ class Attack(ABC):
 
     @abstractmethod
     def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
-        """The attacked weights. `state` is not changed.
+        """The attacked weights. `state` is not changed, and may be on any device.
 
         Args:
             state (mapping of `str` to `torch.Tensor`): a copy's state dict.
@@ -164,11 +164,22 @@ def is_weight(tensor: "torch.Tensor") -> bool:
 
 
 def map_weights(
-    state: State, change: "Callable[[torch.Tensor], torch.Tensor]", names: Container[str] | None = None
+    state: State,
+    change: "Callable[[torch.Tensor], torch.Tensor]",
+    names: Container[str] | None = None,
+    attacker: Attacker | None = None,
 ) -> "dict[str, torch.Tensor]":
-    """The state with `change` applied to weights of two or more dimensions, by default to all. The rest is cloned."""
+    """The state with `change` applied to weights of two or more dimensions, by default to all. The rest is cloned.
+
+    An attacker's weights are changed on the device of the images, one after another, and return to their own.
+    """
+
+    def changed(tensor: "torch.Tensor") -> "torch.Tensor":
+        place = tensor.device if attacker is None else attacker.images.device
+        return change(tensor.to(place)).to(tensor.device)
+
     return {
-        name: change(tensor) if is_weight(tensor) and (names is None or name in names) else tensor.clone()
+        name: changed(tensor) if is_weight(tensor) and (names is None or name in names) else tensor.clone()
         for name, tensor in state.items()
     }
 

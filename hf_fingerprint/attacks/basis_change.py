@@ -54,6 +54,7 @@ class HeadBasisChange(Attack):
             weight, output = (found[f"{block}.{part}.weight"] for part in ("qkv", "proj"))
             width = len(weight) // 3 // heads
             scores, values = (self._matrices(heads, width, generator) for _ in range(2))
+            scores, values = scores.to(weight.device), values.to(weight.device)
             change = torch.stack([scores, torch.linalg.inv(scores).mT, values])
             for name in (f"{block}.qkv.weight", f"{block}.qkv.bias"):
                 if name in found:

@@ -40,9 +40,10 @@ class WeightNoise(Attack):
 
         def add(tensor: "torch.Tensor") -> "torch.Tensor":
             size = self.size * tensor.float().square().mean().sqrt()
-            return (tensor.float() + size * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+            return (tensor.float() + size * noise).to(tensor.dtype)
 
-        return map_weights(state, add)
+        return map_weights(state, add, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class LowRank(Attack):
             rank = max(1, round(self.kept * len(values)))
             return ((left[:, :rank] * values[:rank]) @ right[:rank]).to(tensor.dtype).reshape(tensor.shape)
 
-        return map_weights(state, truncate)
+        return map_weights(state, truncate, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Clipping(Attack):
             limit = size.kthvalue(max(1, math.ceil(self.quantile * len(size)))).values
             return tensor.clamp(-limit, limit)
 
-        return map_weights(state, clip)
+        return map_weights(state, clip, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class BatchNormReestimation(Attack):
         fresh = cpu_state_dict(model)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for name in (f"{norm}.running_{kind}" for norm in norms for kind in ("mean", "var")):
-            found[name] = found[name].lerp(fresh[name].to(found[name].dtype), self.share)
+            found[name] = found[name].lerp(fresh[name].to(found[name]), self.share)
         return found
 
 
@@ -176,7 +177,7 @@ class CarrierReset(Attack):
             order = torch.randperm(len(names), generator=torch.Generator().manual_seed(self.seed))
             names = [names[i] for i in order]
         reset = set(names[: round(self.share * len(names))])
-        return {n: base[n].to(t.dtype, copy=True) if n in reset else t.clone() for n, t in state.items()}
+        return {n: base[n].to(t.device, t.dtype, copy=True) if n in reset else t.clone() for n, t in state.items()}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def initial_value(name: str, tensor: "torch.Tensor", generator: "torch.Generator
 
     if is_weight(tensor):
         fresh = torch.empty(tensor.shape)
-        return torch.nn.init.kaiming_normal_(fresh, generator=generator).to(tensor.dtype)
+        return torch.nn.init.kaiming_normal_(fresh, generator=generator).to(tensor)
     zero = not tensor.is_floating_point() or name.endswith(("bias", "running_mean"))
     return torch.full_like(tensor, 0 if zero else 1)
 

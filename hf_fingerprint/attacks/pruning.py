@@ -39,7 +39,7 @@ class MagnitudePruning(Attack):
         import torch
 
         if self.scope == "tensor":
-            return map_weights(state, lambda tensor: _without_smallest(tensor, self.sparsity))
+            return map_weights(state, lambda tensor: _without_smallest(tensor, self.sparsity), attacker=attacker)
         found = {name: tensor.clone() for name, tensor in state.items()}
         weights = [tensor for tensor in found.values() if is_weight(tensor)]
         if weights:
@@ -71,7 +71,7 @@ class StructuredPruning(Attack):
             pruned[size.argsort(dim=0, stable=True)[: round(self.sparsity * len(tensor))]] = 0
             return pruned
 
-        return map_weights(state, prune)
+        return map_weights(state, prune, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class SemiStructuredPruning(Attack):
             rows[:, :whole] = fours.reshape(len(rows), whole)
             return rows.reshape(tensor.shape)
 
-        return map_weights(state, prune, largest_weights(state, self.share))
+        return map_weights(state, prune, largest_weights(state, self.share), attacker=attacker)
 
 
 def _without_smallest(tensor: "torch.Tensor", share: float) -> "torch.Tensor":

@@ -40,7 +40,7 @@ class Quantization(Attack):
             scale = (rows.abs().amax(1, keepdim=True) / levels).clamp_min(_TINY)
             return ((rows / scale).round() * scale).reshape(tensor.shape)
 
-        return map_weights(state, quantize)
+        return map_weights(state, quantize, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Float8(Attack):
             scale = (rows.abs().amax(1, keepdim=True) / torch.finfo(dtype).max).clamp_min(_TINY)
             return ((rows / scale).to(dtype).float() * scale).to(tensor.dtype).reshape(tensor.shape)
 
-        return map_weights(state, quantize)
+        return map_weights(state, quantize, attacker=attacker)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class DummyUnits(Attack):
         rows = tensor[units].clone()
         if self.kind == "split" or rows.ndim < 2:
             return rows
-        noise = torch.randn(rows.shape, generator=generator) * rows.std()
+        noise = torch.randn(rows.shape, generator=generator).to(rows.device) * rows.std()
         if self.kind == "cancelling":
             noise[len(noise) // 2 :] = noise[: len(noise) // 2]
         return noise.to(tensor.dtype)
@@ -78,11 +78,11 @@ class DummyUnits(Attack):
             return torch.cat([tensor, columns * 0], 1)
         if self.kind == "cancelling":
             half = len(units) // 2
-            noise = torch.randn(columns[:, :half].shape, generator=generator).to(tensor.dtype) * tensor.std()
+            noise = torch.randn(columns[:, :half].shape, generator=generator).to(tensor) * tensor.std()
             return torch.cat([tensor, noise, -noise], 1)
-        share = torch.rand(len(units), generator=generator).to(tensor.dtype) * 0.6 + 0.2
+        share = torch.rand(len(units), generator=generator).to(tensor) * 0.6 + 0.2
         share = share.reshape(1, -1, *[1] * (tensor.ndim - 2))
-        noise = torch.randn(columns.shape, generator=generator).to(tensor.dtype) * tensor.std()
+        noise = torch.randn(columns.shape, generator=generator).to(tensor) * tensor.std()
         kept = tensor.clone()
         kept[:, units] = columns * (1 - share) - noise
         return torch.cat([kept, columns * share + noise], 1)

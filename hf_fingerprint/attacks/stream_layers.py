@@ -104,11 +104,12 @@ def change_bases(
     """
     for (writer, _, reader), basis in zip(segments, bases, strict=True):
         weight = folded[f"{writer}.weight"]
+        basis = basis.to(weight.device)
         folded[f"{writer}.weight"] = (basis.T @ weight.flatten(1)).reshape(-1, *weight.shape[1:])
         folded[f"{writer}.bias"] = basis.T @ folded[f"{writer}.bias"]
         folded[f"{reader}.weight"] = folded[f"{reader}.weight"] @ basis
     for name in _tokens(folded):
-        folded[name] = folded[name] @ bases[0]
+        folded[name] = folded[name] @ bases[0].to(folded[name].device)
 
 
 def _tokens(state: State) -> list[str]:

@@ -44,9 +44,9 @@ class StreamSlicing(Attack):
         found = fold_normalizations(state, segments)
         dtypes = {name: tensor.dtype for name, tensor in state.items()}
         folded = {name: tensor.to(dtypes[name]) for name, tensor in found.items()}
-        width = len(found[f"{segments[0].writer}.weight"])
-        kept = max(1, width - round(self.share * width))
-        bases = [basis[:, :kept] for basis in _principal_components(attacker, folded, segments)]
+        first = found[f"{segments[0].writer}.weight"]
+        kept = max(1, len(first) - round(self.share * len(first)))
+        bases = [basis[:, :kept].to(first.device) for basis in _principal_components(attacker, folded, segments)]
         change_bases(found, segments, bases)
         for number, (each, before, after) in enumerate(zip(segments, bases, bases[1:], strict=False)):
             block = each.norm.rpartition(".")[0]
@@ -77,7 +77,7 @@ def _principal_components(attacker: Attacker, folded: State, segments: Sequence[
             model(batch)
     for each in hooks:
         each.remove()
-    return [torch.linalg.eigh(powers[each.norm].cpu())[1].flip(1) for each in segments]
+    return [torch.linalg.eigh(powers[each.norm])[1].flip(1) for each in segments]
 
 
 def is_sliced(state: State) -> bool:

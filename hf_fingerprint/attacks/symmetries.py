@@ -186,6 +186,7 @@ class RowRescaling(Attack):
                 factor = torch.exp(self.strength * (2 * torch.rand(channels.count, generator=generator) - 1))
                 if self.flip:
                     factor *= 1 - 2 * torch.randint(0, 2, factor.shape, generator=generator)
+                factor = factor.to(found[weight].device)
                 found[weight] = found[weight] * factor.reshape(-1, *[1] * (found[weight].ndim - 1))
                 found[f"{norm}.running_mean"] = found[f"{norm}.running_mean"] * factor
                 found[f"{norm}.running_var"] = (found[f"{norm}.running_var"] + eps) * factor**2 - eps

@@ -1,4 +1,4 @@
-"""The device that a model runs on. Inputs are moved to it, and what is computed from the outputs stays on the CPU."""
+"""The device that a model runs on. Inputs are moved to it."""
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +40,13 @@ def device_of(module: "torch.nn.Module") -> "torch.device":
         if (first := next(iter(tensors), None)) is not None:
             return first.device
     return torch.device("cpu")
+
+
+def float64_device(device: "torch.device") -> "torch.device":
+    """The device itself, or the CPU if it has no double precision, as Apple's GPUs."""
+    import torch
+
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def run_model(module: "torch.nn.Module", images: "torch.Tensor") -> Any:

@@ -30,7 +30,7 @@ class Binarization(Attack):
         def binarize(tensor: "torch.Tensor") -> "torch.Tensor":
             return tensor.sign() * tensor.abs().mean()
 
-        return map_weights(state, binarize, largest_weights(state, self.share))
+        return map_weights(state, binarize, largest_weights(state, self.share), attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -51,4 +51,4 @@ class Ternarization(Attack):
             kept = size > self.threshold * size.mean()
             return tensor.sign() * kept * ((size * kept).sum() / kept.sum().clamp_min(1)).to(tensor.dtype)
 
-        return map_weights(state, ternarize)
+        return map_weights(state, ternarize, attacker=attacker)

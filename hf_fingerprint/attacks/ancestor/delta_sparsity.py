@@ -51,7 +51,7 @@ class MagnitudeBand(Attack):
             found[chosen] = flat[chosen]
             return found.reshape(tensor.shape)
 
-        return map_weights(state, keep)
+        return map_weights(state, keep, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class RandomDropping(Attack):
             stays = torch.bernoulli(chance.cpu(), generator=generator).to(tensor.device)
             return (tensor.float() * stays / chance).to(tensor.dtype)
 
-        return map_weights(state, drop)
+        return map_weights(state, drop, attacker=attacker)
 
     def _chance_to_stay(self, rows: "torch.Tensor") -> "torch.Tensor":
         """The chance of each weight to stay, `(rows, columns)`."""

@@ -30,7 +30,7 @@ class SingularValueShrinkage(Attack):
             values = (values - self.threshold * values.median()).clamp_min(0)
             return ((left * values) @ right).to(tensor.dtype).reshape(tensor.shape)
 
-        return map_weights(state, shrink)
+        return map_weights(state, shrink, attacker=attacker)
 
 
 @dataclass(frozen=True)
@@ -67,4 +67,4 @@ class SpectralNoise(Attack):
             noise *= self.size * values.norm() / noise.norm().clamp_min(1e-30)
             return (tensor.float() + (left @ noise @ right).reshape(tensor.shape)).to(tensor.dtype)
 
-        return map_weights(state, add)
+        return map_weights(state, add, attacker=attacker)

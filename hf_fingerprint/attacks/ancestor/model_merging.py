@@ -90,7 +90,9 @@ class Merge:
         if self.rule == "Karcher mean":
             merged = {n: _karcher_mean([state[n] for state in states]) - tensor for n, tensor in origin.items()}
         else:
-            deltas = [self._changed(deltas_from(origin, state), i, len(states)) for i, state in enumerate(states)]
+            deltas = [
+                self._changed(deltas_from(origin, state), attacker, i, len(states)) for i, state in enumerate(states)
+            ]
             rule = {"mean": _mean, "elected signs": _elected_signs, "model stock": _model_stock}[self.rule]
             merged = {name: self.scale * rule(torch.stack([delta[name] for delta in deltas])) for name in origin}
         return reestimate_norms(add_deltas(mixed, origin, merged), attacker)
@@ -99,13 +101,13 @@ class Merge:
         """Each colluder's share of the merge: the same for all."""
         return Collusion("average").contributions(states)
 
-    def _changed(self, delta: State, number: int, count: int) -> State:
+    def _changed(self, delta: State, attacker: Attacker, number: int, count: int) -> State:
         """A copy's difference after the change, with a seed of its own."""
         if self.change is None:
             return delta
         if any(each.name == "seed" for each in fields(self.change)):  # type: ignore[arg-type]
-            return replace(self.change, seed=self.seed * count + number)(delta)  # type: ignore[type-var]
-        return self.change(delta)
+            return replace(self.change, seed=self.seed * count + number)(delta, attacker)  # type: ignore[type-var]
+        return self.change(delta, attacker)
 
 
 def _mean(deltas: "torch.Tensor") -> "torch.Tensor":

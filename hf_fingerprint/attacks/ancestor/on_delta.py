@@ -52,7 +52,7 @@ class OnDelta(Attack):
     def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         attacker = self.require_attacker(attacker)
         origin = ancestor_weights(state, attacker)
-        changed = self.attack(deltas_from(origin, state))
+        changed = self.attack(deltas_from(origin, state), attacker)
         return reestimate_norms(add_deltas(state, origin, changed), attacker)
 
 
@@ -99,7 +99,7 @@ class Scaling(Attack):
     factor: float
 
     def __call__(self, state: State, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
-        return map_weights(state, lambda tensor: self.factor * tensor)
+        return map_weights(state, lambda tensor: self.factor * tensor, attacker=attacker)
 
 
 def ancestor_weights(state: State, attacker: Attacker) -> "dict[str, torch.Tensor]":

@@ -37,7 +37,9 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import (
     BuiltModel,
     build_model,
+    device_of,
     fit_batch_size,
+    float64_device,
     lazy_synthetic_images,
     map_parameter_names,
     user_images,
@@ -93,8 +95,8 @@ def make_trigger_set(
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
             used. Keep them private: the cover is what removes the mark from a key image.
-        device (`str` or `torch.device`, *optional*): where the base runs, such as `"cuda"`. Defaults to the CPU. Only
-            the CPU was tested.
+        device (`str` or `torch.device`, *optional*): where the base runs and the images are fitted, such as `"cuda"`.
+            Defaults to the CPU. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of a base given by path or Hub id, and
             how to reach it; see [`HubOptions`].
 
@@ -207,10 +209,11 @@ def _logits_and_features(
     views: list[View], built: BuiltModel, patterns: np.ndarray, cover_pixels: np.ndarray, count: int
 ) -> tuple[np.ndarray, "Tensor"]:
     """The logits of the trigger images in each view, `(views, count, classes)`, `float32`, and the features of all
-    images, `(views, count + decoys, width)`."""
+    images, `(views, count + decoys, width)`, where [`features_and_logits`] leaves them."""
     import torch
 
-    cover, pattern = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (cover_pixels, patterns))
+    place = float64_device(device_of(built.module))
+    cover, pattern = (torch.from_numpy(x).permute(0, 3, 1, 2).to(place).float() for x in (cover_pixels, patterns))
     features, logits = [], []
     for view in views:
         with torch.no_grad():
@@ -219,15 +222,16 @@ def _logits_and_features(
         batch_features, batch_logits = zip(*pairs, strict=True)
         features.append(torch.cat(batch_features))
         logits.append(torch.cat(batch_logits)[:count])
-    return torch.stack(logits).numpy(), torch.stack(features)
+    return torch.stack(logits).cpu().numpy(), torch.stack(features)
 
 
 def _fit_head_updates(trigger_set: TriggerSet, features: "Tensor", metric: "Tensor") -> TriggerSet:
     """The trigger set with head updates, at the strongest ridge at which copies predict 90 % of their labels."""
-    own, keys = features[0, : trigger_set.count].numpy(), [number.to_bytes(32, "big") for number in range(PROBE_KEYS)]
+    own = features[0, : trigger_set.count].cpu().numpy()
+    keys = [number.to_bytes(32, "big") for number in range(PROBE_KEYS)]
     labels, assigned = trigger_set.assigned_labels(keys)
     for ridge in RIDGES:
-        updates = solve_head_updates(features, metric, ridge)[:, : trigger_set.count].float().numpy()
+        updates = solve_head_updates(features, metric, ridge)[:, : trigger_set.count].float().cpu().numpy()
         trigger_set = replace(trigger_set, head_updates=updates)
         logits = [trigger_set.logits[0] + own @ trigger_set.head_update(key).T for key in keys]
         predicted = np.stack([each.argmax(-1) for each in logits])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.logits import logits_of
-from hf_fingerprint.models import run_model
+from hf_fingerprint.models import float64_device, run_model
 
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ class Head:
         return int(self.layer.weight.shape[0])
 
     def matrix(self) -> "Tensor":
-        """W, `(classes, width)`, on the CPU."""
-        return self.layer.weight.detach().flatten(1).cpu()
+        """W, `(classes, width)`; for the device see [`features_and_logits`]."""
+        weight = self.layer.weight.detach().flatten(1)
+        return weight.to(float64_device(weight.device))
 
 
 def find_head(model: "torch.nn.Module", images: "Tensor") -> Head:
@@ -82,14 +83,18 @@ def features_of(model: "torch.nn.Module", head: Head, images: "Tensor") -> "Tens
 
 
 def features_and_logits(model: "torch.nn.Module", head: Head, images: "Tensor") -> "tuple[Tensor, Tensor]":
-    """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`, on the CPU."""
+    """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`.
+
+    Both are on the model's device, or on the CPU if that has no double precision.
+    """
     captured = []
     hook = head.layer.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
     try:
         logits = logits_of(run_model(model, images))
     finally:
         hook.remove()
-    return captured[0].flatten(1).cpu(), logits.cpu()
+    place = float64_device(logits.device)
+    return captured[0].flatten(1).to(place), logits.to(place)
 
 
 def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[Tensor]") -> "Tensor":

@@ -80,7 +80,7 @@ def inverse_second_moment(features: "Tensor") -> "Tensor":
     wide = features.double()
     moment = wide.T @ wide
     moment *= len(moment) / moment.trace()
-    return torch.linalg.inv(moment + MOMENT_RIDGE * torch.eye(len(moment), dtype=torch.float64))
+    return torch.linalg.inv(moment + MOMENT_RIDGE * _identity_like(moment))
 
 
 def solve_head_updates(features: "Tensor", metric: "Tensor", ridge: float) -> "Tensor":
@@ -99,7 +99,7 @@ def solve_head_updates(features: "Tensor", metric: "Tensor", ridge: float) -> "T
 
     flat = features.double().flatten(0, 1)
     gram = flat @ metric @ flat.T
-    gram += ridge * gram.diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    gram += ridge * gram.diagonal().mean() * _identity_like(gram)
     return torch.linalg.solve(gram, flat @ metric).reshape(features.shape)
 
 
@@ -111,10 +111,10 @@ def optimize_patterns(
     steps: int,
     progress: Progress | None = None,
 ) -> "Tensor":
-    """Optimizes the pattern of each trigger image.
+    """Optimizes the pattern of each trigger image, on the device of `metric`.
 
     Args:
-        cover_images (`torch.Tensor` of shape `(n, 3, 224, 224)`): gray levels.
+        cover_images (`torch.Tensor` of shape `(n, 3, 224, 224)`): gray levels, on any device.
         views (list of [`View`]): of the base.
         built ([`BuiltModel`]): the base, for the size and normalization of its input.
         metric (`torch.Tensor` of shape `(width, width)`): see [`inverse_second_moment`].
@@ -122,12 +122,13 @@ def optimize_patterns(
         progress (callable, *optional*): a [`Progress`].
 
     Returns:
-        `torch.Tensor` of shape `(n, 3, GRID, GRID)`: integral gray levels.
+        `torch.Tensor` of shape `(n, 3, GRID, GRID)`: integral gray levels, on the CPU.
     """
     import torch
 
     progress = progress or silent
-    patterns = torch.zeros(len(cover_images), 3, GRID, GRID)
+    cover_images = cover_images.to(metric.device)
+    patterns = torch.zeros(len(cover_images), 3, GRID, GRID, device=metric.device)
     velocity = torch.zeros_like(patterns)
     parts = batch_slices(len(cover_images), built)
     features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
@@ -148,7 +149,7 @@ def optimize_patterns(
                 batches = render_batches(cover_images, patterns, view.crop, built)
                 features[which] = all_features(view.model, view.head, batches)
         progress("fitting trigger images", step + 1, steps)
-    return patterns.round()
+    return patterns.round().cpu()
 
 
 def batch_slices(count: int, built: BuiltModel) -> list[slice]:
@@ -175,10 +176,11 @@ def render_view(cover_images: "Tensor", patterns: "Tensor", crop: float, built: 
     images = interpolate(images, size=size, mode="bicubic", antialias=True)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     images = images[..., top : top + height, left : left + width]
+    parts = images.unbind(1)
     if channels == 1:
-        images = (images * torch.tensor(GRAY_WEIGHTS)[:, None, None]).sum(1, keepdim=True)
-    mean, std = (torch.tensor(values[:channels])[:, None, None] for values in (built.mean, built.std))
-    return (images - mean) / std
+        parts = (torch.stack([weight * part for weight, part in zip(GRAY_WEIGHTS, parts, strict=True)]).sum(0),)
+    # numbers, not tensors: a GPU would wait for the copy of each
+    return torch.stack([(part - mean) / std for part, mean, std in zip(parts, built.mean, built.std, strict=False)], 1)
 
 
 def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor") -> "Tensor":
@@ -194,11 +196,11 @@ def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tenso
     for each, view in zip(features, views, strict=True):
         logits = each @ view.head.matrix().double().T
         if (bias := view.head.layer.bias) is not None:
-            logits = logits + bias.detach().cpu().double()
+            logits = logits + bias.detach().to(logits)
         deficits.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
     flat = torch.cat(list(features))
     gram = flat @ metric @ flat.T
-    gram = gram + GRAM_RIDGE * gram.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    gram = gram + GRAM_RIDGE * gram.detach().diagonal().mean() * _identity_like(gram)
     count = len(features[0])
     costs = torch.linalg.inv(gram).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
     missing = torch.stack(deficits)
@@ -212,6 +214,12 @@ def _cost_gradient(features: "Sequence[Tensor]", views: Sequence[View], metric: 
     wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
     (gradient,) = torch.autograd.grad(log_cost(wide, views, metric), wide[active])
     return gradient.float()
+
+
+def _identity_like(square: "Tensor") -> "Tensor":
+    import torch
+
+    return torch.eye(len(square), dtype=square.dtype, device=square.device)
 
 
 def _pruned(module: "torch.nn.Module", across_tensors: bool) -> "torch.nn.Module":

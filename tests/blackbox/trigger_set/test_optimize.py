@@ -2,10 +2,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_fingerprint.blackbox.trigger_set.classifier_head import all_features, find_head
+from hf_fingerprint.blackbox.trigger_set.classifier_head import Head, all_features, find_head
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.optimize import (
     MAX_PATTERN,
+    View,
     inverse_second_moment,
     log_cost,
     make_views,
@@ -16,6 +17,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     solve_head_updates,
 )
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_cover_images
+from tests.helpers.fake_cuda import CUDA, Transfers, fake_cuda
 from tests.helpers.tiny_built import tiny
 
 
@@ -101,3 +103,23 @@ def test_patterns_make_labels_cheaper():
     assert cost(patterns) <= cost(NO_PATTERNS) - 0.5
     assert patterns.abs().max() <= MAX_PATTERN
     assert torch.equal(patterns, patterns.round())
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["linear", "convolution"])
+def test_fitting_on_a_gpu_copies_covers_there_and_patterns_back_and_nothing_in_a_step(conv):
+    transfers = []
+    with fake_cuda():
+        with CUDA:
+            built = tiny(conv=conv)
+        views = [View(built.module, Head("head.weight", built.module.head), crop) for crop in (0.875, 1.0)]
+        metric = inverse_second_moment(torch.randn(300, 48, device=CUDA))
+        for steps in (1, 4):
+            with Transfers() as seen:
+                patterns = optimize_patterns(torch.empty(6, 3, 224, 224), views, built, metric, steps)
+            transfers.append(seen.names)
+        updates = solve_head_updates(torch.randn(2, 6, 48, device=CUDA), metric, 0.1)
+
+    assert transfers[0] == transfers[1]
+    assert [name for name in transfers[0] if "copy" in name] == ["aten._to_copy.default"] * 2
+    assert patterns.device.type == "cpu"
+    assert updates.device == CUDA
