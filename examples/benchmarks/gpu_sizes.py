@@ -16,7 +16,8 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        models (tuple): title, timm architecture and batch of each model whose steps are measured.
+        models (tuple): title, timm architecture and batch of each model whose steps are measured;
+            the batch is halved until it fits in memory.
         sharded (tuple): the same of the model of DDP and FSDP2; the batch is that of each process.
         precision (`str`): that of the steps.
         pairs (`int`): the most pairs of turns.
@@ -54,7 +55,7 @@ FULL = Sizes(
     ),
     sharded=("ViT-B/16", "vit_base_patch16_224", 128),
     precision="bf16",
-    pairs=40,
+    pairs=20,
     steps=4,
     issued=("ViT-L/16", "vit_large_patch16_224"),
     turns=2,

@@ -24,14 +24,24 @@ WARMUP, BOUND = 2, 1.01
 def step_figures(job: Job) -> Iterator[Figure]:
     """Yields the figures of a step of each model in one process."""
     for number, (title, architecture, batch) in enumerate(job.sizes.models):
-        loop = Loop(architecture, batch, job.device, timed=False)
         share = job.seconds_left / (len(job.sizes.models) - number)
-        yield step_ratio(loop, job.sizes, share, f"{title}, batch {batch}")
-        if job.device != "cpu":
-            yield peak_memory(loop, f"{title}, batch {batch}")
-        del loop
-        if job.device != "cpu":
+        while True:
+            try:
+                yield from _model_figures(job, title, architecture, batch, share)
+                break
+            except torch.OutOfMemoryError:
+                if batch < 2:
+                    raise
+            batch //= 2
             torch.cuda.empty_cache()
+
+
+def _model_figures(job: Job, title: str, architecture: str, batch: int, seconds: float) -> Iterator[Figure]:
+    loop, what = Loop(architecture, batch, job.device, timed=False), f"{title}, batch {batch}"
+    figures = [step_ratio(loop, job.sizes, seconds, what)]
+    if job.device != "cpu":
+        figures.append(peak_memory(loop, what))
+    yield from figures
 
 
 def sharded_figures(job: Job) -> Iterator[Figure]:

@@ -3,15 +3,17 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from examples._common.results import Figure, Results
-from examples.benchmarks import gpu
+from examples.benchmarks import gpu, gpu_steps
 from examples.benchmarks.gpu_jobs import weigh_on_device
-from examples.benchmarks.gpu_sizes import read_figures
+from examples.benchmarks.gpu_sizes import SMALL, Job, read_figures
 from hf_fingerprint.codes.scoring import weigh_codewords
 from tests.helpers.processes import ROOT, environment, module
 
@@ -40,7 +42,10 @@ def stub(folder, *failing):
 def test_every_part_runs_at_small_sizes(tmp_path):
     out = tmp_path / "gpu.json"
     done = subprocess.run(
-        module("examples.benchmarks.gpu", "--small", "--out", out), capture_output=True, text=True, env=environment()
+        module("examples.benchmarks.gpu", "--small", "--budget", 1200, "--out", out),
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
     results = Results.read(out)
     figures = {what: measured for table in results.tables[1:] for what, measured, _ in table.rows}
@@ -88,6 +93,18 @@ def test_a_part_that_takes_too_long_or_fails_keeps_the_figures_that_it_has(monke
     assert [rows[0] for rows in found.values()] == [("a / b", "1.0", "")] * 2
     assert found["slow"][1][1] == "not measured: the part took more than 2 s"
     assert found["fails"][1][1] == "not measured: MemoryError: out of memory in model.py"
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch, tmp_path):
+    def run(job, title, architecture, batch, seconds):
+        if batch > 1:
+            raise torch.OutOfMemoryError
+        yield Figure(title, str(batch), "")
+
+    monkeypatch.setattr(gpu_steps, "_model_figures", run)
+    job = Job(replace(SMALL, models=(("a", "b", 4), ("c", "d", 1))), "cpu", tmp_path, 0.0)
+
+    assert [(each.what, each.measured) for each in gpu_steps.step_figures(job)] == [("a", "1"), ("c", "1")]
 
 
 def test_figures_are_read_up_to_a_line_that_was_cut_short(tmp_path):
