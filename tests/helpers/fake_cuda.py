@@ -57,4 +57,6 @@ def fake_module(module: torch.nn.Module, mode: FakeTensorMode) -> torch.nn.Modul
             part._parameters[name] = torch.nn.Parameter(moved, False)
         else:
             part._buffers[name] = moved
+    # it is there already, and `Module.to` swaps fake tensors, which fails where anything refers to them weakly
+    module.to = lambda *args, **options: module  # type: ignore[method-assign]
     return module
