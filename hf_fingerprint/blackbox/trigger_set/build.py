@@ -24,10 +24,10 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     inverse_second_moment,
     make_views,
     optimize_patterns,
-    render_batches,
     solve_head_updates,
 )
 from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
+from hf_fingerprint.blackbox.trigger_set.rendering import render_batches
 from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_cover_images
 from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL

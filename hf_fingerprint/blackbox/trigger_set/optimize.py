@@ -11,14 +11,15 @@ model that an attacker may leave: images cropped, weights pruned.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.blackbox.trigger_set.classifier_head import BATCH, Head, all_features, features_of
-from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL, MIN_SIZE, synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.classifier_head import Head, all_features, features_of
+from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.rendering import batch_slices, render_batches, render_view
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, MARGIN
-from hf_fingerprint.models import BuiltModel, fit_batch_size
+from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.progress import Progress, silent
 
 
@@ -30,7 +31,6 @@ MAX_PATTERN = 90.0  # gray levels
 MOMENT_RIDGE, GRAM_RIDGE = 3e-2, 1e-2  # added to M and to the Gram matrix, in shares of their means
 MOMENTUM, DECAY_START, STEP_DECAY = 0.7, 0.6, 3.0  # after that share of the steps, they are smaller by that factor
 CROPS, DEFAULT_CROP, PRUNED_SHARE = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
-GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -133,54 +133,25 @@ def optimize_patterns(
     parts = batch_slices(len(cover_images), built)
     features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
     for step in range(steps):
-        active = step % len(views)
-        gradients = _cost_gradient(features, views, metric, active)
-        step_size = MAX_PATTERN / 8 / (1 if step < DECAY_START * steps else STEP_DECAY)
+        active, step_size = step % len(views), _step_size(step, steps)
+        view = views[active]
         for part in parts:
             pattern = patterns[part].clone().requires_grad_(True)
-            images = render_view(cover_images[part], pattern, views[active].crop, built)
-            batch_features = features_of(views[active].model, views[active].head, images)
-            (gradient,) = torch.autograd.grad((batch_features * gradients[part]).sum(), pattern)
+            images = render_view(cover_images[part], pattern, view.crop, built)
+            batch_features = features_of(view.model, view.head, images)
+            features[active][part] = batch_features.detach()
+            cost_gradient = _cost_gradient(features, views, metric, active)[part]
+            (gradient,) = torch.autograd.grad((batch_features * cost_gradient).sum(), pattern)
             gradient /= gradient.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(gradient.dtype).tiny
             velocity[part] = MOMENTUM * velocity[part] - gradient
             patterns[part] = (patterns[part] + step_size * velocity[part].sign()).clamp(-MAX_PATTERN, MAX_PATTERN)
-        for which, view in enumerate(views):
-            if which == active or active == len(views) - 1:
-                batches = render_batches(cover_images, patterns, view.crop, built)
-                features[which] = all_features(view.model, view.head, batches)
         progress("fitting trigger images", step + 1, steps)
     return patterns.round().cpu()
 
 
-def batch_slices(count: int, built: BuiltModel) -> list[slice]:
-    """The slices of `count` images that fit through the model at once."""
-    step = fit_batch_size(built.size[1] * built.size[2], BATCH)
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def render_batches(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Iterator[Tensor]":
-    """[`render_view`] in batches."""
-    for part in batch_slices(len(cover_images), built):
-        yield render_view(cover_images[part], patterns[part], crop, built)
-
-
-def render_view(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Tensor":
-    """Covers `(n, 3, 224, 224)` plus patterns, preprocessed for a model: `(n, channels, height, width)`."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    channels, height, width = built.size
-    upsampled = interpolate(patterns, size=(MIN_SIZE, MIN_SIZE), mode="bilinear")
-    images = (cover_images + upsampled).clamp(MIN_LEVEL, MAX_LEVEL) / 255
-    size = (int(height / crop), int(width / crop))
-    images = interpolate(images, size=size, mode="bicubic", antialias=True)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    images = images[..., top : top + height, left : left + width]
-    parts = images.unbind(1)
-    if channels == 1:
-        parts = (torch.stack([weight * part for weight, part in zip(GRAY_WEIGHTS, parts, strict=True)]).sum(0),)
-    # numbers, not tensors: a GPU would wait for the copy of each
-    return torch.stack([(part - mean) / std for part, mean, std in zip(parts, built.mean, built.std, strict=False)], 1)
+def _step_size(step: int, steps: int) -> float:
+    """The size of a step, in gray levels."""
+    return MAX_PATTERN / 8 / (1 if step < DECAY_START * steps else STEP_DECAY)
 
 
 def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor") -> "Tensor":

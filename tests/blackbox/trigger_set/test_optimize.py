@@ -12,10 +12,9 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     make_views,
     optimize_patterns,
     preprocessing_crop,
-    render_batches,
-    render_view,
     solve_head_updates,
 )
+from hf_fingerprint.blackbox.trigger_set.rendering import render_batches, render_view
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_cover_images
 from tests.helpers.fake_cuda import CUDA, Transfers, fake_cuda
 from tests.helpers.tiny_built import tiny
