@@ -118,7 +118,7 @@ class PublicScheme:
     def try_base(self, base: Path) -> None:
         """Extracts from the unmarked base."""
         found = self._request(work="extract", source=str(base))
-        wrong = "" if found["wrong"] is None else f", {found['wrong']} bits wrong"
+        wrong = "" if found["wrong"] is None else f", {found['wrong']} of {self.measured.bits} bits wrong"
         self.measured.of_base = ("marked (!)" if found["present"] else "not marked") + wrong
 
     def _request(self, **request: str) -> dict[str, Any]:
@@ -197,7 +197,9 @@ def check_checkout(name: str, checkout: Path) -> str:
 def make_base(architecture: str, folder: Path, train: LabeledImages, steps: int) -> Path:
     """Returns the folder of the owner's model, trained for some steps."""
     torch.manual_seed(0)
-    model = fine_tune(timm.create_model(architecture, num_classes=CLASSES), *train, lr=1e-3, steps=steps)
+    model = timm.create_model(architecture, num_classes=CLASSES)
+    for lr, share in ((1e-3, 2), (1e-4, 1)):  # the second rate settles the batch normalizations' statistics
+        fine_tune(model, *train, lr=lr, steps=max(1, share * steps // 3))
     half = (0.5, 0.5, 0.5)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, SIZE, SIZE), "mean": half, "std": half}
     return save_timm(model, folder)
@@ -211,12 +213,12 @@ def measure(others: Sequence[PublicScheme], ours: Ours, base: Path, pairs: int, 
             scheme.extract(work / "warm" / WEIGHTS)
             scheme.measured = Measured(scheme.measured.bits)
     for turn in range(pairs):
+        ours.issue(f"recipient {turn}", work / OURS / f"{turn}")
+        ours.extract()
         for scheme in others:
             copy = work / scheme.name / f"{turn}" / WEIGHTS
             scheme.issue(base / WEIGHTS, copy)
             scheme.extract(copy)
-        ours.issue(f"recipient {turn}", work / OURS / f"{turn}")
-        ours.extract()
         echo_err(f"turn {turn + 1} of {pairs}")
         if turn:
             for name in (*(scheme.name for scheme in others), OURS):
@@ -282,7 +284,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="number of turns")
     parser.add_argument("--epochs", type=int, default=8, help="of the toolbox's embedding")
     parser.add_argument("--images", type=int, default=IMAGES, help="number of images that owner and toolbox train on")
-    parser.add_argument("--training-steps", type=int, default=100, help="of the owner's model")
+    parser.add_argument("--training-steps", type=int, default=240, help="of the owner's model")
     add_results_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as work:

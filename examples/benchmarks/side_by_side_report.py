@@ -60,7 +60,8 @@ def times(theirs: Sequence[float], ours: Sequence[float]) -> tuple[float, str]:
     """Returns the median ratio of the pairs, and how it is shown, with the smallest and the largest."""
     ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
     middle = statistics.median(ratios)
-    return middle, f"{middle:.3g} ({ratios[0]:.3g} - {ratios[-1]:.3g})"
+    shown, least, most = (f"{each:,.0f}" if each >= 100 else f"{each:.3g}" for each in (middle, ratios[0], ratios[-1]))
+    return middle, f"{shown} ({least} - {most})"
 
 
 def ratio_table(others: Mapping[str, Measured], ours: Measured) -> Table:
@@ -85,7 +86,7 @@ def schemes_table(schemes: Mapping[str, Measured], alpha: float, notes: Sequence
         embedding = f"{statistics.median(each.embedding):.3g}" if each.embedding else "-"
         for what, took in each.extract.items():
             right = each.right[what]
-            wrong = f", {max(each.wrong)} bits wrong at most" if each.wrong else ""
+            wrong = f", at most {max(each.wrong)} of {each.bits} bits wrong" if each.wrong else ""
             rows.append(
                 (
                     what,
