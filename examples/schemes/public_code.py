@@ -103,8 +103,8 @@ class Toolbox:
         self._signature = np.random.default_rng(0).integers(0, 2, self.bits).astype(np.float32)
         self.steps, self.batch, self.published_epochs = 0, batch, marking["embed"]["epochs"]
         self.note = (
-            "its embed and verify run unchanged; the `__init__` files of five packages are skipped, which import every "
-            f"attack; the settings are those of its CIFAR-10 configuration (gamma {marking['wm_scheme']['gamma']}, "
+            "its embed and verify run unchanged; the `__init__` files of five packages are skipped, which import "
+            f"every attack; the settings are those of its CIFAR-10 configuration (gamma {marking['wm_scheme']['gamma']}, "
             f"batches of {batch}, the learning rate {self._optimizer['lr']:.2g} at which its schedule ends)"
         )
 
