@@ -139,7 +139,8 @@ def notes(
         f"{statistics.median(toolbox.steps):g} steps of {step:.2g} s. Its configuration has "
         f"{trained['published_epochs']} epochs of CIFAR-10, {published:,} steps unless it stops early. From the time "
         f"of a step, these would take {published * step / 3600:.2g} hours (computed, not run). Right means that it "
-        "accepts the copy and that all bits match, which we read at half of their trained value: the toolbox only correlates.",
+        "accepts the copy and that all bits match, which we read at half of their trained value: the toolbox only "
+        "correlates.",
         "Ours: the bits are positions of a codeword, which is each recipient's own. The mark has a fixed strength, "
         f"{AMPLITUDE:g} of the size of a weight's row.",
     )

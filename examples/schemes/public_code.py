@@ -104,8 +104,9 @@ class Toolbox:
         self.steps, self.batch, self.published_epochs = 0, batch, marking["embed"]["epochs"]
         self.note = (
             "its embed and verify run unchanged; the `__init__` files of five packages are skipped, which import "
-            f"every attack; the settings are those of its CIFAR-10 configuration (gamma {marking['wm_scheme']['gamma']}, "
-            f"batches of {batch}, the learning rate {self._optimizer['lr']:.2g} at which its schedule ends)"
+            "every attack; the settings are those of its CIFAR-10 configuration (gamma "
+            f"{marking['wm_scheme']['gamma']}, batches of {batch}, "
+            f"the learning rate {self._optimizer['lr']:.2g} at which its schedule ends)"
         )
 
     def embed(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
