@@ -34,7 +34,7 @@ class Transfers(TorchDispatchMode):
         return result
 
 
-def _empty_gradients(outputs: Any, inputs: Any) -> tuple[torch.Tensor, ...]:
+def _empty_gradients(outputs: Any, inputs: Any, *_by_outputs: Any) -> tuple[torch.Tensor, ...]:
     return tuple(torch.empty_like(each) for each in tree_leaves(inputs))
 
 

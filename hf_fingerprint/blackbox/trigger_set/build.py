@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
+COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 80
 MAX_IMAGES, N_SYNTHETIC = 4096, 2048  # images
 RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
 PROBE_KEYS = 16  # keys over which the recall is averaged
@@ -90,7 +90,7 @@ def make_trigger_set(
         count (`int`, *optional*, defaults to 160): the number of trigger images.
         decoys (`int`, *optional*, defaults to 20): the number of similar images that are assigned to nobody.
         assigned_share (`float`, *optional*, defaults to 0.5): the probability that a recipient is assigned a trigger.
-        steps (`int`, *optional*, defaults to 120): optimization steps of the patterns.
+        steps (`int`, *optional*, defaults to 80): optimization steps of the patterns.
         progress (callable, *optional*): a [`Progress`].
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those

@@ -11,14 +11,14 @@ model that an attacker may leave: images cropped, weights pruned.
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import Head, all_features, features_of
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.label_cost import LabelCost, identity_like
 from hf_fingerprint.blackbox.trigger_set.rendering import batch_slices, render_batches, render_view
-from hf_fingerprint.blackbox.trigger_set.triggers import GRID, MARGIN
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.progress import Progress, silent
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PATTERN = 90.0  # gray levels
-MOMENT_RIDGE, GRAM_RIDGE = 3e-2, 1e-2  # added to M and to the Gram matrix, in shares of their means
-MOMENTUM, DECAY_START, STEP_DECAY = 0.7, 0.6, 3.0  # after that share of the steps, they are smaller by that factor
+MOMENT_RIDGE = 3e-2  # added to M, as a share of its mean
+MOMENTUM, FIRST_STEP, LAST_STEP = 0.7, 8.0, 1.0  # steps in gray levels
 CROPS, DEFAULT_CROP, PRUNED_SHARE = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
 
 
@@ -80,7 +80,7 @@ def inverse_second_moment(features: "Tensor") -> "Tensor":
     wide = features.double()
     moment = wide.T @ wide
     moment *= len(moment) / moment.trace()
-    return torch.linalg.inv(moment + MOMENT_RIDGE * _identity_like(moment))
+    return torch.linalg.inv(moment + MOMENT_RIDGE * identity_like(moment))
 
 
 def solve_head_updates(features: "Tensor", metric: "Tensor", ridge: float) -> "Tensor":
@@ -99,7 +99,7 @@ def solve_head_updates(features: "Tensor", metric: "Tensor", ridge: float) -> "T
 
     flat = features.double().flatten(0, 1)
     gram = flat @ metric @ flat.T
-    gram += ridge * gram.diagonal().mean() * _identity_like(gram)
+    gram += ridge * gram.diagonal().mean() * identity_like(gram)
     return torch.linalg.solve(gram, flat @ metric).reshape(features.shape)
 
 
@@ -132,6 +132,7 @@ def optimize_patterns(
     velocity = torch.zeros_like(patterns)
     parts = batch_slices(len(cover_images), built)
     features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
+    cost = LabelCost(features, [view.head for view in views], metric)
     for step in range(steps):
         active, step_size = step % len(views), _step_size(step, steps)
         view = views[active]
@@ -139,9 +140,8 @@ def optimize_patterns(
             pattern = patterns[part].clone().requires_grad_(True)
             images = render_view(cover_images[part], pattern, view.crop, built)
             batch_features = features_of(view.model, view.head, images)
-            features[active][part] = batch_features.detach()
-            cost_gradient = _cost_gradient(features, views, metric, active)[part]
-            (gradient,) = torch.autograd.grad((batch_features * cost_gradient).sum(), pattern)
+            by_features = cost.update(active, part, batch_features)
+            (gradient,) = torch.autograd.grad(batch_features, pattern, by_features)
             gradient /= gradient.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(gradient.dtype).tiny
             velocity[part] = MOMENTUM * velocity[part] - gradient
             patterns[part] = (patterns[part] + step_size * velocity[part].sign()).clamp(-MAX_PATTERN, MAX_PATTERN)
@@ -150,47 +150,8 @@ def optimize_patterns(
 
 
 def _step_size(step: int, steps: int) -> float:
-    """The size of a step, in gray levels."""
-    return MAX_PATTERN / 8 / (1 if step < DECAY_START * steps else STEP_DECAY)
-
-
-def log_cost(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor") -> "Tensor":
-    """The logarithm of what the missing logits of all trigger images cost ordinary images; see the module's docstring.
-
-    Args:
-        features (sequence of `torch.Tensor` of shape `(n, width)`): of the trigger images in each view, `float64`.
-        views, metric: see [`optimize_patterns`].
-    """
-    import torch
-
-    deficits = []
-    for each, view in zip(features, views, strict=True):
-        logits = each @ view.head.matrix().double().T
-        if (bias := view.head.layer.bias) is not None:
-            logits = logits + bias.detach().to(logits)
-        deficits.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
-    flat = torch.cat(list(features))
-    gram = flat @ metric @ flat.T
-    gram = gram + GRAM_RIDGE * gram.detach().diagonal().mean() * _identity_like(gram)
-    count = len(features[0])
-    costs = torch.linalg.inv(gram).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
-    missing = torch.stack(deficits)
-    return torch.einsum("vq,vwq,wq->", missing, costs, missing).log()
-
-
-def _cost_gradient(features: "Sequence[Tensor]", views: Sequence[View], metric: "Tensor", active: int) -> "Tensor":
-    """The gradient of [`log_cost`] with respect to the features of the active view, `(n, width)`."""
-    import torch
-
-    wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
-    (gradient,) = torch.autograd.grad(log_cost(wide, views, metric), wide[active])
-    return gradient.float()
-
-
-def _identity_like(square: "Tensor") -> "Tensor":
-    import torch
-
-    return torch.eye(len(square), dtype=square.dtype, device=square.device)
+    """The size of a step, in gray levels: the last ones are small."""
+    return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 - step / steps)
 
 
 def _pruned(module: "torch.nn.Module", across_tensors: bool) -> "torch.nn.Module":

@@ -16,12 +16,14 @@ from hf_fingerprint.models import BuiltModel, fit_batch_size
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_BATCH = 48  # of small images
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def batch_slices(count: int, built: BuiltModel) -> list[slice]:
     """The slices of `count` images that fit through the model at once."""
-    step = fit_batch_size(built.size[1] * built.size[2], BATCH)
+    pixels = built.size[1] * built.size[2]
+    step = max(fit_batch_size(pixels, BATCH), min(MAX_BATCH, BATCH * MIN_SIZE**2 // pixels))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 

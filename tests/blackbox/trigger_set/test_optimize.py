@@ -4,11 +4,11 @@ from PIL import Image
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import Head, all_features, find_head
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.label_cost import log_cost
 from hf_fingerprint.blackbox.trigger_set.optimize import (
     MAX_PATTERN,
     View,
     inverse_second_moment,
-    log_cost,
     make_views,
     optimize_patterns,
     preprocessing_crop,
@@ -92,7 +92,7 @@ def test_patterns_make_labels_cheaper():
     def cost(patterns):
         batches = [render_batches(SYNTHETIC, patterns, view.crop, built) for view in views]
         features = [all_features(v.model, v.head, each).double() for v, each in zip(views, batches, strict=True)]
-        return float(log_cost(features, views, metric))
+        return float(log_cost(features, [view.head for view in views], metric))
 
     patterns = optimize_patterns(
         SYNTHETIC, views, built, metric, 24, lambda _, done, total: steps.append((done, total))

@@ -1,0 +1,152 @@
+"""Measures how much faster two processes are than one, by turns: an evaluation of 40 trials, and a list of suspects.
+
+Each process has a core and a thread of its own. Registration and the copies are made before, since one process makes
+them; starting the processes is part of the time.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples._common.real_inputs import fashion_mnist, lite0, save_timm
+from examples._common.results import Figure, add_results_option, figure_table, report
+from examples._common.training import fine_tune
+from examples.benchmarks.speed import PASSPHRASE, ratio
+from hf_fingerprint import FingerprintConfig, Issuer, Vault
+from hf_fingerprint.evaluation.trials import PRIVATE
+from hf_fingerprint.sharing import RESULTS
+
+
+SIZE, CLASSES, AMPLITUDE = 64, 10, 0.01
+ATTACKS = ("prune", "prune-rows", "int", "int-channel", "noise", "low-rank", "clip", "average", "median")
+FIRST = ("average",)  # makes the copies
+
+
+def main() -> None:
+    """Runs both by turns and prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=40, help="the least number of trials")
+    parser.add_argument("--suspects", type=int, default=200)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--turns", type=int, default=3)
+    add_results_option(parser)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = shared_rows(Path(folder), arguments.trials, arguments.suspects, arguments.images, arguments.turns)
+        report(arguments, [figure_table(rows)])
+
+
+def shared_rows(out: Path, trials: int, suspects: int, images: int, turns: int) -> list[Figure]:
+    """Returns how many times as fast two processes are, and whether each result was written once."""
+    model = make_model(out / "model")
+    pictures = write_pictures(out / "pictures", images)
+    evaluation = ["evaluate", model, "--data", pictures, "--max-images", images, "--out", out / "evaluation"]
+    run(1, [*evaluation, "--attacks", ",".join(FIRST)])
+    evaluation += ["--attacks", ",".join(ATTACKS)]
+    listed = make_suspects(out, model, suspects)
+    tracing = ["trace-all", listed, "--vault", out / "vault", "--passphrase-file", out / "passphrase"]
+    tracing += ["--out", out / "results"]
+    run(1, tracing)  # the first trace unseals the copy keys
+    alone: dict[str, list[float]] = {"evaluate": [], "trace-all": []}
+    shared: dict[str, list[float]] = {"evaluate": [], "trace-all": []}
+    counts: dict[str, int] = {}
+    for _ in range(turns):
+        for name, command, results in (
+            ("evaluate", evaluation, out / "evaluation" / PRIVATE / RESULTS),
+            ("trace-all", tracing, out / "results" / RESULTS),
+        ):
+            for processes, seconds in ((1, alone[name]), (2, shared[name])):
+                results.unlink(missing_ok=True)
+                seconds.append(run(processes, command))
+                counts[name] = check_results(results)
+            print(f"{name}: {alone[name][-1]:.0f} s alone, {shared[name][-1]:.0f} s with two", file=sys.stderr)
+    if counts["evaluate"] < trials:
+        raise SystemExit(f"{counts['evaluate']} trials are fewer than {trials}: choose more attacks.")
+    return [
+        Figure(
+            f"evaluate, {counts['evaluate']} trials: one process / two",
+            ratio(alone["evaluate"], shared["evaluate"]),
+            ">= 1.8",
+        ),
+        Figure(
+            f"trace-all, {counts['trace-all']} suspects: one process / two",
+            ratio(alone["trace-all"], shared["trace-all"]),
+            "reported",
+        ),
+        Figure("results written once", "all", "all"),
+    ]
+
+
+def run(processes: int, command: Sequence[object]) -> float:
+    """Returns the seconds that a command takes in so many processes, each on a core of its own."""
+    started = time.perf_counter()
+    launched = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hf_fingerprint", *map(str, command)],
+            env=os.environ | _launch_environment(rank, processes),
+            stdout=subprocess.DEVNULL,
+            preexec_fn=lambda core=rank: os.sched_setaffinity(0, {core}),
+        )
+        for rank in range(processes)
+    ]
+    if failed := [process.returncode for process in launched if process.wait() not in (0, 1)]:
+        raise SystemExit(f"{command[0]} ended with {failed[0]}.")
+    return time.perf_counter() - started
+
+
+def _launch_environment(rank: int, processes: int) -> dict[str, str]:
+    """What a launcher sets for a process."""
+    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes} if processes > 1 else {}
+    return {name: str(value) for name, value in {**launch, "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}.items()}
+
+
+def check_results(file: Path) -> int:
+    """Returns the number of results in a file, each of which must be there once."""
+    keys = [json.loads(line)["key"] for line in file.read_bytes().splitlines()]
+    if len(keys) != len(set(keys)):
+        raise SystemExit(f"{len(keys) - len(set(keys))} results were written twice.")
+    return len(keys)
+
+
+def make_model(folder: Path) -> Path:
+    """Saves EfficientNet-Lite0 with its ImageNet weights and a head for the classes of the pictures."""
+    model = lite0()
+    model.reset_classifier(CLASSES)
+    fine_tune(model, *fashion_mnist(True, 512, SIZE), lr=1e-3, steps=8)
+    model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0)
+    return save_timm(model, folder)
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    """Writes test images as files, in a folder for each class."""
+    from PIL import Image
+
+    for number, (image, label) in enumerate(zip(*fashion_mnist(False, 2 * count, SIZE), strict=True)):
+        place = folder / str(int(label))
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = (image * 127.5 + 127.5).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(place / f"{number:05}.png")
+    return folder
+
+
+def make_suspects(out: Path, model: Path, count: int) -> Path:
+    """Writes a list of suspects, which are four copies over and over, each in a folder of its own."""
+    (out / "passphrase").write_text(PASSPHRASE)
+    vault = Vault.create(out / "vault", PASSPHRASE)
+    with Issuer(model, vault, FingerprintConfig(amplitude=AMPLITUDE)) as issuer:
+        copies = [copy.path for copy in issuer.issue_all([f"r{n}" for n in range(4)], out / "copies")]
+    folders = [shutil.copytree(copies[n % 4], out / "suspects" / str(n), copy_function=os.link) for n in range(count)]
+    listed = out / "suspects.txt"
+    listed.write_text("\n".join(map(str, folders)) + "\n")
+    return listed
+
+
+if __name__ == "__main__":
+    main()
