@@ -84,7 +84,7 @@ class JsonLinesStore(Generic[R]):
         line = json.dumps(about | values, allow_nan=False).encode() + b"\n"
         with (
             translate_disk_errors(f"{self._file} can't be written", self._file.parent),
-            self._file.open("ab+", 0) as stream,
+            open(self._file, "ab+", 0, opener=_open_private) as stream,
         ):
             _lock_file(stream)
             self._read_lines(stream)
@@ -284,6 +284,10 @@ def _do_next(
                     store.add(keys[i], work(i))
                 return i
     return None
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _lock_file(stream: BinaryIO) -> None:

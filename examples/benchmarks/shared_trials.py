@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -69,18 +70,12 @@ def shared_rows(out: Path, trials: int, suspects: int, images: int, turns: int) 
             print(f"{name}: {alone[name][-1]:.0f} s alone, {shared[name][-1]:.0f} s with two", file=sys.stderr)
     if counts["evaluate"] < trials:
         raise SystemExit(f"{counts['evaluate']} trials are fewer than {trials}: choose more attacks.")
+    gain = statistics.median(a / b for a, b in zip(alone["evaluate"], shared["evaluate"], strict=True))
+    names = {"evaluate": f"evaluate, {counts['evaluate']} trials", "trace-all": f"trace-all, {suspects} suspects"}
+    evaluated, traced = (f"{names[each]}: one process / two" for each in names)
     return [
-        Figure(
-            f"evaluate, {counts['evaluate']} trials: one process / two",
-            ratio(alone["evaluate"], shared["evaluate"]),
-            ">= 1.8",
-        ),
-        Figure(
-            f"trace-all, {counts['trace-all']} suspects: one process / two",
-            ratio(alone["trace-all"], shared["trace-all"]),
-            "reported",
-        ),
-        Figure("results written once", "all", "all"),
+        Figure(evaluated, ratio(alone["evaluate"], shared["evaluate"]), ">= 1.8", gain >= 1.8),
+        Figure(traced, ratio(alone["trace-all"], shared["trace-all"]), "reported"),
     ]
 
 

@@ -88,6 +88,7 @@ def test_results_are_kept_for_the_owner_alone_and_read_as_they_were_written(case
     assert traces.call_count == 0
     assert [each.to_dict() for each in second] == json.loads(json.dumps([each.to_dict() for each in first]))
     assert stat.S_IMODE(case.out.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in case.out.glob("*l*s*")} == {0o600}
     kept = (case.out / "results.jsonl").read_bytes()
     for record in case.vault.copies():
         assert case.vault.copy_key(record).hex().encode() not in kept
