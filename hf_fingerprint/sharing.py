@@ -84,9 +84,9 @@ class JsonLinesStore(Generic[R]):
         line = json.dumps(about | values, allow_nan=False).encode() + b"\n"
         with (
             translate_disk_errors(f"{self._file} can't be written", self._file.parent),
-            open(self._file, "ab+", 0, opener=_open_private) as stream,
+            os.fdopen(_open_private(self._file, os.O_APPEND), "ab+", 0) as stream,
         ):
-            _lock_file(stream)
+            self._lock(stream)
             self._read_lines(stream)
             if key in self.known:
                 return self.known[key]
@@ -96,6 +96,13 @@ class JsonLinesStore(Generic[R]):
             self._read += len(line)
         self.known[key] = self._parse(values)
         return self.known[key]
+
+    def _lock(self, stream: BinaryIO) -> None:
+        """Waits until no other process adds a record. The lock ends when the file is closed."""
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _no_locks_error(self._file, error) from None
 
     def _read_lines(self, stream: BinaryIO) -> None:
         stream.seek(self._read)
@@ -130,7 +137,7 @@ class JobLocks:
     def __init__(self, file: Path):
         self._file = file
         with translate_disk_errors(f"{file} can't be used", file.parent):
-            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._descriptor = _open_private(file)
 
     def __enter__(self) -> "JobLocks":
         return self
@@ -286,16 +293,8 @@ def _do_next(
     return None
 
 
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-
-
-def _lock_file(stream: BinaryIO) -> None:
-    """Waits until no other process adds to a file. The lock ends when the file is closed."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-    except OSError as error:
-        raise _no_locks_error(Path(stream.name), error) from None
+def _open_private(file: Path, flags: int = 0) -> int:
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
 
 
 def _no_locks_error(file: Path, error: OSError) -> StorageError:
