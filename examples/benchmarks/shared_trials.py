@@ -30,6 +30,24 @@ ATTACKS = ("prune", "prune-rows", "int", "int-channel", "noise", "low-rank", "cl
 FIRST = ("average",)  # makes the copies
 
 
+COUNTING = """
+import sys, time
+import torch
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.models import build_model
+with open_checkpoint(sys.argv[1]) as checkpoint:
+    model = build_model(checkpoint).module
+images, count = torch.randn(16, 3, 64, 64).contiguous(memory_format=torch.channels_last), 0
+with torch.inference_mode():
+    model(images)
+    end = time.monotonic() + 15
+    while time.monotonic() < end:
+        model(images)
+        count += len(images)
+print(count)
+"""
+
+
 def main() -> None:
     """Runs both by turns and prints the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -76,6 +94,7 @@ def shared_rows(out: Path, trials: int, suspects: int, images: int, turns: int) 
     return [
         Figure(evaluated, ratio(alone["evaluate"], shared["evaluate"]), ">= 1.8", gain >= 1.8),
         Figure(traced, ratio(alone["trace-all"], shared["trace-all"]), "reported"),
+        Figure("the model on two cores at once / on one, images classified", machine_limit(model), "reported"),
     ]
 
 
@@ -100,6 +119,26 @@ def _launch_environment(rank: int, processes: int) -> dict[str, str]:
     """What a launcher sets for a process."""
     launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes} if processes > 1 else {}
     return {name: str(value) for name, value in {**launch, "OMP_NUM_THREADS": 1, "HF_HUB_OFFLINE": 1}.items()}
+
+
+def machine_limit(model: Path) -> str:
+    """Returns how many times as fast two processes are that share nothing, by the images that they classify."""
+    alone, both = (count_images(model, cores) for cores in ((0,), (0, 1)))
+    return f"{both / alone:.2f}"
+
+
+def count_images(model: Path, cores: Sequence[int]) -> int:
+    """Returns how many images one process on each core classifies in some seconds, in all."""
+    launched = [
+        subprocess.Popen(
+            ["taskset", "-c", str(core), sys.executable, "-c", COUNTING, str(model)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for core in cores
+    ]
+    return sum(int(process.communicate()[0]) for process in launched)
 
 
 def check_results(file: Path) -> int:
