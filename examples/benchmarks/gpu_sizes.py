@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from examples._common.results import Figure
-from hf_fingerprint.blackbox.trigger_set.build import N_SYNTHETIC
+from hf_fingerprint.blackbox.trigger_set.build import N_SYNTHETIC, STEPS
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ FULL = Sizes(
     fitted=("ViT-B/16", "vit_base_patch16_224"),
     triggers=40,
     decoys=20,
-    fitting_steps=120,
+    fitting_steps=STEPS,
     ordinary=N_SYNTHETIC,
 )
 SMALL = Sizes(
