@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save, save_file
 from hf_fingerprint import Issuer, TraceResult, issue, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
-from hf_fingerprint.tracing import trace_request
+from hf_fingerprint.tracing import vault_records
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
@@ -159,7 +159,7 @@ def test_a_copy_of_which_a_few_tensors_are_left_keeps_its_base(tuned, tmp_path):
 def test_which_bases_are_read_depends_on_no_key(tuned, tmp_path, monkeypatch):
     """The choice is made before any copy key is opened for."""
     opened = []
-    monkeypatch.setattr(trace_request, "open_copies", lambda vault, records: opened.append(len(records)) or 1 / 0)
+    monkeypatch.setattr(vault_records, "open_copies", lambda vault, records: opened.append(len(records)) or 1 / 0)
     save_file(tuned.copies["of 3"], tmp_path / "suspect.safetensors")
     with pytest.raises(ZeroDivisionError):
         trace(tmp_path / "suspect.safetensors", tuned.vault)
