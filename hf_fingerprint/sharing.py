@@ -16,7 +16,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
-import hf_fingerprint
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.files import write_all
 from hf_fingerprint.errors import FingerprintError, StorageError
@@ -116,9 +115,9 @@ class JsonLinesStore(Generic[R]):
         self._read += size
 
 
-def job_key(*parts: object) -> str:
-    """The key of a job: a digest of everything that determines its result, and of this package's version."""
-    return hashlib.sha256(repr((hf_fingerprint.__version__, *parts)).encode()).hexdigest()[:24]
+def job_key(**parts: Any) -> str:
+    """The key of a job: a digest of everything that determines its result."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
 class JobLocks:

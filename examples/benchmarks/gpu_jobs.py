@@ -130,7 +130,7 @@ def trigger_figures(job: Job) -> Iterator[Figure]:
 
     def plain_passes() -> float:
         began = now(job.device)
-        for number in range(4 * len(views) - 1):  # as many as one step for each view has
+        for number in range(2 * len(views)):  # as many as the start and one step for each view have
             pass_over(backwards=number < len(views))
         return now(job.device) - began
 

@@ -36,8 +36,9 @@ from hf_fingerprint.cli.output import echo_err, print_json, progress_bars
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate, select_attacks
 from hf_fingerprint.evaluation.planning import Job, plan_jobs
-from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, trial_key
+from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
 from hf_fingerprint.progress import Progress
+from hf_fingerprint.sharing import job_key
 
 
 COALITIONS = (3, 5)
@@ -90,7 +91,7 @@ def compare(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str
         key_parts = {"base": digest, "data": data.digest, "steps": steps, "version": hf_fingerprint.__version__}
         rows = Rows(out / "rows.jsonl")
         for arm in (DesignArm(start, SEED, embed=scale < LEAST_SCALE), ToolboxArm(start, SEED)):
-            runner = SchemeRunner(arm, testbed, data, owners, out / f"copies-{trial_key(**key_parts)}", steps)
+            runner = SchemeRunner(arm, testbed, data, owners, out / f"copies-{job_key(**key_parts)}", steps)
             selected = select_jobs(arm, jobs, arguments.skip_mild_training)
             made = [runner.copy(user) for user in range(max(job.colluders for job in selected))]
             steps_taken, right = tuple(each.steps for each in made), tuple(each.right for each in made)

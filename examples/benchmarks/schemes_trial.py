@@ -21,8 +21,9 @@ from hf_fingerprint.cli.output import echo_err
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import EvaluationData, Testbed
 from hf_fingerprint.evaluation.planning import Job
-from hf_fingerprint.evaluation.trials import BASE, COLLUSION, trial_key
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION
 from hf_fingerprint.progress import Progress
+from hf_fingerprint.sharing import job_key
 from hf_fingerprint.training import DeepMarksLoss
 
 
@@ -124,9 +125,7 @@ class SchemeRunner:
         found: list[Row] = []
         failed: set[str] = set()
         for number, job in enumerate(jobs, 1):
-            key = trial_key(
-                **key_parts, scheme=self.arm.name, attack=job.attack, what=job.what, colluders=job.colluders
-            )
+            key = job_key(**key_parts, scheme=self.arm.name, attack=job.attack, what=job.what, colluders=job.colluders)
             if job.attack not in failed:
                 found.append(rows.known.get(key) or rows.add(key, self._run_job(job)))
                 if found[-1].outcome == FAILED:

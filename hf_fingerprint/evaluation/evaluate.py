@@ -31,7 +31,6 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     open_job_locks,
 )
-from hf_fingerprint.launcher import own_device
 from hf_fingerprint.progress import Progress, shows_progress, silent
 from hf_fingerprint.tables import Block, PrintableResult, one_line_repr
 from hf_fingerprint.vault import check_outside_vaults
@@ -181,7 +180,6 @@ def evaluate(
     dataset = data
     if not isinstance(dataset, EvaluationData):
         dataset = _load_data(model, dataset, images, options, progress or silent)
-    device = None if device is None else own_device(str(device))
     dataset = dataset.on(device)
     with ExitStack() as stack:
         opened_ancestor = (

@@ -16,11 +16,11 @@ from hf_fingerprint.evaluation.ancestor_model import AncestorModel
 from hf_fingerprint.evaluation.data import EvaluationData
 from hf_fingerprint.evaluation.planning import Job
 from hf_fingerprint.evaluation.testbed import Testbed
-from hf_fingerprint.evaluation.trials import BASE, COLLUSION, SINGLE, ResultStore, Skipped, Trial, trial_key
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, SINGLE, ResultStore, Skipped, Trial
 from hf_fingerprint.logits import logits_of
 from hf_fingerprint.models import for_convolutions
 from hf_fingerprint.progress import Progress
-from hf_fingerprint.sharing import JobLocks, share_jobs
+from hf_fingerprint.sharing import JobLocks, job_key, share_jobs
 
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class TrialRunner:
 
     def _key(self, job: Job) -> str:
         testbed = self._testbed
-        return trial_key(
+        return job_key(
             version=hf_fingerprint.__version__,
             base=testbed.base.base_id,
             model=testbed.base.content_hash,

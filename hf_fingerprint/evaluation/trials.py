@@ -5,8 +5,6 @@ these scores, so they are stored in the folder `private`, which only the owner c
 ([`Trial.redacted`]).
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -138,11 +136,6 @@ def _json_finite(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_json_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def trial_key(**key_parts: Any) -> str:
-    """A trial's key: a digest of everything that determines its results."""
-    return hashlib.sha256(json.dumps(key_parts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)

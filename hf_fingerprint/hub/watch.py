@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hf_fingerprint
 from hf_fingerprint.checkpoints import HubOptions
 from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
@@ -138,8 +139,8 @@ def watch(
     recorded, records = publications(vault), VaultRecords(vault)
     access = HubOptions(token=token, cache_dir=cache_dir)
     listed = _list_changed(names, since, token)
-    state = records.refresh(), max_bytes
-    keys = [job_key(each.model, str(each.modified), *state) for each in listed]
+    same = {"version": hf_fingerprint.__version__, "vault": records.refresh(), "max_bytes": max_bytes}
+    keys = [job_key(model=each.model, modified=str(each.modified), **same) for each in listed]
 
     def trace_one(index: int) -> WatchResult:
         records.refresh()

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.launcher import own_device
 from hf_fingerprint.printable import printable
 
 
@@ -13,7 +14,8 @@ T = TypeVar("T", "torch.nn.Module", "torch.Tensor")
 
 
 def to_device(value: T, device: "str | torch.device | None") -> T:
-    """A tensor on a device, or a model, which is moved in place. `None` leaves it where it is.
+    """A tensor on a device, or a model, which is moved in place. `None` leaves it where it is. Of several launched
+    processes, `"cuda"` is for each its own device; see [`own_device`].
 
     Raises:
         [`FingerprintError`]: if torch has no such device here, or its memory is full.
@@ -23,7 +25,7 @@ def to_device(value: T, device: "str | torch.device | None") -> T:
     if device is None:
         return value
     try:
-        place = torch.device(device)
+        place = torch.device(own_device(str(torch.device(device))))
         if place.type != "meta":
             return value.to(place)
         reason = "it computes nothing"

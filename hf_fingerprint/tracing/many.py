@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import hf_fingerprint
 from hf_fingerprint.checkpoints import NO_OPTIONS, HubOptions
 from hf_fingerprint.checkpoints.memory import ModelInput
 from hf_fingerprint.errors import FingerprintError
@@ -130,7 +131,8 @@ def trace_all(
     records, options = VaultRecords(vault), HubOptions(token=token, cache_dir=cache_dir)
     names, how = list(map(str, suspects)), (base, full, max_bytes, ancestor)
     state = records.refresh()
-    keys = [job_key(name, str(how), state) for name in names]
+    version = hf_fingerprint.__version__
+    keys = [job_key(version=version, suspect=name, how=str(how), vault=state) for name in names]
 
     def trace_one(index: int) -> SuspectResult:
         records.refresh()

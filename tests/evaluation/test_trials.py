@@ -8,7 +8,8 @@ from filelock import FileLock
 
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import Trial
-from hf_fingerprint.evaluation.trials import PRIVATE, RESULTS, ResultStore, open_evaluation_folder, trial_key
+from hf_fingerprint.evaluation.trials import PRIVATE, RESULTS, ResultStore, open_evaluation_folder
+from hf_fingerprint.sharing import job_key
 from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
 
@@ -81,8 +82,8 @@ def test_whatever_decides_a_figure_is_in_the_key():
     same = {"attack": "prune", "what": "MagnitudePruning(0.5)", "data": "00", "settings": {"alpha": 1e-6}}
     others = [{"attack": "int"}, {"what": "MagnitudePruning(0.6)"}, {"data": "01"}, {"settings": {"alpha": 1e-5}}]
 
-    assert trial_key(**same) == trial_key(**dict(reversed(same.items())))
-    assert len({trial_key(**same | other) for other in [{}, *others]}) == 5
+    assert job_key(**same) == job_key(**dict(reversed(same.items())))
+    assert len({job_key(**same | other) for other in [{}, *others]}) == 5
 
 
 def test_a_folder_is_made_for_its_owner_alone(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.blackbox.trigger_set.classifier_head import BATCH
 from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL, MIN_SIZE
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID
-from hf_fingerprint.models import BuiltModel, fit_batch_size
+from hf_fingerprint.models import BuiltModel
 
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 def batch_slices(count: int, built: BuiltModel) -> list[slice]:
     """The slices of `count` images that fit through the model at once."""
     pixels = built.size[1] * built.size[2]
-    step = max(fit_batch_size(pixels, BATCH), min(MAX_BATCH, BATCH * MIN_SIZE**2 // pixels))
+    step = max(1, min(MAX_BATCH, BATCH * MIN_SIZE**2 // pixels))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
