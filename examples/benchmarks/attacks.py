@@ -23,6 +23,7 @@ from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, l
 from examples._common.results import commit
 from examples._common.training import fine_tune
 from hf_fingerprint import FingerprintConfig
+from hf_fingerprint.attacks import FineTuning
 from hf_fingerprint.cli.output import echo_err, progress_bars
 from hf_fingerprint.evaluation import EvaluationData, evaluate, write_report
 
@@ -178,6 +179,7 @@ def main() -> None:
             public_base=True,
             progress=progress,
             ancestor=ancestor,
+            fine_tuning_steps=FineTuning.steps,  # with --quick too
         )
     written = write_report(found, folder)
     echo_err(f"Wrote {written.page}.")

@@ -44,6 +44,7 @@ from hf_fingerprint.sharing import job_key
 COALITIONS = (3, 5)
 INNOCENTS, FEWEST_INNOCENTS = 10_000, 300
 ROUND = 50
+FINE_TUNING_STEPS = FineTuning.steps  # not the fewer of a quick evaluation
 TRAINING = (FineTuning, TransferLearning, AdversarialRemoval, Distillation, ModelExtraction)
 LEAST_SCALE = 0.1  # below, training is too short to embed DeepMarks by gradient: it is embedded in closed form
 
@@ -80,7 +81,7 @@ def compare(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str
     excluded += attack_names(ANCESTOR)  # the other schemes have no answer to these
     chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in excluded]
     jobs, config = (
-        plan_jobs(chosen, arguments.coalitions, quick=True),
+        plan_jobs(chosen, arguments.coalitions, quick=True, fine_tuning_steps=FINE_TUNING_STEPS),
         FingerprintConfig(expected_recipients=RECIPIENTS),
     )
     digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
@@ -108,6 +109,7 @@ def compare(arguments: argparse.Namespace, progress: Progress) -> tuple[dict[str
         quick=True,
         public_base=True,
         progress=progress,
+        fine_tuning_steps=FINE_TUNING_STEPS,
     )
     found += [from_trial(trial) for trial in evaluation.trials]
     return write_table(found, evaluation, trained, out)

@@ -149,20 +149,20 @@ def check_results(file: Path) -> int:
     return len(keys)
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, size: int = SIZE) -> Path:
     """Saves EfficientNet-Lite0 with its ImageNet weights and a head for the classes of the pictures."""
     model = lite0()
     model.reset_classifier(CLASSES)
-    fine_tune(model, *fashion_mnist(True, 512, SIZE), lr=1e-3, steps=8)
-    model.pretrained_cfg.update(input_size=(3, SIZE, SIZE), crop_pct=1.0)
+    fine_tune(model, *fashion_mnist(True, 512, size), lr=1e-3, steps=8)
+    model.pretrained_cfg.update(input_size=(3, size, size), crop_pct=1.0)
     return save_timm(model, folder)
 
 
-def write_pictures(folder: Path, count: int) -> Path:
+def write_pictures(folder: Path, count: int, size: int = SIZE) -> Path:
     """Writes test images as files, in a folder for each class."""
     from PIL import Image
 
-    for number, (image, label) in enumerate(zip(*fashion_mnist(False, 2 * count, SIZE), strict=True)):
+    for number, (image, label) in enumerate(zip(*fashion_mnist(False, 2 * count, size), strict=True)):
         place = folder / str(int(label))
         place.mkdir(parents=True, exist_ok=True)
         pixels = (image * 127.5 + 127.5).round().byte().permute(1, 2, 0).numpy()

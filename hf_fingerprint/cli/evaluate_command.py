@@ -42,8 +42,16 @@ def evaluate(
     runs: Annotated[int, option("--runs", "Number of different coalitions for each number of colluders.", min=1)] = 1,
     expected_recipients: options.ExpectedRecipients = None,
     quick: Annotated[
-        bool, option("--quick", "Run three strengths of each attack, and coalitions of three only.")
+        bool,
+        option(
+            "--quick",
+            "Run three strengths of each attack and coalitions of three only, and fine-tune for 30 steps.",
+        ),
     ] = False,
+    fine_tuning_steps: Annotated[
+        int | None,
+        option("--fine-tuning-steps", "Steps of fine-tuning. Defaults to 100, or 30 with --quick.", min=1),
+    ] = None,
     public_base: Annotated[bool, option("--public-base", "Give the attacker the unmarked base, too.")] = False,
     ancestor: Annotated[
         str | None,
@@ -75,6 +83,7 @@ def evaluate(
         raise FingerprintError(
             "MODEL, --data or --out is missing: give the model, its images and a folder for the results."
         )
+    from hf_fingerprint.cli.kept_memory import keep_freed_memory
     from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
@@ -83,6 +92,7 @@ def evaluate(
 
     given = {"max_kl": max_kl, "coalition": coalition, "expected_recipients": expected_recipients, "alpha": alpha}
     config = options.load_config(FingerprintConfig, config_file, files.access, **given)
+    keep_freed_memory()
     with output.progress_bars() as progress:
         evaluation = run(
             model,
@@ -98,6 +108,7 @@ def evaluate(
             progress=progress,
             all_scores=all_scores,
             ancestor=ancestor,
+            fine_tuning_steps=fine_tuning_steps,
             device=device,
             **files.keywords,
         )

@@ -28,7 +28,7 @@ def triggers(
         float | None,
         option("--assigned-share", "Share of the trigger images that is assigned to each recipient. Defaults to 0.5."),
     ] = None,
-    steps: Annotated[int | None, option("--steps", "Optimization steps. Defaults to 80.", min=1)] = None,
+    steps: Annotated[int | None, option("--steps", "Optimization steps. Defaults to 120.", min=1)] = None,
     as_base: options.AsBase = False,
     ancestor: options.Ancestor = None,
     *,

@@ -132,6 +132,7 @@ def evaluate(
     progress: Progress | None = None,
     all_scores: bool = False,
     ancestor: str | Path | None = None,
+    fine_tuning_steps: int | None = None,
     *,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
@@ -163,6 +164,7 @@ def evaluate(
             publish such a result.
         ancestor (`str` or `Path`, *optional*): the public model from which the model was fine-tuned, a path or Hub id
             such as `org/name@revision`. The attacker has it. Attacks that need it are left out without it.
+        fine_tuning_steps (`int`, *optional*): see [`plan_jobs`].
         device (`str` or `torch.device`, *optional*): where models run and train, such as `"cuda"`. Defaults to the
             CPU, or to the device of the images in `data`. Only the CPU was tested.
         revision, token, cache_dir, subfolder, variant (*optional*): which files of the model, and how to reach them;
@@ -174,7 +176,7 @@ def evaluate(
     options = HubOptions.for_model(model, revision, token, cache_dir, subfolder, variant)
     chosen = select_attacks(attacks)
     possible = [name for name in chosen if ancestor is not None or SUITE[name].group != ANCESTOR]
-    jobs = plan_jobs(possible, coalitions, quick, runs)
+    jobs = plan_jobs(possible, coalitions, quick, runs, fine_tuning_steps)
     check_outside_vaults(Path(out))
     folder, count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
     dataset = data

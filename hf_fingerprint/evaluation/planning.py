@@ -7,6 +7,7 @@ import numpy as np
 
 from hf_fingerprint.attacks.ancestor.model_merging import Merge
 from hf_fingerprint.attacks.attack import AttackStep, Compose
+from hf_fingerprint.attacks.finetuning import FineTuning, TransferLearning
 from hf_fingerprint.attacks.mixing import Collusion
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
 from hf_fingerprint.choices import did_you_mean
@@ -15,6 +16,7 @@ from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE
 
 
 COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)
+QUICK_STEPS = 30  # of fine-tuning
 
 
 def select_attacks(selection: Sequence[str] | None) -> list[str]:
@@ -84,30 +86,41 @@ class Job:
 
 
 def plan_jobs(
-    chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: bool = False, runs: int = 1
+    chosen: Sequence[str],
+    coalitions: Sequence[int] | None = None,
+    quick: bool = False,
+    runs: int = 1,
+    fine_tuning_steps: int | None = None,
 ) -> list[Job]:
     """The jobs of an evaluation: the base, a copy as issued, attacks on that copy, collusions.
 
     Args:
         chosen (sequence of `str`): names of attacks, from [`select_attacks`].
         coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): coalition sizes.
-        quick (`bool`, *optional*, defaults to `False`): three strengths, and coalitions of 3, without the attacks that
-            are not [`SuiteEntry.in_quick`].
+        quick (`bool`, *optional*, defaults to `False`): three strengths, coalitions of 3, and 30 steps of
+            fine-tuning, without the attacks that are not [`SuiteEntry.in_quick`].
         runs (`int`, *optional*, defaults to 1): runs of each coalition. The first run takes the first recipients; the
             others draw from twice the largest size and use another seed.
+        fine_tuning_steps (`int`, *optional*): steps of fine-tuning. Defaults to those of the suite, or 30 if `quick`.
 
     Raises:
-        [`FingerprintError`]: if a coalition has fewer than 2 members.
+        [`FingerprintError`]: if a coalition has fewer than 2 members, or there is no step.
     """
     sizes = sorted(set(coalitions or (QUICK_COALITIONS if quick else COALITIONS)))
     if sizes[0] < 2:
         raise FingerprintError(f"A coalition needs 2 copies or more, got {sizes[0]}: choose other --coalitions.")
+    if fine_tuning_steps is not None and fine_tuning_steps < 1:
+        raise FingerprintError(f"Fine-tuning takes 1 step or more, not {fine_tuning_steps}: choose another number.")
+    if fine_tuning_steps is None and quick:
+        fine_tuning_steps = QUICK_STEPS
     jobs = [Job(BASE, "the base, unmarked", 0, None, ()), Job(COPY, "a copy as issued", 0, None, (0,))]
     for name in chosen:
         steps, entry = attack_sweep(name), SUITE[name]
         if quick and not entry.in_quick:
             continue
         kept = range(len(steps)) if not quick else quick_steps(len(entry.attacks))
+        if fine_tuning_steps is not None:
+            steps = [_fine_tune_for(fine_tuning_steps, step) for step in steps]
         if not entry.takes_copies:
             jobs += [Job(SINGLE, name, i, steps[i], (0,)) for i in kept]
             continue
@@ -123,6 +136,13 @@ def plan_jobs(
 def quick_steps(count: int) -> list[int]:
     """The indices of three strengths in a sweep of `count`: the mildest, a middle one, the strongest."""
     return sorted({0, count // 2, count - 1})
+
+
+def _fine_tune_for(count: int, step: AttackStep) -> AttackStep:
+    """The same attack with so many steps of fine-tuning."""
+    if isinstance(step, Compose):
+        return Compose(*(_fine_tune_for(count, each) for each in step.steps), varied_step=step.varied_step)
+    return replace(step, steps=count) if isinstance(step, FineTuning | TransferLearning) else step
 
 
 def _coalition_members(size: int, recipient_count: int, run: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.devices import device_of, float64_device, for_convolutions, run_model, to_device
+from hf_fingerprint.models.folding import fold_batch_norms
 from hf_fingerprint.models.images import open_image
 from hf_fingerprint.models.inputs import (
     LazyImages,
@@ -24,6 +25,7 @@ __all__ = [
     "device_of",
     "fit_batch_size",
     "float64_device",
+    "fold_batch_norms",
     "for_convolutions",
     "image_files",
     "lazy_synthetic_images",

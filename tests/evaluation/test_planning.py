@@ -1,6 +1,7 @@
 import pytest
 
 from hf_fingerprint.attacks.attack import Compose
+from hf_fingerprint.attacks.finetuning import FineTuning
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_names, attack_sweep
 from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
@@ -42,6 +43,22 @@ def test_a_quick_plan_keeps_the_ends_of_sweeps_and_plain_mixes():
     assert [job.step for job in jobs if job.attack == "prune"] == [0, 3, 6]
     assert not any(isinstance(job.attack_step, Compose) for job in jobs)
     assert {job.colluders for job in jobs if job.kind == COLLUSION} == {3}
+
+
+def test_a_quick_plan_fine_tunes_for_fewer_steps_and_changes_no_other_attack():
+    chosen = select_attacks(["finetune", "finetune-other-data", "prune-then-finetune", "single"])
+    jobs = {quick: {(j.attack, j.step): j for j in plan_jobs(chosen, quick=quick) if j.members} for quick in (0, 1)}
+
+    trained = {name: job.attack_step for (name, _), job in jobs[1].items()}
+    assert trained["finetune"] == FineTuning(1e-2, steps=30)
+    assert trained["finetune-other-data"].steps == 30
+    assert trained["prune-then-finetune"].steps[1] == FineTuning(1e-4, steps=30)
+    changed = {place for place, job in jobs[1].items() if job.what != jobs[0][place].what}
+    assert all("steps=30" in jobs[1][place].what for place in changed)
+    assert {name for name, _ in changed} == {
+        name for name, _ in jobs[1] if name.startswith("finetune") or name.endswith("-then-finetune")
+    }
+    assert all(job.strength == jobs[0][place].strength for place, job in jobs[1].items())
 
 
 def test_a_quick_plan_runs_attacks_with_the_ancestor_without_follow_ups():

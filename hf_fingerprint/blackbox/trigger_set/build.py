@@ -21,6 +21,7 @@ from hf_fingerprint.blackbox.trigger_set.classifier_head import (
 )
 from hf_fingerprint.blackbox.trigger_set.optimize import (
     View,
+    fold_views,
     inverse_second_moment,
     make_views,
     optimize_patterns,
@@ -42,6 +43,7 @@ from hf_fingerprint.models import (
     float64_device,
     lazy_synthetic_images,
     map_parameter_names,
+    synthetic_images,
     user_images,
 )
 from hf_fingerprint.progress import Progress, shows_progress
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 80
+COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
 MAX_IMAGES, N_SYNTHETIC = 4096, 2048  # images
 RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
 PROBE_KEYS = 16  # keys over which the recall is averaged
@@ -90,7 +92,7 @@ def make_trigger_set(
         count (`int`, *optional*, defaults to 160): the number of trigger images.
         decoys (`int`, *optional*, defaults to 20): the number of similar images that are assigned to nobody.
         assigned_share (`float`, *optional*, defaults to 0.5): the probability that a recipient is assigned a trigger.
-        steps (`int`, *optional*, defaults to 80): optimization steps of the patterns.
+        steps (`int`, *optional*, defaults to 120): optimization steps of the patterns.
         progress (callable, *optional*): a [`Progress`].
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
@@ -161,7 +163,8 @@ def build_trigger_set(
     views = make_views(built, head)
     cover_pixels = decode_photographs(cover_files) if cover_files else synthetic_cover_images(secret, count + decoys)
     cover_tensor = torch.from_numpy(cover_pixels).permute(0, 3, 1, 2).float()
-    fitted = optimize_patterns(cover_tensor, views, built, metric, steps, progress)
+    quicker = fold_views(views, synthetic_images(built, 2))
+    fitted = optimize_patterns(cover_tensor, quicker, built, metric, steps, progress)
     patterns = fitted.permute(0, 2, 3, 1).numpy().astype(np.int8)
     logits, features = _logits_and_features(views, built, patterns, cover_pixels, count)
     updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)

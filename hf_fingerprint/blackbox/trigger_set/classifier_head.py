@@ -34,6 +34,10 @@ class Head:
         """The number of classes."""
         return int(self.layer.weight.shape[0])
 
+    def of(self, model: "torch.nn.Module") -> "Head":
+        """The head of a copy of the model."""
+        return Head(self.name, model.get_submodule(self.name.removesuffix(".weight")))
+
     def matrix(self) -> "Tensor":
         """W, `(classes, width)`; for the device see [`features_and_logits`]."""
         weight = self.layer.weight.detach().flatten(1)

@@ -11,15 +11,15 @@ model that an attacker may leave: images cropped, weights pruned.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import Head, all_features, features_of
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.label_cost import LabelCost, identity_like
-from hf_fingerprint.blackbox.trigger_set.rendering import batch_slices, render_batches, render_view
+from hf_fingerprint.blackbox.trigger_set.rendering import Renderer, batch_slices, render_batches
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID
-from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.models import BuiltModel, fold_batch_norms
 from hf_fingerprint.progress import Progress, silent
 
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MAX_PATTERN = 90.0  # gray levels
 MOMENT_RIDGE = 3e-2  # added to M, as a share of its mean
-MOMENTUM, FIRST_STEP, LAST_STEP = 0.7, 8.0, 1.0  # steps in gray levels
+MOMENTUM, STEP, DECAY_START, DECAY = 0.7, MAX_PATTERN / 8, 0.6, 3.0  # from that share of the steps on, they shrink
 CROPS, DEFAULT_CROP, PRUNED_SHARE = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
 
 
@@ -55,8 +55,19 @@ def make_views(built: BuiltModel, head: Head) -> list[View]:
     found = [View(module, head, own), View(module, head, DEFAULT_CROP if own == 1.0 else 1.0)]
     for across_tensors in (False, True):
         pruned = _pruned(module, across_tensors)
-        found.append(View(pruned, Head(head.name, pruned.get_submodule(head.name.rpartition(".")[0])), own))
+        found.append(View(pruned, head.of(pruned), own))
     return found
+
+
+def fold_views(views: list[View], images: "Tensor") -> list[View]:
+    """The same views, of models that run faster; see [`fold_batch_norms`].
+
+    Args:
+        views (list of [`View`]): of a base.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): what it takes.
+    """
+    models = {view.model: fold_batch_norms(view.model, images) for view in views}
+    return [replace(view, model=models[view.model], head=view.head.of(models[view.model])) for view in views]
 
 
 def preprocessing_crop(built: BuiltModel) -> float:
@@ -68,7 +79,8 @@ def preprocessing_crop(built: BuiltModel) -> float:
     preprocessed = built.preprocess(Image.fromarray(cover))
     pixels = torch.from_numpy(cover).permute(2, 0, 1)[None].float()
     flat = torch.zeros(1, 3, GRID, GRID)
-    errors = [float((render_view(pixels, flat, crop, built)[0] - preprocessed).square().mean()) for crop in CROPS]
+    shown = [Renderer(crop, built, flat).render(pixels, flat)[0] for crop in CROPS]
+    errors = [float((each - preprocessed).square().mean()) for each in shown]
     return CROPS[errors.index(min(errors))]
 
 
@@ -127,21 +139,22 @@ def optimize_patterns(
     import torch
 
     progress = progress or silent
-    cover_images = cover_images.to(metric.device)
+    cover_images = cover_images.to(metric.device).contiguous()
     patterns = torch.zeros(len(cover_images), 3, GRID, GRID, device=metric.device)
     velocity = torch.zeros_like(patterns)
     parts = batch_slices(len(cover_images), built)
     features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
+    renderers = [Renderer(view.crop, built, patterns) for view in views]
     cost = LabelCost(features, [view.head for view in views], metric)
     for step in range(steps):
         active, step_size = step % len(views), _step_size(step, steps)
         view = views[active]
         for part in parts:
-            pattern = patterns[part].clone().requires_grad_(True)
-            images = render_view(cover_images[part], pattern, view.crop, built)
-            batch_features = features_of(view.model, view.head, images)
+            images, by_patterns = renderers[active].render_with_gradient(cover_images[part], patterns[part])
+            batch_features = features_of(view.model, view.head, images.requires_grad_(True))
             by_features = cost.update(active, part, batch_features)
-            (gradient,) = torch.autograd.grad(batch_features, pattern, by_features)
+            (by_images,) = torch.autograd.grad(batch_features, images, by_features)
+            gradient = by_patterns(by_images)
             gradient /= gradient.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(gradient.dtype).tiny
             velocity[part] = MOMENTUM * velocity[part] - gradient
             patterns[part] = (patterns[part] + step_size * velocity[part].sign()).clamp(-MAX_PATTERN, MAX_PATTERN)
@@ -150,8 +163,8 @@ def optimize_patterns(
 
 
 def _step_size(step: int, steps: int) -> float:
-    """The size of a step, in gray levels: the last ones are small."""
-    return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 - step / steps)
+    """The size of a step, in gray levels."""
+    return STEP if step < DECAY_START * steps else STEP / DECAY
 
 
 def _pruned(module: "torch.nn.Module", across_tensors: bool) -> "torch.nn.Module":

@@ -14,7 +14,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     preprocessing_crop,
     solve_head_updates,
 )
-from hf_fingerprint.blackbox.trigger_set.rendering import render_batches, render_view
+from hf_fingerprint.blackbox.trigger_set.rendering import Renderer, render_batches
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_cover_images
 from tests.helpers.fake_cuda import CUDA, Transfers, fake_cuda
 from tests.helpers.tiny_built import tiny
@@ -35,10 +35,11 @@ def test_images_are_seen_as_the_model_s_preprocessing_gives_them(crop):
     built, cover = tiny(crop), synthetic_cover(bytes(32), 3)
     theirs = built.preprocess(Image.fromarray(cover))
 
-    ours = render_view(torch.from_numpy(cover).permute(2, 0, 1)[None].float(), NO_PATTERNS[:1], crop, built)[0]
+    renderer = Renderer(crop, built, NO_PATTERNS)
+    ours = renderer.render(torch.from_numpy(cover).permute(2, 0, 1)[None].float(), NO_PATTERNS[:1])[0]
 
     assert (ours - theirs).abs().mean() <= 0.02
-    assert (ours - render_view(SYNTHETIC[:1], NO_PATTERNS[:1], crop, built)[0]).abs().mean() >= 0.2
+    assert (ours - renderer.render(SYNTHETIC[:1], NO_PATTERNS[:1])[0]).abs().mean() >= 0.2
 
 
 def test_views_are_the_model_cropped_twice_and_pruned_twice():

@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
 from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL
-from hf_fingerprint.blackbox.trigger_set.rendering import batch_slices, render_view
+from hf_fingerprint.blackbox.trigger_set.rendering import CACHED, GRAY_WEIGHTS, Renderer, batch_slices
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_cover_images
 from tests.helpers.tiny_built import tiny
 
 
-COVERS = torch.from_numpy(synthetic_cover_images(bytes(32), 3)).permute(0, 3, 1, 2).float()
+COUNT = CACHED + 3
+COVERS = torch.from_numpy(synthetic_cover_images(bytes(32), COUNT)).permute(0, 3, 1, 2).float()
 
 
 def interpolated(covers, patterns, crop, built):
@@ -19,27 +22,33 @@ def interpolated(covers, patterns, crop, built):
     size = (int(height / crop), int(width / crop))
     images = interpolate(images, size=size, mode="bicubic", antialias=True)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    if len(built.mean) == 1:
+        images = sum(weight * images[:, i : i + 1] for i, weight in enumerate(GRAY_WEIGHTS))
     mean, std = (torch.tensor(values)[:, None, None] for values in (built.mean, built.std))
     return (images[..., top : top + height, left : left + width] - mean) / std
 
 
 @pytest.mark.parametrize("size", [32, 160, 224, 256])
 @pytest.mark.parametrize("crop", [1.0, 0.875, 0.95])
-def test_products_of_matrices_are_the_resizing_of_torch_and_have_its_gradient(size, crop):
+@pytest.mark.parametrize("gray", [False, True])
+def test_products_of_matrices_are_the_resizing_of_torch_and_have_its_gradient(size, crop, gray):
     built = tiny(crop, size=size)
-    patterns = 60 * torch.randn(3, 3, GRID, GRID, generator=torch.Generator().manual_seed(0))
-    ours, theirs = (patterns.clone().requires_grad_(True) for _ in range(2))
-    rendered, wanted = render_view(COVERS, ours, crop, built), interpolated(COVERS, theirs, crop, built)
+    if gray:
+        built = replace(built, size=(1, size, size), mean=built.mean[:1], std=built.std[:1])
+    patterns = 60 * torch.randn(COUNT, 3, GRID, GRID, generator=torch.Generator().manual_seed(0))
+    theirs = patterns.clone().requires_grad_(True)
+    rendered, by_patterns = Renderer(crop, built, patterns).render_with_gradient(COVERS, patterns)
+    wanted = interpolated(COVERS, theirs, crop, built)
     weights = torch.randn(rendered.shape, generator=torch.Generator().manual_seed(1))
-    (by_ours,) = torch.autograd.grad((rendered * weights).sum(), ours)
+    by_ours = by_patterns(weights)
     (by_theirs,) = torch.autograd.grad((wanted * weights).sum(), theirs)
 
-    assert rendered.shape == (3, *built.size)
+    assert rendered.shape == (COUNT, *built.size)
     assert torch.allclose(rendered, wanted, atol=1e-4)
     assert torch.allclose(by_ours, by_theirs, atol=1e-4 * float(by_theirs.abs().max()))
 
 
-@pytest.mark.parametrize(("size", "largest"), [(32, 48), (64, 48), (160, 31), (224, 16), (448, 4)])
+@pytest.mark.parametrize(("size", "largest"), [(32, 64), (64, 64), (160, 31), (224, 16), (448, 4)])
 def test_small_images_go_through_the_model_together_and_large_ones_apart(size, largest):
     slices = batch_slices(100, tiny(size=size))
 
