@@ -45,12 +45,12 @@ def evaluate(
         bool,
         option(
             "--quick",
-            "Run three strengths of each attack and coalitions of three only, and fine-tune for 25 steps.",
+            "Run three strengths of each attack and coalitions of three only, and fine-tune for 20 steps.",
         ),
     ] = False,
     fine_tuning_steps: Annotated[
         int | None,
-        option("--fine-tuning-steps", "Steps of fine-tuning. Defaults to 100, or 25 with --quick.", min=1),
+        option("--fine-tuning-steps", "Steps of fine-tuning. Defaults to 100, or 20 with --quick.", min=1),
     ] = None,
     public_base: Annotated[bool, option("--public-base", "Give the attacker the unmarked base, too.")] = False,
     ancestor: Annotated[

@@ -16,7 +16,7 @@ from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE
 
 
 COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)
-QUICK_STEPS = 25  # of fine-tuning
+QUICK_STEPS = 20  # of fine-tuning
 
 
 def select_attacks(selection: Sequence[str] | None) -> list[str]:
@@ -97,11 +97,11 @@ def plan_jobs(
     Args:
         chosen (sequence of `str`): names of attacks, from [`select_attacks`].
         coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): coalition sizes.
-        quick (`bool`, *optional*, defaults to `False`): three strengths, coalitions of 3, and 25 steps of
+        quick (`bool`, *optional*, defaults to `False`): three strengths, coalitions of 3, and 20 steps of
             fine-tuning, without the attacks that are not [`SuiteEntry.in_quick`].
         runs (`int`, *optional*, defaults to 1): runs of each coalition. The first run takes the first recipients; the
             others draw from twice the largest size and use another seed.
-        fine_tuning_steps (`int`, *optional*): steps of fine-tuning. Defaults to those of the suite, or 25 if `quick`.
+        fine_tuning_steps (`int`, *optional*): steps of fine-tuning. Defaults to those of the suite, or 20 if `quick`.
 
     Raises:
         [`FingerprintError`]: if a coalition has fewer than 2 members, or there is no step.

@@ -50,11 +50,11 @@ def test_a_quick_plan_fine_tunes_for_fewer_steps_and_changes_no_other_attack():
     jobs = {quick: {(j.attack, j.step): j for j in plan_jobs(chosen, quick=quick) if j.members} for quick in (0, 1)}
 
     trained = {name: job.attack_step for (name, _), job in jobs[1].items()}
-    assert trained["finetune"] == FineTuning(1e-2, steps=25)
-    assert trained["finetune-other-data"].steps == 25
-    assert trained["prune-then-finetune"].steps[1] == FineTuning(1e-4, steps=25)
+    assert trained["finetune"] == FineTuning(1e-2, steps=20)
+    assert trained["finetune-other-data"].steps == 20
+    assert trained["prune-then-finetune"].steps[1] == FineTuning(1e-4, steps=20)
     changed = {place for place, job in jobs[1].items() if job.what != jobs[0][place].what}
-    assert all("steps=25" in jobs[1][place].what for place in changed)
+    assert all("steps=20" in jobs[1][place].what for place in changed)
     assert {name for name, _ in changed} == {
         name for name, _ in jobs[1] if name.startswith("finetune") or name.endswith("-then-finetune")
     }
