@@ -19,8 +19,9 @@ def fold_batch_norms(model: "torch.nn.Module", images: "Tensor") -> "torch.nn.Mo
     """A copy of a model, in evaluation mode, with batch normalizations folded into the convolutions before them (B.
     Jacob et al., CVPR 2018, section 3.2).
 
-    Activations no longer work in place, so gradients through them need no copy of their inputs. What follows what is
-    seen from a run of the model. If the folded model computes something else, the copy is not folded.
+    Activations of the copy do not work in place, so gradients through them need no copy of their inputs. What precedes
+    a normalization is seen from a run of the model. Returns the model itself if there is nothing to fold, or if the
+    copy would compute something else.
 
     Args:
         model (`torch.nn.Module`): a classifier of images in evaluation mode.
@@ -30,10 +31,13 @@ def fold_batch_norms(model: "torch.nn.Module", images: "Tensor") -> "torch.nn.Mo
     from torch.nn.utils.fusion import fuse_conv_bn_weights
 
     with torch.no_grad():
-        plain, folded = copy.deepcopy(model), copy.deepcopy(model)
-        expected = logits_of(run_model(plain, images))
-        for name, convolution in _convolutions_before_norms(folded, images).items():
-            norm = folded.get_submodule(name)
+        convolutions, expected = _run_and_observe(model, images)
+        if not convolutions:
+            return model
+        folded = copy.deepcopy(model).requires_grad_(False)
+        for name, preceding in convolutions.items():
+            norm: Any = folded.get_submodule(name)
+            convolution: Any = folded.get_submodule(preceding)
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight,
                 convolution.bias,
@@ -49,23 +53,24 @@ def fold_batch_norms(model: "torch.nn.Module", images: "Tensor") -> "torch.nn.Mo
                 module.inplace = False
         found = logits_of(run_model(folded, images))
     same = (found - expected).abs().max() <= MAX_DIFFERENCE * expected.abs().max()
-    return folded.requires_grad_(False) if same else plain
+    return folded if same else model
 
 
-def _convolutions_before_norms(model: "torch.nn.Module", images: "Tensor") -> "dict[str, Any]":
-    """The convolution whose output each normalization takes, by the normalization's name."""
+def _run_and_observe(model: "torch.nn.Module", images: "Tensor") -> "tuple[dict[str, str], Tensor]":
+    """The name of the convolution whose output each batch normalization takes, by the normalization's name, and the
+    model's logits."""
     import torch
 
-    convolutions: dict[int, Any] = {}
+    makers: dict[int, str] = {}
     outputs: list[Tensor] = []  # kept, so that no two have one id
-    pairs: list[tuple[str, Any]] = []
+    found: dict[str, str] = {}
 
     def record(name: str, module: Any, given: Any, output: Any) -> None:
         if isinstance(module, torch.nn.Conv2d):
-            convolutions[id(output)] = module
+            makers[id(output)] = name
             outputs.append(output)
-        elif id(given[0]) in convolutions:
-            pairs.append((name, convolutions[id(given[0])]))
+        elif id(given[0]) in makers and module.running_var is not None:
+            found[name] = makers[id(given[0])]
 
     hooks = [
         module.register_forward_hook(partial(record, name))
@@ -73,8 +78,8 @@ def _convolutions_before_norms(model: "torch.nn.Module", images: "Tensor") -> "d
         if isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d)
     ]
     try:
-        run_model(model, images)
+        logits = logits_of(run_model(model, images))
     finally:
         for hook in hooks:
             hook.remove()
-    return dict(pairs)
+    return found, logits

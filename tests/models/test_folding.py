@@ -75,8 +75,15 @@ def test_what_folding_would_change_is_not_folded(used):
     torch.manual_seed(0)
     model, images = Branched(used).eval(), torch.randn(2, 3, 16, 16)
 
-    folded = fold_batch_norms(model, images)
+    before = model(images)
 
-    assert folded is not model
-    assert norms(folded) == 2
-    assert torch.equal(folded(images), model(images))
+    assert fold_batch_norms(model, images) is model
+    assert norms(model) == 2
+    assert torch.equal(model(images), before)
+
+
+def test_a_model_without_batch_normalizations_is_not_copied():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(inplace=True), torch.nn.Flatten()).eval()
+
+    assert fold_batch_norms(model, torch.randn(2, 3, 8, 8)) is model
+    assert model[1].inplace
