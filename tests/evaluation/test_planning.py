@@ -61,6 +61,14 @@ def test_a_quick_plan_fine_tunes_for_fewer_steps_and_changes_no_other_attack():
     assert all(job.strength == jobs[0][place].strength for place, job in jobs[1].items())
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_chosen_number_of_fine_tuning_steps_is_taken(quick):
+    (*_, last) = plan_jobs(["finetune"], quick=quick, fine_tuning_steps=7)
+
+    assert last.attack_step.steps == 7
+    assert "1 step or more, not 0" in refused(plan_jobs, ["finetune"], None, quick, 1, 0)
+
+
 def test_a_quick_plan_runs_attacks_with_the_ancestor_without_follow_ups():
     jobs = plan_jobs(select_attacks(["ancestor"]), quick=True)
 
