@@ -28,7 +28,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     solve_head_updates,
 )
 from hf_fingerprint.blackbox.trigger_set.photographs import decode_photographs, load_photographs
-from hf_fingerprint.blackbox.trigger_set.rendering import render_batches
+from hf_fingerprint.blackbox.trigger_set.rendering import Renderer
 from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_cover_images
 from hf_fingerprint.checkpoints import Checkpoint, HubOptions, open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL
@@ -220,7 +220,7 @@ def _logits_and_features(
     features, logits = [], []
     for view in views:
         with torch.no_grad():
-            batches = render_batches(cover, pattern, view.crop, built)
+            batches = Renderer(view.crop, built, pattern).render_batches(cover, pattern)
             pairs = [features_and_logits(view.model, view.head, batch) for batch in batches]
         batch_features, batch_logits = zip(*pairs, strict=True)
         features.append(torch.cat(batch_features))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from hf_fingerprint.blackbox.trigger_set.classifier_head import Head, all_features, features_of
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.label_cost import LabelCost, identity_like
-from hf_fingerprint.blackbox.trigger_set.rendering import Renderer, batch_slices, render_batches
+from hf_fingerprint.blackbox.trigger_set.rendering import Renderer, batch_slices
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID
 from hf_fingerprint.models import BuiltModel, fold_batch_norms
 from hf_fingerprint.progress import Progress, silent
@@ -143,8 +143,11 @@ def optimize_patterns(
     patterns = torch.zeros(len(cover_images), 3, GRID, GRID, device=metric.device)
     velocity = torch.zeros_like(patterns)
     parts = batch_slices(len(cover_images), built)
-    features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
     renderers = [Renderer(view.crop, built, patterns) for view in views]
+    features = [
+        all_features(view.model, view.head, renderer.render_batches(cover_images, patterns))
+        for view, renderer in zip(views, renderers, strict=True)
+    ]
     cost = LabelCost(features, [view.head for view in views], metric)
     for step in range(steps):
         active, step_size = step % len(views), _step_size(step, steps)

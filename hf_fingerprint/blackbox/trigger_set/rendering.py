@@ -28,13 +28,6 @@ def batch_slices(count: int, built: BuiltModel) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def render_batches(cover_images: "Tensor", patterns: "Tensor", crop: float, built: BuiltModel) -> "Iterator[Tensor]":
-    """Trigger images as a model sees them, in batches; see [`Renderer`]."""
-    renderer = Renderer(crop, built, patterns)
-    for part in batch_slices(len(cover_images), built):
-        yield renderer.render(cover_images[part], patterns[part])
-
-
 class Renderer:
     """Renders trigger images as a model's preprocessing does, and passes gradients back to their patterns.
 
@@ -60,11 +53,16 @@ class Renderer:
         """Covers `(n, 3, 224, 224)` plus patterns, preprocessed: `(n, channels, height, width)`."""
         return self.render_with_gradient(cover_images, patterns)[0]
 
+    def render_batches(self, cover_images: "Tensor", patterns: "Tensor") -> "Iterator[Tensor]":
+        """The same in batches that fit through the model."""
+        for part in batch_slices(len(cover_images), self._built):
+            yield self.render(cover_images[part], patterns[part])
+
     def render_with_gradient(
         self, cover_images: "Tensor", patterns: "Tensor"
     ) -> "tuple[Tensor, Callable[[Tensor], Tensor]]":
-        """The same, and a function from the gradient of a loss with respect to these to that with respect to the
-        patterns. Levels that are clamped have none."""
+        """The images of [`Renderer.render`], and a function from the gradient with respect to these to that with
+        respect to the patterns. Levels that are clamped have none."""
         import torch
 
         parts = [slice(start, start + self._step) for start in range(0, len(patterns), self._step)]

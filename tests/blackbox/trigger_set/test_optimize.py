@@ -14,7 +14,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     preprocessing_crop,
     solve_head_updates,
 )
-from hf_fingerprint.blackbox.trigger_set.rendering import Renderer, render_batches
+from hf_fingerprint.blackbox.trigger_set.rendering import Renderer
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_cover_images
 from tests.helpers.fake_cuda import CUDA, Transfers, fake_cuda
 from tests.helpers.tiny_built import tiny
@@ -91,7 +91,7 @@ def test_patterns_make_labels_cheaper():
     views, steps = make_views(built, head), []
 
     def cost(patterns):
-        batches = [render_batches(SYNTHETIC, patterns, view.crop, built) for view in views]
+        batches = [Renderer(view.crop, built, patterns).render_batches(SYNTHETIC, patterns) for view in views]
         features = [all_features(v.model, v.head, each).double() for v, each in zip(views, batches, strict=True)]
         return float(log_cost(features, [view.head for view in views], metric))
 
